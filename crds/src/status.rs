@@ -1,0 +1,130 @@
+//! Status of an `AtlasModel`.
+
+use k8s_openapi::apimachinery::pkg::{
+    api::resource::Quantity,
+    apis::meta::v1::{Condition, Time},
+};
+use kube::{KubeSchema, core::cel::ListMerge};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the controller and the gateways saw of a model.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AtlasModelStatus {
+    /// Generation of the specification that this status describes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The stable URL, inside the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The tier that serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_tier: Option<String>,
+    /// The model file that serves, as shown in `x-atlas-model`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_model: Option<String>,
+    /// The product name of the card that serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_gpu: Option<String>,
+    /// Replicas of the first tier, for the scale subresource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Label selector of the first tier's pods, for the scale subresource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Each tier, in the order of the specification.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub tiers: Vec<TierStatus>,
+    /// Failovers that the gateways measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failover: Option<FailoverStatus>,
+    /// `Accepted`, `VramFits`, `Scheduled`, `ModelCached`, `Available`, `Degraded`, `Progressing`, `Ready`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// One tier as it is.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TierStatus {
+    /// Name of the tier.
+    pub name: String,
+    /// Node of its pod; of the first by name where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Pods that are ready.
+    #[serde(default)]
+    pub ready: i32,
+    /// Pods that are wanted.
+    #[serde(default)]
+    pub replicas: i32,
+    /// What keeps it from serving, or what it does; empty while it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Planned memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vram: Option<VramStatus>,
+    /// Download of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<DownloadStatus>,
+}
+
+/// Planned memory of a tier on its card.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VramStatus {
+    /// Weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Quantity>,
+    /// KV cache at the full context and batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_cache: Option<Quantity>,
+    /// Activations and runtime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<Quantity>,
+    /// Sum of the three.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub required: Option<Quantity>,
+    /// What the card offers: its memory less the reserve, or `maxVram`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available: Option<Quantity>,
+    /// Largest context that fits at this batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_context_tokens: Option<i32>,
+}
+
+/// Download of a tier's weights.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DownloadStatus {
+    /// Bytes on the node.
+    pub bytes: i64,
+    /// Bytes of the whole file, where the source says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<i64>,
+    /// Percent done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<i32>,
+    /// Times it was begun.
+    pub attempts: i32,
+}
+
+/// Failovers that the gateways measured.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FailoverStatus {
+    /// Number of moves away from a better tier.
+    pub count: i64,
+    /// Time of the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_time: Option<Time>,
+    /// Its cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_reason: Option<String>,
+    /// Milliseconds from the first sign of trouble to the move.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_millis: Option<i64>,
+}
