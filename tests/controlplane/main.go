@@ -2,7 +2,8 @@
 //
 // The name it is called by decides which one it is (`kube-apiserver`, `etcd`, `kubectl`, ...), as busybox does.
 // One binary, because the programs share nine tenths of their code: it links once and lies on the disk once.
-// It deliberately adds nothing to what upstream ships: every case hands over to the upstream command.
+// It deliberately adds nothing to what upstream ships: every case hands over to the upstream command, but for
+// `kubelet-port`, the simulated nodes' port for logs and port-forward (kubeletport.go).
 package main
 
 import (
@@ -32,6 +33,7 @@ var programs = map[string]func() *cobra.Command{
 	"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 	"kube-proxy":              proxy.NewProxyCommand,
 	"kubectl":                 kubectlcmd.NewDefaultKubectlCommand,
+	"kubelet-port":            newKubeletPortCommand,
 }
 
 func main() {
