@@ -1,1 +1,8 @@
-//! Placeholder.
+//! The whole-system tests' library: a local cluster whose control plane is real and whose nodes are simulated.
+//!
+//! `assets` finds the control plane's programs, `cluster` runs them in network namespaces of their own (or the API
+//! server alone on loopback), `node_agent` stands in for kubelets and cards, `support` waits and finds binaries.
+//! It is a test tool, never part of an installation.
+
+pub mod cluster;
+pub mod node_agent;
