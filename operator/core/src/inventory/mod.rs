@@ -1,0 +1,71 @@
+//! What cards a cluster has, read from the labels that the AMD node labeller sets.
+//!
+//! It does not ask any device: a label is a claim, and the engine confirms its own card at start.
+
+mod labels;
+mod matching;
+
+pub use labels::{AMD_MARKER_KEYS, CU_COUNT, LabelForm, PREFIXES, VRAM, read_label};
+pub use matching::{
+    Expression, Operator, ProfileMatch, describe_match, match_node, node_selector_terms, unambiguous_problems,
+};
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Node;
+
+/// What the operator needs to know of a node, and nothing that its heartbeat changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeView {
+    /// The node's name.
+    pub name: String,
+    /// Labels of the AMD labeller, in every form; no other label is kept.
+    pub labels: BTreeMap<String, String>,
+    /// Extended resources that the node has.
+    pub capacity: BTreeMap<String, i64>,
+    /// Extended resources that can be handed out now.
+    pub allocatable: BTreeMap<String, i64>,
+    /// Whether the kubelet reports the node as ready.
+    pub ready: bool,
+    /// Whether new pods may be placed on it.
+    pub schedulable: bool,
+}
+
+impl NodeView {
+    /// Reads what matters from a Node object.
+    #[must_use]
+    pub fn from_node(node: &Node) -> Self {
+        let status = node.status.as_ref();
+        let extended =
+            |list: Option<&BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
+                list.into_iter()
+                    .flatten()
+                    .filter(|(name, _): &(&String, _)| name.contains('/'))
+                    .filter_map(|(name, amount)| Some((name.clone(), amount.0.parse().ok()?)))
+                    .collect()
+            };
+        Self {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            labels: node
+                .metadata
+                .labels
+                .iter()
+                .flatten()
+                .filter(|(key, _)| PREFIXES.iter().any(|prefix| key.starts_with(prefix)))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+            capacity: extended(status.and_then(|s| s.capacity.as_ref())),
+            allocatable: extended(status.and_then(|s| s.allocatable.as_ref())),
+            ready: status
+                .and_then(|s| s.conditions.as_ref())
+                .is_some_and(|list| list.iter().any(|c| c.type_ == "Ready" && c.status == "True")),
+            schedulable: !node.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false),
+        }
+    }
+
+    /// Whether the labeller found any AMD card on it.
+    #[must_use]
+    pub fn has_amd_card(&self) -> bool {
+        !self.labels.is_empty()
+    }
+}
