@@ -11,6 +11,7 @@ pub mod model;
 pub mod names;
 pub mod profile;
 pub mod quantity;
+mod schema;
 pub mod source;
 pub mod status;
 

@@ -2,13 +2,7 @@
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::{
-    CustomResource, KubeSchema,
-    core::{
-        Duration,
-        cel::{ListMerge, Rule},
-    },
-};
+use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time;
@@ -55,7 +49,7 @@ use crate::status::AtlasModelStatus;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(
-    validation = Rule::new("!has(self.tiers[0].replicas)")
+    validation = Rule::new("self.tiers.size() == 0 || !has(self.tiers[0].replicas)")
         .message("tiers[0].replicas: the first tier is scaled by spec.replicas (kubectl scale needs one path): set that and remove this"),
     validation = Rule::new("self.failover.mode != 'Pinned' || has(self.failover.pinnedTier)")
         .message("failover.pinnedTier is required with failover.mode Pinned: name the tier to pin"),
@@ -68,7 +62,10 @@ use crate::status::AtlasModelStatus;
 pub struct AtlasModelSpec {
     /// Further model ids that clients may use besides the object's name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 128), regex(pattern = "^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$")))]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 128), regex(pattern = "^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$"))
+    )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub aliases: Vec<String>,
     /// Replicas of the first tier; what `kubectl scale` sets.
@@ -107,7 +104,7 @@ pub struct AtlasModelSpec {
 #[serde(rename_all = "camelCase")]
 pub struct Tier {
     /// Name of the tier, shown in `x-atlas-tier`.
-    #[schemars(length(min = 1, max = 32), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(schema_with = "crate::schema::tier_name")]
     pub name: String,
     /// The GpuProfile whose cards this tier runs on.
     #[schemars(length(min = 1, max = 253))]
@@ -127,6 +124,7 @@ pub struct Tier {
     pub kv_cache_type: KvCacheType,
     /// Upper bound of the card's memory that this tier may use, for example `21Gi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::memory")]
     pub max_vram: Option<Quantity>,
     /// Layers that run on the CPU because the card cannot hold them. Experimental, and slow.
     #[serde(default)]
@@ -146,16 +144,26 @@ pub struct Tier {
 
 /// A model file and its checksum.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[x_kube(validation = Rule::new("!self.source.startsWith('hf://') || self.source.matches('^hf://[^/@]+/[^/@]+/[^@]+(@[^@/]+)?$')")
-    .message("source: expected hf://OWNER/REPO/FILE, optionally with @REVISION"))]
+#[x_kube(
+    validation = Rule::new("self.source.matches('^(hf|https|http|s3|file)://.+')")
+        .message("source has no known scheme: use hf://, https://, http://, s3:// or file:///"),
+    validation = Rule::new("!self.source.startsWith('hf://') || self.source.matches('^hf://[^/@]+/[^/@]+/[^@]+(@[^@/]+)?$')")
+        .message("source: expected hf://OWNER/REPO/FILE, optionally with @REVISION"),
+    validation = Rule::new("!self.source.startsWith('file://') || self.source.matches('^file:///.+')")
+        .message("source: expected file:///ABSOLUTE/PATH, inside the model cache"),
+    validation = Rule::new("!(self.source.startsWith('http') || self.source.startsWith('s3://')) || self.source.matches('^[a-z0-9]+://[^/]+/.+')")
+        .message("source: expected https://HOST/PATH, http://HOST/PATH or s3://BUCKET/KEY"),
+    validation = Rule::new("!has(self.sha256) || self.sha256.matches('^[a-f0-9]{64}$')")
+        .message("sha256: expected 64 lower-case hex digits, as sha256sum prints them")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelFile {
     /// Where the weights come from: `hf://OWNER/REPO/FILE[@REVISION]`, `https://`, `http://`, `s3://BUCKET/KEY` or `file:///PATH` in the model cache.
-    #[schemars(length(min = 8, max = 2048), regex(pattern = "^(hf|https|http|s3|file)://.+"))]
+    #[schemars(length(min = 1, max = 2048))]
     pub source: String,
     /// SHA-256 of the file in lower-case hex; a file that differs is never served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = "^[a-f0-9]{64}$"))]
+    #[schemars(length(max = 128))]
     pub sha256: Option<String>,
 }
 
@@ -210,10 +218,10 @@ pub struct Failover {
     #[schemars(length(min = 1, max = 32))]
     pub pinned_tier: Option<String>,
     /// Time without a sign of life after which an engine counts as unhealthy. A refused connection counts at once.
-    #[schemars(with = "String", regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    #[schemars(schema_with = "crate::schema::positive_duration")]
     pub unhealthy_after: Duration,
     /// Unbroken health after which traffic returns to a better tier.
-    #[schemars(with = "String", regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    #[schemars(schema_with = "crate::schema::duration")]
     pub failback_after: Duration,
 }
 
@@ -234,7 +242,7 @@ pub struct Rollout {
     /// Order of the steps.
     pub strategy: RolloutStrategy,
     /// Longest time that a terminating engine may take to finish what runs.
-    #[schemars(with = "String", regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    #[schemars(schema_with = "crate::schema::duration")]
     pub drain_timeout: Duration,
 }
 
@@ -253,12 +261,13 @@ pub enum RolloutStrategy {
 #[serde(rename_all = "camelCase", default)]
 pub struct Requests {
     /// Longest time from request to last token.
-    #[schemars(with = "String", regex(pattern = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"))]
+    #[schemars(schema_with = "crate::schema::positive_duration")]
     pub timeout: Duration,
     /// Requests that wait for a place in the batch, per engine; one more is answered 429.
     #[schemars(range(min = 0, max = 65536))]
     pub queue: i32,
     /// Largest request body.
+    #[schemars(schema_with = "crate::schema::memory")]
     pub max_body_bytes: Quantity,
 }
 

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition};
-use kube::{CustomResource, KubeSchema, core::cel::Rule};
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
         .message("gfxTarget is required with backend Hip, for example gfx1100 for a Radeon RX 7900 XTX"),
     validation = Rule::new("self.backend != 'Hip' || has(self.match)")
         .message("match is required with backend Hip: set match.vramClass and match.computeUnits, or the profile finds no node"),
-    validation = Rule::new("quantity(self.reservedVram).isLessThan(quantity(self.vram))")
+    validation = Rule::new("!isQuantity(string(self.vram)) || !isQuantity(string(self.reservedVram)) || quantity(string(self.reservedVram)).isLessThan(quantity(string(self.vram)))")
         .message("reservedVram must be less than vram: nothing would be left for a model")
 )]
 #[serde(rename_all = "camelCase")]
@@ -50,12 +50,14 @@ pub struct GpuProfileSpec {
     pub backend: Backend,
     /// Instruction set of the card as the compiler names it, for example `gfx1100`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = "^gfx[0-9a-f]{3,5}$"))]
+    #[schemars(schema_with = "crate::schema::gfx_target")]
     pub gfx_target: Option<String>,
     /// Memory that the driver reports (`mem_info_vram_total`), for example `24560Mi`; not the rounded marketing figure.
+    #[schemars(schema_with = "crate::schema::memory")]
     pub vram: Quantity,
     /// Memory that is never planned for: the desktop, the driver, fragmentation. The hardware guide asks for 2 to 3 GB.
     #[serde(default = "default_reserved_vram")]
+    #[schemars(schema_with = "crate::schema::memory_or_zero")]
     pub reserved_vram: Quantity,
     /// Number of compute units.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,7 +79,7 @@ pub struct GpuProfileSpec {
     pub allocation: Allocation,
     /// Extended resource that the device plugin advertises.
     #[serde(default = "default_resource_name")]
-    #[schemars(length(min = 3, max = 253), regex(pattern = "^[a-z0-9.-]+/[A-Za-z0-9._-]+$"))]
+    #[schemars(schema_with = "crate::schema::resource_name")]
     pub resource_name: String,
     /// Taints of this card's nodes that engine pods tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -117,7 +119,7 @@ pub enum Allocation {
 #[serde(rename_all = "camelCase")]
 pub struct NodeMatch {
     /// Value of `amd.com/gpu.vram`, a rounded class name such as `24G`.
-    #[schemars(regex(pattern = "^[1-9][0-9]*G$"))]
+    #[schemars(schema_with = "crate::schema::vram_class")]
     pub vram_class: String,
     /// Value of `amd.com/gpu.cu-count`.
     #[schemars(range(min = 1, max = 1024))]
@@ -147,6 +149,7 @@ pub struct ModelCache {
 pub struct EmptyDirCache {
     /// Upper bound of its size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::memory")]
     pub size_limit: Option<Quantity>,
 }
 
@@ -224,4 +227,3 @@ fn default_groups() -> Vec<i64> {
 fn default_fs_group() -> i64 {
     65532
 }
-

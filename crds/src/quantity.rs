@@ -28,7 +28,10 @@ pub fn parse_bytes(quantity: &Quantity) -> Option<u64> {
         return None;
     }
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if !whole.chars().chain(fraction.chars()).all(|c| c.is_ascii_digit()) || whole.is_empty() || fraction.len() > 9 {
+    if !whole.chars().chain(fraction.chars()).all(|c| c.is_ascii_digit())
+        || whole.is_empty()
+        || fraction.len() > 9
+    {
         return None;
     }
     let whole = whole.parse::<u64>().ok()?.checked_mul(*unit)?;

@@ -48,9 +48,14 @@ impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownScheme { uri } => {
-                write!(f, "model source {uri:?} has no known scheme: use hf://, https://, http://, s3:// or file://")
+                write!(
+                    f,
+                    "model source {uri:?} has no known scheme: use hf://, https://, http://, s3:// or file://"
+                )
             }
-            Self::Incomplete { uri, expected } => write!(f, "model source {uri:?} is incomplete: expected {expected}"),
+            Self::Incomplete { uri, expected } => {
+                write!(f, "model source {uri:?} is incomplete: expected {expected}")
+            }
         }
     }
 }
@@ -126,7 +131,9 @@ mod tests {
         assert_eq!(name("https://models.example/a/b.gguf?sig=1"), Ok("b".into()));
         assert_eq!(name("s3://bucket/dir/m.gguf"), Ok("m".into()));
         assert_eq!(name("file:///models/x.gguf"), Ok("x".into()));
-        for bad in ["hf://owner/repo", "hf://o/r/f@", "file://relative", "s3://bucket", "ftp://a/b", "model.gguf"] {
+        for bad in
+            ["hf://owner/repo", "hf://o/r/f@", "file://relative", "s3://bucket", "ftp://a/b", "model.gguf"]
+        {
             assert!(name(bad).is_err(), "{bad}");
         }
     }
