@@ -4,5 +4,7 @@
 //! server alone on loopback), `node_agent` stands in for kubelets and cards, `support` waits and finds binaries.
 //! It is a test tool, never part of an installation.
 
+pub mod assets;
 pub mod cluster;
 pub mod node_agent;
+pub mod support;

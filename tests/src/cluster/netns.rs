@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::worker::Worker;
@@ -105,7 +107,12 @@ impl Netns {
     /// `f` must not block for long: one thread serves the whole namespace. A tokio child is made by entering the
     /// runtime's handle inside `f`; give it a parent-death signal and it cannot outlive the namespace.
     pub async fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
-        self.worker.as_ref().expect("set by create").run(f).await
+        self.worker().run(f).await
+    }
+
+    /// The namespace's thread.
+    pub(super) fn worker(&self) -> &Worker {
+        self.worker.as_ref().expect("set by create")
     }
 
     /// Listens on a TCP address inside.
@@ -187,6 +194,17 @@ pub(super) fn list_namespaces(prefix: &str) -> Vec<String> {
 /// Deletes a namespace that another, dead run left behind.
 pub(super) fn delete_namespace(name: &str) -> Result<(), NetError> {
     ip_netns(&["del", name])
+}
+
+/// Kills what still runs in a namespace that another, dead run left behind.
+pub(super) fn kill_processes(name: &str) {
+    let Ok(output) = Command::new("ip").args(["netns", "pids", name]).stdin(Stdio::null()).output() else {
+        return;
+    };
+    for pid in String::from_utf8_lossy(&output.stdout).split_whitespace().flat_map(str::parse) {
+        // It may have ended meanwhile.
+        let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
 }
 
 fn ip_netns(arguments: &[&str]) -> Result<(), NetError> {
