@@ -1,2 +1,74 @@
-//! Placeholder.
-fn main() {}
+//! `atlas-operator controller` runs the controllers of AtlasModel and GpuProfile; `atlas-operator gateway` runs the
+//! data path of one namespace.
+//!
+//! The controllers are a straight pipe: gather, validate, plan, desired, apply, observe, status. Traffic does not
+//! depend on them: with the controllers away the gateways still serve and fail over.
+
+mod apply;
+mod config;
+mod controller;
+mod desired;
+mod error;
+mod events;
+mod gateway_set;
+mod kinds;
+mod leader;
+mod metrics;
+mod observe;
+mod plan;
+mod probe;
+mod profile;
+mod reconcile;
+mod status;
+mod stores;
+mod telemetry;
+mod validate;
+
+use anyhow::Context as _;
+use clap::Parser;
+use config::{Cli, Command, GatewayArgs};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    telemetry::start_logging(cli.log_format, &cli.log).context("--log holds no filter")?;
+    let stop = CancellationToken::new();
+    stop_on_signal(stop.clone())?;
+    let client = kube::Client::try_default()
+        .await
+        .context("no way to the API server: run in a pod with a ServiceAccount, or set KUBECONFIG")?;
+    match cli.command {
+        Command::Controller(args) => controller::run(*args, client, stop).await?,
+        Command::Gateway(args) => atlas_gateway::run(gateway_config(args), client, stop).await?,
+    }
+    tracing::info!("stopped as asked");
+    Ok(())
+}
+
+fn gateway_config(args: GatewayArgs) -> atlas_gateway::GatewayConfig {
+    let GatewayArgs { namespace, listen, internal_listen, cluster_domain, pod_name } = args;
+    atlas_gateway::GatewayConfig {
+        namespace,
+        pod_name,
+        listen,
+        internal_listen,
+        cluster_domain,
+        timing: atlas_gateway::Timing::production(),
+    }
+}
+
+fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("no handler for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("no handler for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        stop.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! Server-side apply of the desired objects, all at once.
+//!
+//! An object that is already as desired costs no request, and one of that name that is not ours is never forced.
+
+use std::sync::Arc;
+
+use atlas_crds::names;
+use futures::{StreamExt, stream::FuturesUnordered};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams},
+};
+use serde_json::Value;
+
+use crate::{
+    desired::{APPLIED_ANNOTATION, Desired},
+    kinds::Kind,
+    metrics::Metrics,
+    stores::Stores,
+};
+
+/// Why an object could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The API server refused or did not answer a read.
+    #[error("{kind} {name} could not be read")]
+    Read {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The API server's answer.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server refused or did not answer a write.
+    #[error("{kind} {name} could not be applied")]
+    Write {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The API server's answer.
+        #[source]
+        source: kube::Error,
+    },
+    /// A leftover could not be deleted.
+    #[error("{kind} {name} could not be deleted")]
+    Delete {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The API server's answer.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// Who an object has to belong to so that it may be changed.
+#[derive(Debug, Clone, Copy)]
+pub enum Ownership<'a> {
+    /// To the model with this uid, as its controller.
+    ControlledBy(&'a str),
+    /// To the operator: it carries its label.
+    Labelled,
+}
+
+impl Ownership<'_> {
+    fn holds(self, live: &DynamicObject) -> bool {
+        match self {
+            Self::ControlledBy(uid) => live
+                .metadata
+                .owner_references
+                .iter()
+                .flatten()
+                .any(|owner| owner.uid == uid && owner.controller == Some(true)),
+            Self::Labelled => {
+                crate::stores::label(live, names::LABEL_MANAGED_BY) == Some(names::FIELD_MANAGER)
+            }
+        }
+    }
+}
+
+/// What became of the desired objects; only [`apply_objects`] makes one.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Objects of a wanted name that belong to somebody else, as `Kind/name`.
+    pub taken: Vec<String>,
+    /// Number of writes.
+    pub writes: usize,
+}
+
+/// Clients and counters that applying needs.
+pub struct Applier {
+    /// The API server.
+    pub client: Client,
+    /// Reflected copies.
+    pub stores: Arc<Stores>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+enum Outcome {
+    Same,
+    Written,
+    Taken(String),
+}
+
+impl Applier {
+    /// Applies every object concurrently; objects without a dependency on each other need no order.
+    ///
+    /// # Errors
+    ///
+    /// The first that failed; the others are applied all the same.
+    pub async fn apply_objects(&self, objects: &[Desired], ownership: Ownership<'_>) -> Result<Applied, ApplyError> {
+        let mut running: FuturesUnordered<_> =
+            objects.iter().map(|object| self.apply_one(object, ownership)).collect();
+        let mut applied = Applied::default();
+        let mut failed = None;
+        while let Some(outcome) = running.next().await {
+            match outcome {
+                Ok(Outcome::Same) => {}
+                Ok(Outcome::Written) => applied.writes += 1,
+                Ok(Outcome::Taken(what)) => applied.taken.push(what),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        applied.taken.sort();
+        failed.map_or(Ok(applied), Err)
+    }
+
+    async fn apply_one(&self, desired: &Desired, ownership: Ownership<'_>) -> Result<Outcome, ApplyError> {
+        let Desired { kind, namespace, name, body } = desired;
+        let api = self.api(*kind, namespace);
+        let known = self.stores.child(*kind, namespace, name);
+        let params = match known {
+            Some(live) if !ownership.holds(&live) => return Ok(Outcome::Taken(format!("{}/{name}", kind.as_str()))),
+            Some(live) if is_applied(body, &live) => return Ok(Outcome::Same),
+            Some(_) => PatchParams::apply(names::FIELD_MANAGER).force(),
+            // The watches see labelled objects only, so somebody else's is found by asking.
+            None => match api.get_metadata_opt(name).await {
+                Ok(None) => PatchParams::apply(names::FIELD_MANAGER),
+                Ok(Some(live)) => {
+                    let live = DynamicObject { types: None, metadata: live.metadata, data: Value::Null };
+                    if !ownership.holds(&live) {
+                        return Ok(Outcome::Taken(format!("{}/{name}", kind.as_str())));
+                    }
+                    PatchParams::apply(names::FIELD_MANAGER).force()
+                }
+                Err(source) => return Err(ApplyError::Read { kind: kind.as_str(), name: name.clone(), source }),
+            },
+        };
+        self.metrics.writes.with_label_values(&[kind.as_str()]).inc();
+        match api.patch(name, &params, &Patch::Apply(body)).await {
+            Ok(_) => Ok(Outcome::Written),
+            // Without force a conflict means that somebody made it between the question and the answer.
+            Err(kube::Error::Api(status)) if status.code == 409 && !params.force => {
+                Ok(Outcome::Taken(format!("{}/{name}", kind.as_str())))
+            }
+            Err(source) => Err(ApplyError::Write { kind: kind.as_str(), name: name.clone(), source }),
+        }
+    }
+
+    /// Deletes what a model owned for tiers that it no longer has.
+    ///
+    /// # Errors
+    ///
+    /// The API server refused a deletion.
+    pub async fn delete_leftovers(
+        &self,
+        namespace: &str,
+        model: &str,
+        uid: &str,
+        desired: &[Desired],
+    ) -> Result<(), ApplyError> {
+        for kind in [Kind::Deployment, Kind::Service] {
+            for live in self.stores.children_of(kind, namespace, model) {
+                let Some(name) = live.metadata.name.as_deref() else { continue };
+                let wanted = desired.iter().any(|object| object.kind == kind && object.name == name);
+                if wanted || live.metadata.deletion_timestamp.is_some() || !Ownership::ControlledBy(uid).holds(&live) {
+                    continue;
+                }
+                match self.api(kind, namespace).delete(name, &DeleteParams::background()).await {
+                    Ok(_) => {}
+                    Err(kube::Error::Api(status)) if status.code == 404 => {}
+                    Err(source) => {
+                        return Err(ApplyError::Delete { kind: kind.as_str(), name: name.to_owned(), source });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn api(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, &kind.api_resource())
+    }
+}
+
+/// Whether the live object holds everything that is desired, and was applied from the same rendering.
+fn is_applied(desired: &Value, live: &DynamicObject) -> bool {
+    let hash = |annotations: Option<&str>| annotations.map(str::to_owned);
+    let wanted = hash(desired["metadata"]["annotations"][APPLIED_ANNOTATION].as_str());
+    let live_hash =
+        hash(live.metadata.annotations.iter().flatten().find(|(k, _)| *k == APPLIED_ANNOTATION).map(|(_, v)| v.as_str()));
+    if wanted != live_hash {
+        return false;
+    }
+    let Ok(metadata) = serde_json::to_value(&live.metadata) else { return false };
+    desired.as_object().is_some_and(|fields| {
+        fields.iter().all(|(key, value)| match key.as_str() {
+            "apiVersion" | "kind" => true,
+            "metadata" => holds(value, &metadata),
+            _ => live.data.get(key).is_some_and(|live| holds(value, live)),
+        })
+    })
+}
+
+/// Whether `live` holds everything of `desired`: the API server adds defaults, it takes nothing away.
+fn holds(desired: &Value, live: &Value) -> bool {
+    match (desired, live) {
+        (Value::Object(desired), Value::Object(live)) => desired.iter().all(|(key, value)| match live.get(key) {
+            Some(live) => holds(value, live),
+            // The server drops empty maps and lists, and fields that hold their zero value.
+            None => is_empty(value),
+        }),
+        (Value::Array(desired), Value::Array(live)) => {
+            desired.len() == live.len() && desired.iter().zip(live).all(|(desired, live)| holds(desired, live))
+        }
+        (desired, live) => desired == live,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Bool(flag) => !flag,
+        _ => value.is_null(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn server_defaults_are_no_drift_and_changes_are() {
+        let desired = json!({"a": 1, "list": [{"x": "y"}], "off": false, "none": {}});
+        assert!(holds(&desired, &json!({"a": 1, "list": [{"x": "y", "default": 1}], "more": true})));
+        for drift in [
+            json!({"a": 2, "list": [{"x": "y"}]}),
+            json!({"a": 1, "list": []}),
+            json!({"a": 1, "list": [{"x": "y"}, {}]}),
+            json!({"a": 1, "list": [{"x": "y"}], "off": true}),
+            json!({"list": [{"x": "y"}]}),
+        ] {
+            assert!(!holds(&desired, &drift), "{drift}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The command line, read once; nothing else reads the environment.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Atlas Operator: language models on AMD cards, behind one URL that fails over.
+#[derive(Debug, Parser)]
+#[command(name = "atlas-operator", version)]
+pub struct Cli {
+    /// Form of the log lines.
+    #[arg(long, global = true, value_enum, default_value = "text", env = "ATLAS_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// What to log, for example `info,atlas_operator=debug`.
+    #[arg(long, global = true, default_value = "info", env = "RUST_LOG")]
+    pub log: String,
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Form of the log lines.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For log collectors.
+    Json,
+}
+
+/// What to run.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the controllers of AtlasModel and GpuProfile.
+    Controller(Box<ControllerArgs>),
+    /// Runs the data path of one namespace.
+    Gateway(GatewayArgs),
+}
+
+/// Settings of the controllers.
+#[derive(Debug, Clone, Args)]
+pub struct ControllerArgs {
+    /// Address of `/healthz`, `/readyz` and `/metrics`.
+    #[arg(long, default_value = "0.0.0.0:8082")]
+    pub listen: SocketAddr,
+    /// The operator's own namespace, where its Lease lives.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "atlas-system")]
+    pub namespace: String,
+    /// The operator's own pod: its identity in the Lease and in Events.
+    #[arg(long, env = "POD_NAME", default_value = "atlas-operator")]
+    pub pod_name: String,
+    /// Image of the gateways.
+    #[arg(long)]
+    pub operator_image: String,
+    /// Image of the engines on AMD cards.
+    #[arg(long)]
+    pub engine_hip_image: String,
+    /// Image of the engines on CPUs.
+    #[arg(long)]
+    pub engine_cpu_image: String,
+    /// Pull policy of these images.
+    #[arg(long, default_value = "IfNotPresent")]
+    pub image_pull_policy: String,
+    /// The cluster's DNS domain.
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Gateways in each namespace that holds an AtlasModel.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i32).range(1..=16))]
+    pub gateway_replicas: i32,
+    /// GpuProfiles that are created at start where they are missing: YAML documents or one list.
+    #[arg(long)]
+    pub default_profiles: Option<PathBuf>,
+    /// Whether replicas elect the one that reconciles.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub leader_election: bool,
+    /// Silence after which a ready gateway is deleted.
+    #[arg(long, default_value = "750ms", value_parser = parse_duration)]
+    pub gateway_silence: Duration,
+}
+
+/// Settings of the gateway.
+#[derive(Debug, Clone, Args)]
+pub struct GatewayArgs {
+    /// Namespace whose models are served.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Address of the API.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// Address of `/healthz`, `/readyz`, `/metrics` and `/internal/status`.
+    #[arg(long, default_value = "0.0.0.0:8081")]
+    pub internal_listen: SocketAddr,
+    /// The cluster's DNS domain.
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Name of this pod, shown in its status.
+    #[arg(long, env = "POD_NAME", default_value = "atlas-gateway")]
+    pub pod_name: String,
+}
+
+/// Reads a duration in the Kubernetes form, for example `750ms`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let parsed: kube::core::Duration =
+        text.parse().map_err(|_| format!("{text:?} is no duration: write for example 750ms or 2s"))?;
+    if parsed.is_negative() {
+        return Err(format!("{text:?} is negative"));
+    }
+    Ok(parsed.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_reads_the_contract() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from([
+            "atlas-operator", "controller", "--operator-image", "o", "--engine-hip-image", "h",
+            "--engine-cpu-image", "c", "--leader-election=false", "--gateway-silence", "500ms",
+        ])
+        .unwrap();
+        let Command::Controller(args) = cli.command else { panic!("the subcommand was controller") };
+        assert!(!args.leader_election);
+        assert_eq!(args.gateway_silence, Duration::from_millis(500));
+    }
+}

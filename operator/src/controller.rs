@@ -1,0 +1,222 @@
+//! Runs the controllers: watches and probes on every replica, reconciles on the leader.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use futures::{StreamExt, channel::mpsc::unbounded};
+use jiff::Timestamp;
+use kube::{
+    Client,
+    runtime::{applier, controller},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    apply::Applier,
+    config::ControllerArgs,
+    desired::Settings,
+    events::Events,
+    gateway_set,
+    leader::Elector,
+    metrics::Metrics,
+    probe::{GatewayProber, GatewayViews},
+    profile, reconcile,
+    reconcile::Context,
+    stores::{Queues, Stores},
+    telemetry::{self, Health},
+};
+
+/// Reconciles that run at once; each waits for the API server most of its time.
+const CONCURRENCY: u16 = 16;
+
+/// Why the controllers stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// The metrics could not be registered.
+    #[error("the metrics could not be registered")]
+    Metrics(#[source] prometheus::Error),
+    /// The probes' listener failed.
+    #[error("--listen {address} cannot be listened on")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The default profiles could not be created.
+    #[error("the default profiles could not be created")]
+    Defaults(#[source] profile::DefaultsError),
+    /// Another replica leads now.
+    #[error("the Lease was lost: another replica leads")]
+    LeaseLost,
+    /// A watch ended for good.
+    #[error("a watch ended")]
+    WatchEnded,
+}
+
+/// Runs until the token is cancelled.
+///
+/// # Errors
+///
+/// A listener or the default profiles failed, or the leadership was lost.
+pub async fn run(args: ControllerArgs, client: Client, stop: CancellationToken) -> Result<(), ControllerError> {
+    let metrics = Arc::new(Metrics::new().map_err(ControllerError::Metrics)?);
+    let tasks = TaskTracker::new();
+    // Watches outlive the elections and end with the process.
+    let watching = CancellationToken::new();
+    let _end_of_watches = watching.clone().drop_guard();
+    let ready = Arc::new(AtomicBool::new(false));
+    let health = Health { ready: Arc::clone(&ready), metrics: Arc::clone(&metrics) };
+    let listen = args.listen;
+    let mut server = tokio::spawn(telemetry::serve(listen, health, watching.clone()));
+
+    let stores = Stores::start(&client, &tasks, &watching);
+    let views = Arc::new(GatewayViews::default());
+    let prober = GatewayProber {
+        client: client.clone(),
+        stores: Arc::clone(&stores),
+        views: Arc::clone(&views),
+        metrics: Arc::clone(&metrics),
+        silence: args.gateway_silence,
+    };
+    tokio::select! {
+        listed = stores.wait_until_ready() => listed.map_err(|_| ControllerError::WatchEnded)?,
+        ended = &mut server => return Err(listen_error(listen, ended)),
+        () = stop.cancelled() => return Ok(()),
+    }
+    tracing::info!("the first lists are in");
+    tasks.spawn(prober.run(watching.clone()));
+    ready.store(true, Ordering::Release);
+
+    let context = Arc::new(build_context(&args, &client, &stores, views, &metrics));
+    let led = tokio::select! {
+        led = lead(&args, client, context, &stop) => led,
+        ended = &mut server => Err(listen_error(listen, ended)),
+    };
+    metrics.leader.set(0);
+    ready.store(false, Ordering::Release);
+    led
+}
+
+fn listen_error(
+    address: std::net::SocketAddr,
+    ended: Result<std::io::Result<()>, tokio::task::JoinError>,
+) -> ControllerError {
+    let source = match ended {
+        Ok(Err(error)) => error,
+        Ok(Ok(())) => std::io::Error::other("the listener ended"),
+        Err(error) => std::io::Error::other(error),
+    };
+    ControllerError::Listen { address, source }
+}
+
+fn build_context(
+    args: &ControllerArgs,
+    client: &Client,
+    stores: &Arc<Stores>,
+    gateways: Arc<GatewayViews>,
+    metrics: &Arc<Metrics>,
+) -> Context {
+    Context {
+        client: client.clone(),
+        stores: Arc::clone(stores),
+        applier: Applier { client: client.clone(), stores: Arc::clone(stores), metrics: Arc::clone(metrics) },
+        gateways,
+        settings: Settings {
+            operator_image: args.operator_image.clone(),
+            engine_hip_image: args.engine_hip_image.clone(),
+            engine_cpu_image: args.engine_cpu_image.clone(),
+            image_pull_policy: args.image_pull_policy.clone(),
+            cluster_domain: args.cluster_domain.clone(),
+            gateway_replicas: args.gateway_replicas,
+        },
+        metrics: Arc::clone(metrics),
+        events: Events::new(client.clone(), args.pod_name.clone()),
+        memory: Mutex::default(),
+        started: Timestamp::now(),
+    }
+}
+
+/// Waits for the leadership, reconciles while it lasts, and gives it back.
+async fn lead(
+    args: &ControllerArgs,
+    client: Client,
+    context: Arc<Context>,
+    stop: &CancellationToken,
+) -> Result<(), ControllerError> {
+    let mut elector = args
+        .leader_election
+        .then(|| Elector::new(client.clone(), &args.namespace, args.pod_name.clone()));
+    if let Some(elector) = &mut elector
+        && !elector.acquire(stop).await
+    {
+        return Ok(());
+    }
+    tracing::info!(identity = args.pod_name, "this replica reconciles");
+    context.metrics.leader.set(1);
+    let reconciling = CancellationToken::new();
+    let work = tokio::spawn(reconcile_until(Arc::clone(&context), reconciling.clone()));
+    let held = async {
+        match &mut elector {
+            Some(elector) => elector.hold(stop, finish(&reconciling, work)).await,
+            None => {
+                stop.cancelled().await;
+                finish(&reconciling, work).await;
+                true
+            }
+        }
+    };
+    let start = async {
+        if let Some(path) = &args.default_profiles {
+            profile::create_defaults(&client, path).await.map_err(ControllerError::Defaults)?;
+        }
+        std::future::pending::<Result<(), ControllerError>>().await
+    };
+    tokio::select! {
+        held = held => if held { Ok(()) } else { Err(ControllerError::LeaseLost) },
+        failed = start => failed,
+    }
+}
+
+/// Lets running reconciles finish.
+async fn finish(reconciling: &CancellationToken, work: tokio::task::JoinHandle<()>) {
+    reconciling.cancel();
+    if let Err(error) = work.await {
+        tracing::error!(error = &error as &dyn std::error::Error, "a controller ended by itself");
+    }
+}
+
+async fn reconcile_until(context: Arc<Context>, stop: CancellationToken) {
+    let (models, model_triggers) = unbounded();
+    let (profiles, profile_triggers) = unbounded();
+    let (namespaces, namespace_triggers) = unbounded();
+    context.stores.lead(Queues { models, profiles, namespaces });
+    let config = controller::Config::default().concurrency(CONCURRENCY);
+    // An object that went away between trigger and reconcile is no error, and errors were logged by the policy.
+    let models = applier(
+        |object, context| Box::pin(reconcile::reconcile(object, context)),
+        reconcile::on_error,
+        Arc::clone(&context),
+        context.stores.models.clone(),
+        model_triggers.take_until(stop.clone().cancelled_owned()).map(Ok::<_, Infallible>),
+        config.clone(),
+    )
+    .for_each(|_| std::future::ready(()));
+    let profiles = applier(
+        |object, context| Box::pin(profile::reconcile(object, context)),
+        profile::on_error,
+        Arc::clone(&context),
+        context.stores.profiles.clone(),
+        profile_triggers.take_until(stop.clone().cancelled_owned()).map(Ok::<_, Infallible>),
+        config,
+    )
+    .for_each(|_| std::future::ready(()));
+    let gateways = gateway_set::run(Arc::clone(&context), namespace_triggers, stop.clone());
+    tokio::join!(models, profiles, gateways);
+}

@@ -1,0 +1,60 @@
+//! Who may disturb a model's engines, and who may reach them.
+
+use atlas_crds::names;
+use serde_json::json;
+
+use super::{
+    Desired, gateway,
+    meta::{Labels, Parts, assemble, base_labels, controller_of, labels},
+};
+use crate::{kinds::Kind, validate::ValidatedModel};
+
+fn engine_selector(model: &ValidatedModel) -> Labels {
+    labels([(names::LABEL_MODEL, model.name.as_str()), (names::LABEL_COMPONENT, names::COMPONENT_ENGINE)])
+}
+
+fn model_labels(model: &ValidatedModel) -> Labels {
+    let mut all = base_labels("atlas-model");
+    all.insert(names::LABEL_MODEL.into(), model.name.clone().into());
+    all
+}
+
+/// One budget over all tiers: two budgets over one pod make evictions fail.
+pub fn build_disruption_budget(model: &ValidatedModel) -> Desired {
+    assemble(Parts {
+        kind: Kind::PodDisruptionBudget,
+        namespace: &model.namespace,
+        name: model.name.clone(),
+        labels: model_labels(model),
+        owners: &controller_of(model),
+        annotations: Labels::new(),
+        fields: json!({"spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": engine_selector(model)},
+        }}),
+    })
+}
+
+/// The engines' API is for gateways only; the internal port, which has no API, is open to probes and scrapers.
+pub fn build_network_policy(model: &ValidatedModel) -> Desired {
+    assemble(Parts {
+        kind: Kind::NetworkPolicy,
+        namespace: &model.namespace,
+        name: format!("{}-engines", model.name),
+        labels: model_labels(model),
+        owners: &controller_of(model),
+        annotations: Labels::new(),
+        fields: json!({"spec": {
+            "podSelector": {"matchLabels": engine_selector(model)},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {
+                    "from": [{"podSelector": {"matchLabels": gateway::selector()}}],
+                    "ports": [{"port": names::ENGINE_PORT, "protocol": "TCP"}],
+                },
+                {"ports": [{"port": names::ENGINE_INTERNAL_PORT, "protocol": "TCP"}]},
+            ],
+        }}),
+    })
+}

@@ -1,0 +1,234 @@
+//! The Deployment of a tier and its pod template: exactly what a card node gets.
+
+use std::time::Duration;
+
+use atlas_crds::{names, profile::{Backend, ModelCache}, quantity::parse_bytes};
+use atlas_operator_core::inventory::{Expression, node_selector_terms};
+use serde_json::{Value, json};
+
+use super::{
+    Desired, RenderError, Settings, Template,
+    meta::{Labels, Parts, TEMPLATE_ANNOTATION, assemble, base_labels, controller_of, hash_of, labels},
+};
+use crate::{kinds::Kind, validate::{ValidatedModel, ValidatedTier}};
+
+/// Id of the image's user.
+pub const USER_ID: i64 = 65532;
+/// Where the model cache is mounted.
+const CACHE_DIR: &str = "/models";
+/// How long an engine stays bound to a node that is not reachable.
+const UNREACHABLE_SECONDS: i64 = 30;
+/// Fetching and loading may take this many seconds before the kubelet gives up on a start.
+const STARTUP_SECONDS: i64 = 3600;
+
+/// Labels that select a tier's pods.
+pub fn selector(model: &ValidatedModel, tier: &ValidatedTier) -> Labels {
+    labels([
+        (names::LABEL_MODEL, model.name.as_str()),
+        (names::LABEL_TIER, tier.name.as_str()),
+        (names::LABEL_COMPONENT, names::COMPONENT_ENGINE),
+    ])
+}
+
+/// A tier's labels: those of every object, and those that select its pods.
+pub fn tier_labels(model: &ValidatedModel, tier: &ValidatedTier) -> Labels {
+    let mut all = base_labels("atlas-engine");
+    all.extend(selector(model, tier));
+    all
+}
+
+/// Hash of a rendered pod template.
+#[must_use]
+pub fn template_hash(template: &Value) -> String {
+    hash_of(template)
+}
+
+pub fn build_deployment(model: &ValidatedModel, tier: &ValidatedTier, replicas: i32, template: Template) -> Desired {
+    assemble(Parts {
+        kind: Kind::Deployment,
+        namespace: &model.namespace,
+        name: names::tier_object_name(&model.name, &tier.name),
+        labels: tier_labels(model, tier),
+        owners: &controller_of(model),
+        annotations: labels([(TEMPLATE_ANNOTATION, template.hash.as_str())]),
+        fields: json!({"spec": {
+            "replicas": replicas,
+            // Never two pods that want one card.
+            "strategy": {"type": "Recreate"},
+            "progressDeadlineSeconds": STARTUP_SECONDS,
+            "revisionHistoryLimit": 2,
+            "selector": {"matchLabels": selector(model, tier)},
+            "template": template.body,
+        }}),
+    })
+}
+
+/// The pod template of a tier.
+///
+/// # Errors
+///
+/// An override of the container is no JSON.
+pub fn build_pod_template(
+    model: &ValidatedModel,
+    tier: &ValidatedTier,
+    settings: &Settings,
+) -> Result<Value, RenderError> {
+    let profile = &tier.profile.spec;
+    let image = tier.engine.image.clone().unwrap_or_else(|| match profile.backend {
+        Backend::Hip => settings.engine_hip_image.clone(),
+        Backend::Cpu => settings.engine_cpu_image.clone(),
+    });
+    let probe = |path: &str, period: i64, failures: i64| {
+        json!({
+            "httpGet": {"path": path, "port": "internal"},
+            "periodSeconds": period, "timeoutSeconds": 1, "failureThreshold": failures,
+        })
+    };
+    let mut security = json!({
+        "runAsNonRoot": true, "runAsUser": USER_ID, "runAsGroup": USER_ID,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    if profile.backend == Backend::Hip && !profile.supplemental_groups.is_empty() {
+        security["supplementalGroups"] = json!(profile.supplemental_groups);
+    }
+    if let Some(claim) = &profile.model_cache.claim {
+        security["fsGroup"] = claim.fs_group.into();
+    }
+    let mut tolerations = profile.tolerations.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>().map_err(RenderError::Json)?;
+    for key in ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"] {
+        tolerations.push(json!({
+            "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS,
+        }));
+    }
+    Ok(json!({
+        "metadata": {"labels": tier_labels(model, tier)},
+        "spec": {
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": whole_seconds(model.drain_timeout),
+            "securityContext": security,
+            "affinity": {
+                "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": terms(&node_selector_terms(profile.node_match.as_ref())),
+                }},
+                "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
+                    "weight": 100,
+                    "podAffinityTerm": {
+                        "topologyKey": "kubernetes.io/hostname",
+                        "labelSelector": {"matchLabels": selector(model, tier)},
+                    },
+                }]},
+            },
+            "tolerations": tolerations,
+            "containers": [{
+                "name": "engine",
+                "image": image,
+                "imagePullPolicy": settings.image_pull_policy,
+                "args": build_args(model, tier),
+                "ports": [
+                    {"name": "api", "containerPort": names::ENGINE_PORT},
+                    {"name": "internal", "containerPort": names::ENGINE_INTERNAL_PORT},
+                ],
+                "startupProbe": probe("/healthz", 1, STARTUP_SECONDS),
+                "readinessProbe": probe("/readyz", 1, 2),
+                "livenessProbe": probe("/healthz", 5, 3),
+                "resources": resources(tier)?,
+                "securityContext": {
+                    "allowPrivilegeEscalation": false,
+                    "readOnlyRootFilesystem": true,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": [{"name": "models", "mountPath": CACHE_DIR}],
+            }],
+            "volumes": [model_volume(&profile.model_cache)],
+        },
+    }))
+}
+
+/// The engine's command line, as `docs/contracts.md` promises it.
+fn build_args(model: &ValidatedModel, tier: &ValidatedTier) -> Vec<String> {
+    let profile = &tier.profile.spec;
+    let mut args: Vec<String> = vec!["serve".into()];
+    let mut flag = |name: &str, value: String| args.extend([format!("--{name}"), value]);
+    flag("model", tier.source.clone());
+    flag("served-model-name", model.name.clone());
+    for alias in &model.aliases {
+        flag("served-model-name", alias.clone());
+    }
+    flag("backend", if profile.backend == Backend::Hip { "hip".into() } else { "cpu".into() });
+    flag("host", "0.0.0.0".into());
+    flag("port", names::ENGINE_PORT.to_string());
+    flag("internal-port", names::ENGINE_INTERNAL_PORT.to_string());
+    flag("context-tokens", tier.context_tokens.to_string());
+    flag("max-batch", tier.max_batch.to_string());
+    if let Some(sha256) = &tier.sha256 {
+        flag("sha256", sha256.clone());
+    }
+    flag("cache-dir", CACHE_DIR.into());
+    flag("queue", model.queue.to_string());
+    flag("request-timeout", duration_text(model.request_timeout));
+    flag("max-body-bytes", model.max_body_bytes.to_string());
+    flag("drain-timeout", duration_text(model.drain_timeout));
+    flag("kv-cache-type", "F16".into());
+    if profile.backend == Backend::Hip {
+        if let Some(target) = &profile.gfx_target {
+            flag("expect-gfx-target", target.clone());
+        }
+        if let Some(bytes) = parse_bytes(&profile.vram) {
+            flag("expect-vram-bytes", bytes.to_string());
+        }
+    }
+    flag("termination-log", "/dev/termination-log".into());
+    args.extend(tier.engine.extra_args.iter().cloned());
+    args
+}
+
+/// The container's resources: the tier's own or small requests, and the card, which nobody may override.
+fn resources(tier: &ValidatedTier) -> Result<Value, RenderError> {
+    let mut resources = match &tier.engine.resources {
+        Some(own) => serde_json::to_value(own).map_err(RenderError::Json)?,
+        None => json!({"requests": {"cpu": "250m", "memory": "512Mi"}}),
+    };
+    if tier.profile.spec.backend == Backend::Hip {
+        let name = &tier.profile.spec.resource_name;
+        resources["limits"][name] = "1".into();
+        if resources.get("requests").is_some_and(|requests| requests.get(name).is_some()) {
+            resources["requests"][name] = "1".into();
+        }
+    }
+    Ok(resources)
+}
+
+fn model_volume(cache: &ModelCache) -> Value {
+    let source = |name: &str, value: Value| {
+        let mut volume = json!({"name": "models"});
+        volume[name] = value;
+        volume
+    };
+    let ModelCache { empty_dir, claim, host_path } = cache;
+    match (claim, host_path, empty_dir) {
+        (Some(claim), _, _) => source("persistentVolumeClaim", json!({"claimName": claim.claim_name})),
+        (None, Some(host), _) => source("hostPath", json!({"path": host.path, "type": "DirectoryOrCreate"})),
+        (None, None, Some(dir)) => {
+            source("emptyDir", dir.size_limit.as_ref().map_or_else(|| json!({}), |limit| json!({"sizeLimit": limit.0})))
+        }
+        (None, None, None) => source("emptyDir", json!({})),
+    }
+}
+
+/// Node selector terms as the API server reads them.
+pub fn terms(terms: &[Vec<Expression>]) -> Value {
+    let expression = |e: &Expression| match &e.value {
+        Some(value) => json!({"key": e.key, "operator": e.operator.as_str(), "values": [value]}),
+        None => json!({"key": e.key, "operator": e.operator.as_str()}),
+    };
+    terms.iter().map(|term| json!({"matchExpressions": term.iter().map(expression).collect::<Vec<_>>()})).collect()
+}
+
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+fn duration_text(duration: Duration) -> String {
+    if duration.subsec_nanos() == 0 { format!("{}s", duration.as_secs()) } else { format!("{}ms", duration.as_millis()) }
+}

@@ -1,0 +1,154 @@
+//! The gateway of a namespace: shared by its models, owned by all of them and controlled by none.
+
+use std::collections::BTreeSet;
+
+use atlas_crds::{names, profile::NodeMatch};
+use atlas_operator_core::inventory::AMD_MARKER_KEYS;
+use serde_json::{Value, json};
+
+use super::{
+    Desired, Settings,
+    engine::USER_ID,
+    meta::{Labels, Owner, Parts, assemble, base_labels, labels},
+};
+use crate::kinds::Kind;
+
+/// How long a gateway stays bound to a node that is not reachable.
+const UNREACHABLE_SECONDS: i64 = 5;
+/// Running answers get this long when a gateway stops.
+const GRACE_SECONDS: i64 = 330;
+
+/// Labels that select a namespace's gateways.
+pub fn selector() -> Labels {
+    labels([("app.kubernetes.io/name", names::GATEWAY_NAME), (names::LABEL_COMPONENT, names::COMPONENT_GATEWAY)])
+}
+
+/// What a namespace's gateway is made from.
+#[derive(Debug, Clone)]
+pub struct GatewayInputs {
+    /// The namespace.
+    pub namespace: String,
+    /// Every live AtlasModel of it, sorted.
+    pub owners: Vec<Owner>,
+    /// How nodes of the models' first tiers are found: the loss of such a node should not take a gateway too.
+    pub first_tier_nodes: Vec<NodeMatch>,
+}
+
+/// ServiceAccount, RoleBinding, Deployment and budget of a namespace's gateway.
+#[must_use]
+pub fn build_gateway(inputs: &GatewayInputs, settings: &Settings) -> Vec<Desired> {
+    let object = |kind, fields: Value| {
+        let mut all = base_labels(names::GATEWAY_NAME);
+        all.extend(selector());
+        assemble(Parts {
+            kind,
+            namespace: &inputs.namespace,
+            name: names::GATEWAY_NAME.to_owned(),
+            labels: all,
+            owners: &inputs.owners,
+            annotations: Labels::new(),
+            fields,
+        })
+    };
+    vec![
+        object(Kind::ServiceAccount, json!({})),
+        object(
+            Kind::RoleBinding,
+            json!({
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": names::GATEWAY_CLUSTER_ROLE},
+                "subjects": [{"kind": "ServiceAccount", "name": names::GATEWAY_NAME, "namespace": inputs.namespace}],
+            }),
+        ),
+        object(Kind::Deployment, json!({"spec": deployment(inputs, settings)})),
+        object(
+            Kind::PodDisruptionBudget,
+            json!({"spec": {
+                "maxUnavailable": 1,
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                "selector": {"matchLabels": selector()},
+            }}),
+        ),
+    ]
+}
+
+fn deployment(inputs: &GatewayInputs, settings: &Settings) -> Value {
+    let mut pod_labels = base_labels(names::GATEWAY_NAME);
+    pod_labels.extend(selector());
+    let tolerate = |key: &str| {
+        json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS})
+    };
+    json!({
+        "replicas": settings.gateway_replicas,
+        // With one gateway a node, a surge would have no place on a small cluster.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
+        "revisionHistoryLimit": 2,
+        "selector": {"matchLabels": selector()},
+        "template": {
+            "metadata": {"labels": pod_labels},
+            "spec": {
+                "serviceAccountName": names::GATEWAY_NAME,
+                "enableServiceLinks": false,
+                "terminationGracePeriodSeconds": GRACE_SECONDS,
+                "securityContext": {
+                    "runAsNonRoot": true, "runAsUser": USER_ID, "runAsGroup": USER_ID,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "affinity": {
+                    "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
+                        "topologyKey": "kubernetes.io/hostname",
+                        "labelSelector": {"matchLabels": selector()},
+                    }]},
+                    "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferences(inputs)},
+                },
+                "tolerations": [
+                    tolerate("node.kubernetes.io/unreachable"),
+                    tolerate("node.kubernetes.io/not-ready"),
+                ],
+                "containers": [{
+                    "name": "gateway",
+                    "image": settings.operator_image,
+                    "imagePullPolicy": settings.image_pull_policy,
+                    "args": ["gateway", "--cluster-domain", settings.cluster_domain],
+                    "env": [field_env("POD_NAME", "metadata.name"), field_env("POD_NAMESPACE", "metadata.namespace")],
+                    "ports": [
+                        {"name": "api", "containerPort": names::GATEWAY_PORT},
+                        {"name": "internal", "containerPort": names::GATEWAY_INTERNAL_PORT},
+                    ],
+                    "readinessProbe": {
+                        "httpGet": {"path": "/readyz", "port": "internal"},
+                        "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 2,
+                    },
+                    "livenessProbe": {
+                        "httpGet": {"path": "/healthz", "port": "internal"},
+                        "periodSeconds": 5, "timeoutSeconds": 2, "failureThreshold": 3,
+                    },
+                    "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+                    "securityContext": {
+                        "allowPrivilegeEscalation": false,
+                        "readOnlyRootFilesystem": true,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                }],
+            },
+        },
+    })
+}
+
+fn preferences(inputs: &GatewayInputs) -> Value {
+    let absent = |key: &str| json!({"key": key, "operator": "DoesNotExist"});
+    let mut terms = vec![json!({
+        "weight": 100,
+        "preference": {"matchExpressions": AMD_MARKER_KEYS.iter().map(|key| absent(key)).collect::<Vec<_>>()},
+    })];
+    let classes: BTreeSet<&str> = inputs.first_tier_nodes.iter().map(|node| node.vram_class.as_str()).collect();
+    if !classes.is_empty() {
+        let mut expressions = vec![json!({"key": "amd.com/gpu.vram", "operator": "NotIn", "values": classes})];
+        expressions.extend(classes.iter().map(|class| absent(&format!("amd.com/gpu.vram.{class}"))));
+        terms.push(json!({"weight": 50, "preference": {"matchExpressions": expressions}}));
+    }
+    terms.into()
+}
+
+fn field_env(name: &str, path: &str) -> Value {
+    json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
+}

@@ -1,0 +1,90 @@
+//! The objects that should exist, as the API server reads them.
+//!
+//! Pure: a model and settings in, JSON out. Only what the operator decides is in them; defaults are the server's.
+
+mod access;
+mod config;
+mod engine;
+pub mod gateway;
+mod meta;
+mod service;
+
+use serde_json::Value;
+
+pub use engine::{build_pod_template, template_hash};
+pub use meta::{APPLIED_ANNOTATION, Labels, Owner, TEMPLATE_ANNOTATION, hash_of};
+
+use crate::{kinds::Kind, plan::Plan, validate::ValidatedModel};
+
+/// The operator's settings that show in objects.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Image of the gateways.
+    pub operator_image: String,
+    /// Image of engines on AMD cards.
+    pub engine_hip_image: String,
+    /// Image of engines on CPUs.
+    pub engine_cpu_image: String,
+    /// Pull policy of these.
+    pub image_pull_policy: String,
+    /// DNS domain of the cluster.
+    pub cluster_domain: String,
+    /// Gateways per namespace.
+    pub gateway_replicas: i32,
+}
+
+/// Why an object could not be rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// The clients' configuration is no YAML.
+    #[error("llm_config.yaml could not be written")]
+    LlmConfig(#[source] serde_yaml_ng::Error),
+    /// A value is no JSON.
+    #[error("a field could not be written as JSON")]
+    Json(#[source] serde_json::Error),
+}
+
+/// An object that should exist.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// All of it, with the hash of itself as an annotation.
+    pub body: Value,
+}
+
+/// A tier's pod template: the wanted one, or the live one while a rollout waits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Template {
+    /// The template.
+    pub body: Value,
+    /// Hash of the template as the operator rendered it.
+    pub hash: String,
+}
+
+/// Everything that one model owns.
+///
+/// # Errors
+///
+/// The clients' configuration or an override cannot be serialised.
+pub fn build_objects(
+    model: &ValidatedModel,
+    plan: &Plan,
+    templates: Vec<Template>,
+    settings: &Settings,
+) -> Result<Vec<Desired>, RenderError> {
+    let mut objects = Vec::with_capacity(4 + 2 * model.tiers.len());
+    for ((tier, planned), template) in model.tiers.iter().zip(&plan.tiers).zip(templates) {
+        objects.push(engine::build_deployment(model, tier, planned.replicas, template));
+        objects.push(service::build_tier_service(model, tier));
+    }
+    objects.push(service::build_url_service(model));
+    objects.push(config::build_llm_config(model, settings)?);
+    objects.push(access::build_disruption_budget(model));
+    objects.push(access::build_network_policy(model));
+    Ok(objects)
+}

@@ -1,0 +1,101 @@
+//! Kubernetes Events: one for each change of a condition, and one for each move between tiers.
+
+use atlas_crds::{AtlasModel, ModelCondition, status::AtlasModelStatus};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client, Resource,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+
+use crate::status::{Move, MoveKind};
+
+/// Writes Events without keeping a reconcile waiting.
+#[derive(Clone)]
+pub struct Events {
+    recorder: Recorder,
+}
+
+impl Events {
+    /// A recorder under the pod's name.
+    #[must_use]
+    pub fn new(client: Client, pod_name: String) -> Self {
+        let reporter = Reporter { controller: "atlas.gillsystems.com/operator".into(), instance: Some(pod_name) };
+        Self { recorder: Recorder::new(client, reporter) }
+    }
+
+    /// Publishes in the background: an Event that is lost changes nothing.
+    pub fn publish_all(&self, object: &AtlasModel, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        let (recorder, reference) = (self.recorder.clone(), object.object_ref(&()));
+        tokio::spawn(async move { publish(&recorder, &reference, events).await });
+    }
+}
+
+async fn publish(recorder: &Recorder, reference: &ObjectReference, events: Vec<Event>) {
+    for event in events {
+        if let Err(error) = recorder.publish(&event, reference).await {
+            tracing::warn!(reason = event.reason, error = &error as &dyn std::error::Error, "an Event was lost");
+        }
+    }
+}
+
+/// The Events that tell the difference between two statuses.
+#[must_use]
+pub fn build_events(previous: &AtlasModelStatus, now: &AtlasModelStatus, moves: &[Move]) -> Vec<Event> {
+    let mut events: Vec<Event> = now
+        .conditions
+        .iter()
+        // Available says what Ready says.
+        .filter(|c| c.type_ != ModelCondition::Available.as_str())
+        .filter_map(|condition| {
+            let before = previous.conditions.iter().find(|c| c.type_ == condition.type_);
+            let bad = is_bad(&condition.type_, &condition.status, &condition.reason);
+            let changed = match before {
+                Some(before) => before.status != condition.status || before.reason != condition.reason,
+                // A new object tells what is wrong with it, not what is not known yet.
+                None => bad && condition.reason != "NoTierServes",
+            };
+            changed.then(|| Event {
+                type_: if bad { EventType::Warning } else { EventType::Normal },
+                reason: condition.reason.clone(),
+                note: Some(clip(&format!("{}={}: {}", condition.type_, condition.status, condition.message))),
+                action: format!("{}Changed", condition.type_),
+                secondary: None,
+            })
+        })
+        .collect();
+    events.extend(moves.iter().map(|m| Event {
+        type_: match m.kind {
+            MoveKind::FailedOver => EventType::Warning,
+            MoveKind::FailedBack => EventType::Normal,
+        },
+        reason: match m.kind {
+            MoveKind::FailedOver => "FailedOver".into(),
+            MoveKind::FailedBack => "FailedBack".into(),
+        },
+        note: Some(format!("from tier {} to {} after {} ms: {}", m.from, m.to, m.millis, m.cause)),
+        action: "Switch".into(),
+        secondary: None,
+    }));
+    events
+}
+
+fn is_bad(type_: &str, status: &str, reason: &str) -> bool {
+    let type_is = |condition: ModelCondition| type_ == condition.as_str();
+    if type_is(ModelCondition::Degraded) {
+        return status == "True";
+    }
+    let harmless = ["Settled", "Downloading", "Suspended"];
+    status == "False" && !harmless.contains(&reason)
+}
+
+/// The API server refuses notes of more than 1024 bytes.
+fn clip(note: &str) -> String {
+    let mut end = note.len().min(1000);
+    while !note.is_char_boundary(end) {
+        end -= 1;
+    }
+    note[..end].to_owned()
+}

@@ -1,0 +1,89 @@
+//! The kinds of objects that the operator owns.
+
+use kube::{
+    Resource,
+    api::{ApiResource, DynamicObject},
+    runtime::reflector::ObjectRef,
+};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+    rbac::v1::RoleBinding,
+};
+
+/// A kind of object that the operator owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Engines and gateways.
+    Deployment,
+    /// The URL, and one headless Service a tier.
+    Service,
+    /// The clients' configuration.
+    ConfigMap,
+    /// One budget a model, one a gateway.
+    PodDisruptionBudget,
+    /// Who may reach engines.
+    NetworkPolicy,
+    /// The gateway's identity.
+    ServiceAccount,
+    /// What the gateway may read.
+    RoleBinding,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Deployment,
+        Self::Service,
+        Self::ConfigMap,
+        Self::PodDisruptionBudget,
+        Self::NetworkPolicy,
+        Self::ServiceAccount,
+        Self::RoleBinding,
+    ];
+
+    /// Group, version and plural for the client.
+    #[must_use]
+    pub fn api_resource(self) -> ApiResource {
+        fn of<K: Resource<DynamicType = ()>>() -> ApiResource {
+            ApiResource::erase::<K>(&())
+        }
+        match self {
+            Self::Deployment => of::<Deployment>(),
+            Self::Service => of::<Service>(),
+            Self::ConfigMap => of::<ConfigMap>(),
+            Self::PodDisruptionBudget => of::<PodDisruptionBudget>(),
+            Self::NetworkPolicy => of::<NetworkPolicy>(),
+            Self::ServiceAccount => of::<ServiceAccount>(),
+            Self::RoleBinding => of::<RoleBinding>(),
+        }
+    }
+
+    /// The kind's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "Deployment",
+            Self::Service => "Service",
+            Self::ConfigMap => "ConfigMap",
+            Self::PodDisruptionBudget => "PodDisruptionBudget",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::RoleBinding => "RoleBinding",
+        }
+    }
+
+    /// Place of the kind in [`Kind::ALL`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// A store key.
+    #[must_use]
+    pub fn object_ref(self, namespace: &str, name: &str) -> ObjectRef<DynamicObject> {
+        ObjectRef::new_with(name, self.api_resource()).within(namespace)
+    }
+}

@@ -1,0 +1,71 @@
+//! Every metric of the controllers, registered in one place.
+
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+/// The controllers' metrics.
+pub struct Metrics {
+    registry: Registry,
+    /// Reconciles by controller.
+    pub reconciles: IntCounterVec,
+    /// Failed reconciles by controller and error label.
+    pub errors: IntCounterVec,
+    /// Durations of reconciles by controller.
+    pub seconds: HistogramVec,
+    /// Writes by kind of object.
+    pub writes: IntCounterVec,
+    /// Gateways that were deleted because they stayed silent.
+    pub silent_gateways: IntCounter,
+    /// 1 while this replica reconciles.
+    pub leader: IntGauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    ///
+    /// Two metrics have one name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let by = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let seconds = HistogramVec::new(
+            HistogramOpts::new("atlas_reconcile_duration_seconds", "Durations of reconciles.")
+                .buckets(vec![0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0]),
+            &["controller"],
+        )?;
+        registry.register(Box::new(seconds.clone()))?;
+        let silent_gateways = IntCounter::new(
+            "atlas_silent_gateways_deleted_total",
+            "Gateway pods deleted because they stayed silent.",
+        )?;
+        registry.register(Box::new(silent_gateways.clone()))?;
+        let leader = IntGauge::new("atlas_leader", "1 while this replica reconciles.")?;
+        registry.register(Box::new(leader.clone()))?;
+        Ok(Self {
+            reconciles: by("atlas_reconciles_total", "Reconciles by controller.", &["controller"])?,
+            errors: by("atlas_reconcile_errors_total", "Failed reconciles.", &["controller", "error"])?,
+            writes: by("atlas_writes_total", "Writes to the API server by kind.", &["kind"])?,
+            seconds,
+            silent_gateways,
+            leader,
+            registry,
+        })
+    }
+
+    /// The text that `/metrics` answers.
+    ///
+    /// # Errors
+    ///
+    /// A metric cannot be written as text.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}

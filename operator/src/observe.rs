@@ -1,0 +1,199 @@
+//! What became of a model: its Deployments, pods and engines, and what its gateways say.
+//!
+//! Pure views of objects that the stores hold; what has to be asked over HTTP comes from `probe`.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use atlas_crds::{AtlasModel, names};
+use atlas_operator_core::{engine_contract::EngineExit, tiers::TierRollout};
+use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::Pod};
+use kube::{ResourceExt, api::DynamicObject};
+use serde::Deserialize;
+
+use crate::desired::TEMPLATE_ANNOTATION;
+
+/// Answer of an engine's `/internal/status`, as far as conditions need it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EngineStatus {
+    /// What it does.
+    pub phase: String,
+    /// Progress of the download.
+    pub download: Option<EngineDownload>,
+    /// What went wrong.
+    pub error: Option<String>,
+}
+
+/// Progress of an engine's download.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EngineDownload {
+    /// Bytes so far.
+    pub bytes: i64,
+    /// Bytes of the whole file.
+    pub total_bytes: Option<i64>,
+    /// Tries.
+    pub attempts: i32,
+}
+
+/// One engine pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodView {
+    /// Its name.
+    pub name: String,
+    /// The node it is bound to.
+    pub node: Option<String>,
+    /// Its address.
+    pub address: Option<String>,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// Whether it is being deleted.
+    pub terminating: bool,
+    /// Why the scheduler has no node for it.
+    pub unschedulable: Option<String>,
+    /// How its engine ended last, while it is not ready again.
+    pub failure: Option<Failure>,
+    /// Why its container does not start, for example `ImagePullBackOff: ...`.
+    pub waiting: Option<String>,
+    /// What its engine says, where it was asked.
+    pub engine: Option<EngineStatus>,
+}
+
+/// How an engine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What the exit code means.
+    pub exit: EngineExit,
+    /// The code.
+    pub code: i32,
+    /// The last line of its error, from the termination log.
+    pub message: String,
+}
+
+/// The pods of one tier.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TierPods {
+    /// The tier's name.
+    pub tier: String,
+    /// Its pods, by name.
+    pub pods: Vec<PodView>,
+}
+
+impl TierPods {
+    /// Whether a pod holds a card: bound to a node, not ended, not being deleted.
+    #[must_use]
+    pub fn holds_card(pod: &Pod) -> bool {
+        let ended = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref())
+            .is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
+        let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+        bound && !ended && pod.metadata.deletion_timestamp.is_none()
+    }
+
+    /// Number of ready pods.
+    #[must_use]
+    pub fn ready(&self) -> i32 {
+        let ready = self.pods.iter().filter(|pod| pod.ready && !pod.terminating).count();
+        i32::try_from(ready).unwrap_or(i32::MAX)
+    }
+
+    /// Pods that are not being deleted.
+    pub fn current(&self) -> impl Iterator<Item = &PodView> {
+        self.pods.iter().filter(|pod| !pod.terminating)
+    }
+}
+
+/// Groups a model's pods by tier, in the order of the specification.
+#[must_use]
+pub fn view_tiers(model: &AtlasModel, pods: &[Arc<Pod>]) -> Vec<TierPods> {
+    let mut by_tier: BTreeMap<&str, Vec<PodView>> = BTreeMap::new();
+    for pod in pods {
+        if let Some(tier) = pod.labels().get(names::LABEL_TIER) {
+            by_tier.entry(tier).or_default().push(view_pod(pod));
+        }
+    }
+    model
+        .spec
+        .tiers
+        .iter()
+        .map(|tier| {
+            let mut pods = by_tier.remove(tier.name.as_str()).unwrap_or_default();
+            pods.sort_by(|a, b| a.name.cmp(&b.name));
+            TierPods { tier: tier.name.clone(), pods }
+        })
+        .collect()
+}
+
+fn view_pod(pod: &Pod) -> PodView {
+    let status = pod.status.as_ref();
+    let condition = |type_: &str| {
+        status.and_then(|s| s.conditions.as_ref()).and_then(|list| list.iter().find(|c| c.type_ == type_))
+    };
+    let ready = condition("Ready").is_some_and(|c| c.status == "True");
+    let container = status.and_then(|s| s.container_statuses.as_ref()).and_then(|list| list.first());
+    let state = container.and_then(|c| c.state.as_ref());
+    let ended = state
+        .and_then(|s| s.terminated.as_ref())
+        .or_else(|| container.and_then(|c| c.last_state.as_ref()).and_then(|s| s.terminated.as_ref()));
+    let failure = ended.filter(|_| !ready).and_then(|ended| {
+        Some(Failure {
+            exit: EngineExit::from_code(ended.exit_code)?,
+            code: ended.exit_code,
+            message: ended.message.as_deref().unwrap_or_default().trim().chars().take(512).collect(),
+        })
+    });
+    PodView {
+        name: pod.name_any(),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        address: status.and_then(|s| s.pod_ip.clone()),
+        ready,
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        unschedulable: condition("PodScheduled")
+            .filter(|c| c.status == "False")
+            .map(|c| c.message.clone().unwrap_or_else(|| "no reason given".to_owned())),
+        failure,
+        waiting: state
+            .and_then(|s| s.waiting.as_ref())
+            .filter(|w| !matches!(w.reason.as_deref(), None | Some("ContainerCreating" | "PodInitializing" | "CrashLoopBackOff")))
+            .map(|w| {
+                format!("{}: {}", w.reason.as_deref().unwrap_or_default(), w.message.as_deref().unwrap_or_default())
+            }),
+        engine: None,
+    }
+}
+
+/// Whether a pod outlived its grace: its node's kubelet does not answer, and a Recreate rollout waits for it for ever.
+#[must_use]
+pub fn is_past_grace(pod: &Pod, now: Timestamp) -> bool {
+    pod.metadata.deletion_timestamp.as_ref().is_some_and(|at| at.0 < now)
+}
+
+/// How one tier's Deployment stands, given the hash of the template that is wanted.
+#[must_use]
+pub fn view_rollout(tier: &TierPods, live: Option<&DynamicObject>, wanted_hash: &str) -> TierRollout {
+    let Some(live) = live else {
+        return TierRollout { name: tier.tier.clone(), changed: false, rolling: false, ready: tier.ready() > 0 };
+    };
+    let status: DeploymentStatus =
+        live.data.get("status").and_then(|status| DeploymentStatus::deserialize(status).ok()).unwrap_or_default();
+    let replicas = live.data.pointer("/spec/replicas").and_then(serde_json::Value::as_i64).unwrap_or(1);
+    let updated = i64::from(status.updated_replicas.unwrap_or(0));
+    let total = i64::from(status.replicas.unwrap_or(0));
+    let ready = i64::from(status.ready_replicas.unwrap_or(0));
+    // While the new pods start, the tier still rolls; a tier that lost its card after a finished rollout does not.
+    let progressing = status.conditions.iter().flatten().any(|c| {
+        c.type_ == "Progressing" && c.status == "True" && c.reason.as_deref() != Some("NewReplicaSetAvailable")
+    });
+    TierRollout {
+        name: tier.tier.clone(),
+        changed: live.annotations().get(TEMPLATE_ANNOTATION).map(String::as_str) != Some(wanted_hash),
+        rolling: status.observed_generation < live.metadata.generation
+            || updated < replicas
+            || total > updated
+            || (progressing && ready < replicas),
+        ready: tier.ready() > 0,
+    }
+}

@@ -1,0 +1,144 @@
+//! Where each tier may run, how many cards it gets, and whether a change of it may roll now.
+//!
+//! After this stage nobody reads nodes. Which node a pod lands on is the scheduler's decision, not ours.
+
+use std::sync::Arc;
+
+use atlas_crds::{AtlasModel, GpuProfile, names, profile::Backend};
+use atlas_operator_core::{
+    inventory::{NodeView, describe_match, match_node},
+    tiers::{CardClaim, RolloutStep, TierRollout, allot_cards, plan_rollout},
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use crate::{observe::TierPods, validate::ValidatedModel};
+
+/// What a plan is made from besides the model.
+pub struct PlanInputs<'a> {
+    /// Every node.
+    pub nodes: &'a [Arc<NodeView>],
+    /// Every model, this one too.
+    pub models: &'a [Arc<AtlasModel>],
+    /// Every engine pod.
+    pub pods: &'a [Arc<Pod>],
+    /// This model's Deployments, in the order of its tiers.
+    pub rollouts: &'a [TierRollout],
+}
+
+/// What happens to each tier, in the order of the specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The tiers.
+    pub tiers: Vec<TierPlan>,
+}
+
+/// What happens to one tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TierPlan {
+    /// Pods that the specification wants.
+    pub wanted: i32,
+    /// Pods that get a card now.
+    pub replicas: i32,
+    /// Where it can run.
+    pub placement: Placement,
+    /// Whether its wanted pod template is applied.
+    pub step: RolloutStep,
+}
+
+/// Where a tier can run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// There are nodes, and cards enough.
+    Possible,
+    /// No node carries the card: the labels that were looked for.
+    NoMatchingNode(String),
+    /// Nodes carry the labels, but none offers a card: their names.
+    NoCardOffered(Vec<String>),
+    /// Other models hold the cards: `NAMESPACE/NAME` of each.
+    CardInUse(Vec<String>),
+}
+
+/// Plans every tier.
+#[must_use]
+pub fn plan(model: &ValidatedModel, inputs: &PlanInputs<'_>) -> Plan {
+    let steps = plan_rollout(model.strategy, inputs.rollouts);
+    let tiers = model
+        .tiers
+        .iter()
+        .zip(steps)
+        .enumerate()
+        .map(|(index, (tier, step))| {
+            let wanted = if model.suspended { 0 } else { tier.replicas };
+            let (replicas, placement) = place(model, index, &tier.profile, wanted, inputs);
+            TierPlan { wanted, replicas, placement, step }
+        })
+        .collect();
+    Plan { tiers }
+}
+
+fn place(
+    model: &ValidatedModel,
+    index: usize,
+    profile: &GpuProfile,
+    wanted: i32,
+    inputs: &PlanInputs<'_>,
+) -> (i32, Placement) {
+    let matched: Vec<_> =
+        inputs.nodes.iter().filter_map(|node| Some((node, match_node(profile, node)?))).collect();
+    if matched.is_empty() {
+        return (wanted, Placement::NoMatchingNode(describe_match(profile)));
+    }
+    if profile.spec.backend == Backend::Cpu {
+        return (wanted, Placement::Possible);
+    }
+    let capacity: i32 = matched.iter().map(|(_, m)| m.cards).sum();
+    if capacity == 0 {
+        return (wanted, Placement::NoCardOffered(matched.iter().map(|(node, _)| node.name.clone()).collect()));
+    }
+    let claims = claims_on(&profile.name_any(), inputs);
+    let given = allot_cards(capacity, &claims);
+    let mine = claims
+        .iter()
+        .position(|claim| claim.age.1 == model.namespace && claim.age.2 == model.name && claim.age.3 == index);
+    // A model that the store does not hold yet waits for the event that brings it.
+    let replicas = mine.map_or(0, |at| given[at]).min(wanted);
+    if replicas == wanted {
+        return (replicas, Placement::Possible);
+    }
+    let mut holders: Vec<String> = claims
+        .iter()
+        .zip(&given)
+        .filter(|(claim, given)| **given > 0 && (claim.age.1 != model.namespace || claim.age.2 != model.name))
+        .map(|(claim, _)| format!("{}/{}", claim.age.1, claim.age.2))
+        .collect();
+    holders.dedup();
+    (replicas, Placement::CardInUse(holders))
+}
+
+fn claims_on(profile: &str, inputs: &PlanInputs<'_>) -> Vec<CardClaim> {
+    let mut claims = Vec::new();
+    for model in inputs.models.iter().filter(|model| model.metadata.deletion_timestamp.is_none()) {
+        let (namespace, name) = (model.namespace().unwrap_or_default(), model.name_any());
+        let created = model.creation_timestamp().map_or(0, |time| time.0.as_second());
+        for (index, tier) in model.spec.tiers.iter().enumerate().filter(|(_, tier)| tier.gpu_profile == profile) {
+            let replicas = if index == 0 { model.spec.replicas } else { tier.replicas.unwrap_or(1) };
+            let holding = inputs
+                .pods
+                .iter()
+                .filter(|pod| {
+                    pod.metadata.namespace.as_deref() == Some(&namespace)
+                        && pod.labels().get(names::LABEL_MODEL) == Some(&name)
+                        && pod.labels().get(names::LABEL_TIER) == Some(&tier.name)
+                        && TierPods::holds_card(pod)
+                })
+                .count();
+            claims.push(CardClaim {
+                age: (created, namespace.clone(), name.clone(), index),
+                wanted: if model.spec.suspend { 0 } else { replicas },
+                holding: i32::try_from(holding).unwrap_or(i32::MAX),
+            });
+        }
+    }
+    claims
+}

@@ -1,0 +1,346 @@
+//! One pass over one AtlasModel: gather, validate, plan, desired, apply, observe, status.
+//!
+//! It reads the stores, never the API server, and writes only what differs.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use atlas_crds::{AtlasModel, GpuProfile, names, status::AtlasModelStatus};
+use atlas_operator_core::{
+    inventory::NodeView,
+    tiers::{RolloutStep, TierRollout},
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    runtime::controller::Action,
+};
+use serde_json::json;
+
+use crate::{
+    apply::{Applied, Applier, Ownership},
+    desired::{Desired, Settings, Template, build_objects, build_pod_template, template_hash},
+    error::{ReconcileError, Retry, backoff},
+    events::{Events, build_events},
+    kinds::Kind,
+    metrics::Metrics,
+    observe::{TierPods, is_past_grace, view_rollout, view_tiers},
+    plan::{Plan, PlanInputs, plan},
+    probe::{EngineStatus, GatewayViews, fetch_status},
+    status::{Move, MoveKind, Observed, Verdict, compute_status},
+    stores::Stores,
+    validate::{ValidatedModel, validate},
+};
+
+const CONTROLLER: &str = "atlasmodel";
+/// Longest wait for an engine that is not ready to say how far it is.
+const ENGINE_PATIENCE: Duration = Duration::from_millis(300);
+/// While something starts, its progress is asked for this often.
+const WHILE_STARTING: Duration = Duration::from_secs(1);
+/// Names that somebody else holds are not watched.
+const WHILE_TAKEN: Duration = Duration::from_secs(15);
+/// Safety net; every change has a watch.
+const RESYNC: Duration = Duration::from_secs(600);
+
+/// What reconciles share.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// Reflected copies.
+    pub stores: Arc<Stores>,
+    /// Writer of objects.
+    pub applier: Applier,
+    /// What the gateways say.
+    pub gateways: Arc<GatewayViews>,
+    /// Settings that show in objects.
+    pub settings: Settings,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Writer of Events.
+    pub events: Events,
+    /// Per model uid, what the stores may not show yet.
+    pub memory: Mutex<HashMap<String, Memory>>,
+    /// Moves before this are an earlier process's news.
+    pub started: Timestamp,
+}
+
+/// What a model's last reconcile left behind.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// The status as it was written.
+    status: Option<AtlasModelStatus>,
+    /// Time of the last failback that was told.
+    last_failback: Option<Timestamp>,
+    /// Failures in a row.
+    failures: u32,
+}
+
+/// Everything that a pass reads.
+struct Inputs {
+    profiles: Vec<Arc<GpuProfile>>,
+    nodes: Vec<Arc<NodeView>>,
+    models: Vec<Arc<AtlasModel>>,
+    engine_pods: Vec<Arc<Pod>>,
+    own_pods: Vec<Arc<Pod>>,
+}
+
+fn gather(object: &AtlasModel, stores: &Stores) -> Inputs {
+    let engine_pods = stores.pods.state_filter(|pod| pod.labels().contains_key(names::LABEL_MODEL));
+    let own_pods = engine_pods
+        .iter()
+        .filter(|pod| {
+            pod.metadata.namespace == object.metadata.namespace
+                && pod.labels().get(names::LABEL_MODEL) == object.metadata.name.as_ref()
+        })
+        .cloned()
+        .collect();
+    Inputs {
+        profiles: stores.profiles.state(),
+        nodes: stores.nodes(),
+        models: stores.models.state(),
+        engine_pods,
+        own_pods,
+    }
+}
+
+/// Reconciles one model.
+///
+/// # Errors
+///
+/// A write failed; what else could be written was.
+#[tracing::instrument(skip_all, fields(namespace = object.namespace(), model = object.name_any()))]
+pub async fn reconcile(object: Arc<AtlasModel>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let timer = context.metrics.seconds.with_label_values(&[CONTROLLER]).start_timer();
+    context.metrics.reconciles.with_label_values(&[CONTROLLER]).inc();
+    let result = pass(&object, &context).await;
+    timer.observe_duration();
+    if result.is_ok() {
+        context.remember(&object, |memory| memory.failures = 0);
+    }
+    result
+}
+
+async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, ReconcileError> {
+    let missing = |field| ReconcileError::NotStored { name: object.name_any(), field };
+    let namespace = object.namespace().ok_or_else(|| missing("namespace"))?;
+    let uid = object.uid().ok_or_else(|| missing("uid"))?;
+    // Garbage collection does what is left to do.
+    if object.metadata.deletion_timestamp.is_some() {
+        context.memory.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+        return Ok(Action::await_change());
+    }
+    let inputs = gather(object, &context.stores);
+    let mut tiers = view_tiers(object, &inputs.own_pods);
+    let validated = validate(object, &inputs.profiles);
+    let outcome = match &validated {
+        Ok(model) => Some(act(model, &inputs, &tiers, context).await?),
+        Err(_) => None,
+    };
+    delete_lost_pods(&namespace, &inputs, context).await?;
+    ask_engines(&mut tiers).await;
+
+    let verdict = match (&validated, &outcome) {
+        (Ok(model), Some((plan, applied))) => Verdict::Planned { model, plan, taken: &applied.taken },
+        (Err(refusals), _) => Verdict::Refused(refusals),
+        (Ok(_), None) => Verdict::Refused(&[]),
+    };
+    let previous = context.memory_of(&uid).status.or_else(|| object.status.clone()).unwrap_or_default();
+    let observed = Observed {
+        object,
+        previous: &previous,
+        verdict,
+        tiers: &tiers,
+        gateways: &context.gateways.of_model(&namespace, &object.name_any()),
+        host: format!("{}.{namespace}.svc", object.name_any()),
+        now: Timestamp::now(),
+    };
+    let (status, moves) = compute_status(&observed);
+    write_status(object, &previous, status, context, &namespace).await.map_err(ReconcileError::Status).map(|status| {
+        if let Some(status) = status {
+            let moves = context.news(&uid, moves);
+            context.events.publish_all(object, build_events(&previous, &status, &moves));
+        } else {
+            let moves = context.news(&uid, moves);
+            context.events.publish_all(object, build_events(&previous, &previous, &moves));
+        }
+    })?;
+
+    let taken = outcome.as_ref().is_some_and(|(_, applied)| !applied.taken.is_empty());
+    let starting = tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
+    let draining = inputs.own_pods.iter().any(|pod| pod.metadata.deletion_timestamp.is_some());
+    Ok(Action::requeue(if starting || draining {
+        WHILE_STARTING
+    } else if taken {
+        WHILE_TAKEN
+    } else {
+        RESYNC
+    }))
+}
+
+/// Plans and applies an accepted model.
+async fn act(
+    model: &ValidatedModel,
+    inputs: &Inputs,
+    tiers: &[TierPods],
+    context: &Context,
+) -> Result<(Plan, Applied), ReconcileError> {
+    let stores = &context.stores;
+    let live: Vec<_> = model
+        .tiers
+        .iter()
+        .map(|tier| {
+            let name = names::tier_object_name(&model.name, &tier.name);
+            stores.child(Kind::Deployment, &model.namespace, &name)
+        })
+        .collect();
+    let mut templates = Vec::with_capacity(model.tiers.len());
+    for tier in &model.tiers {
+        let body = build_pod_template(model, tier, &context.settings).map_err(ReconcileError::Render)?;
+        let hash = template_hash(&body);
+        templates.push(Template { body, hash });
+    }
+    let rollouts: Vec<TierRollout> = tiers
+        .iter()
+        .zip(&live)
+        .zip(&templates)
+        .map(|((tier, live), template)| view_rollout(tier, live.as_deref(), &template.hash))
+        .collect();
+    let plan = plan(
+        model,
+        &PlanInputs { nodes: &inputs.nodes, models: &inputs.models, pods: &inputs.engine_pods, rollouts: &rollouts },
+    );
+    // A tier that waits keeps its live template, so that everything else of it can still change.
+    for ((planned, live), template) in plan.tiers.iter().zip(&live).zip(&mut templates) {
+        if let (RolloutStep::Hold(_), Some(live)) = (&planned.step, live) {
+            template.body = live.data.pointer("/spec/template").cloned().unwrap_or_default();
+            template.hash =
+                live.annotations().get(crate::desired::TEMPLATE_ANNOTATION).cloned().unwrap_or_default();
+        }
+    }
+    let desired: Vec<Desired> =
+        build_objects(model, &plan, templates, &context.settings).map_err(ReconcileError::Render)?;
+    let applied = context
+        .applier
+        .apply_objects(&desired, Ownership::ControlledBy(&model.uid))
+        .await
+        .map_err(ReconcileError::Apply)?;
+    context
+        .applier
+        .delete_leftovers(&model.namespace, &model.name, &model.uid, &desired)
+        .await
+        .map_err(ReconcileError::Apply)?;
+    Ok((plan, applied))
+}
+
+/// Deletes pods that outlived their grace on a node that is lost: nobody else does, and a Recreate rollout waits.
+async fn delete_lost_pods(namespace: &str, inputs: &Inputs, context: &Context) -> Result<(), ReconcileError> {
+    let now = Timestamp::now();
+    for pod in inputs.own_pods.iter().filter(|pod| is_past_grace(pod, now)) {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        let alive = inputs.nodes.iter().any(|view| Some(view.name.as_str()) == node && view.ready);
+        if alive {
+            continue;
+        }
+        let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match api.delete(&pod.name_any(), &params).await {
+            Ok(_) => tracing::info!(pod = pod.name_any(), node, "deleted a pod past its grace on a lost node"),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(source) => return Err(ReconcileError::DeletePod { pod: pod.name_any(), source }),
+        }
+    }
+    Ok(())
+}
+
+/// Asks engines that are not ready how far they are; no answer is no news.
+async fn ask_engines(tiers: &mut [TierPods]) {
+    let asked = tiers
+        .iter_mut()
+        .flat_map(|tier| tier.pods.iter_mut())
+        .filter(|pod| !pod.ready && !pod.terminating && pod.address.is_some())
+        .map(|pod| async move {
+            let address = pod.address.clone().unwrap_or_default();
+            pod.engine = fetch_status::<EngineStatus>(&address, names::ENGINE_INTERNAL_PORT, ENGINE_PATIENCE).await.ok();
+        });
+    futures::future::join_all(asked).await;
+}
+
+/// Writes the status where it differs; returns it then.
+async fn write_status(
+    object: &AtlasModel,
+    previous: &AtlasModelStatus,
+    status: AtlasModelStatus,
+    context: &Context,
+    namespace: &str,
+) -> Result<Option<AtlasModelStatus>, kube::Error> {
+    if object.status.as_ref() == Some(&status) || (context.memory_of_object(object).status.is_some() && previous == &status) {
+        return Ok(None);
+    }
+    let api: Api<AtlasModel> = Api::namespaced(context.client.clone(), namespace);
+    let body = json!({
+        "apiVersion": format!("{}/{}", names::GROUP, names::VERSION),
+        "kind": "AtlasModel",
+        "metadata": {"name": object.name_any(), "uid": object.metadata.uid},
+        "status": status,
+    });
+    context.metrics.writes.with_label_values(&["AtlasModel"]).inc();
+    api.patch_status(&object.name_any(), &PatchParams::apply(names::FIELD_MANAGER).force(), &Patch::Apply(body)).await?;
+    context.remember(object, |memory| memory.status = Some(status.clone()));
+    Ok(Some(status))
+}
+
+impl Context {
+    fn memory_of(&self, uid: &str) -> Memory {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned().unwrap_or_default()
+    }
+
+    fn memory_of_object(&self, object: &AtlasModel) -> Memory {
+        self.memory_of(object.metadata.uid.as_deref().unwrap_or_default())
+    }
+
+    fn remember(&self, object: &AtlasModel, change: impl FnOnce(&mut Memory)) {
+        let Some(uid) = object.uid() else { return };
+        change(self.memory.lock().unwrap_or_else(PoisonError::into_inner).entry(uid).or_default());
+    }
+
+    /// Moves that were not told yet.
+    fn news(&self, uid: &str, mut moves: Vec<Move>) -> Vec<Move> {
+        let mut all = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = all.entry(uid.to_owned()).or_default();
+        let told = memory.last_failback.unwrap_or(self.started);
+        moves.retain(|m| m.kind == MoveKind::FailedOver || m.at > told);
+        if let Some(last) = moves.iter().filter(|m| m.kind == MoveKind::FailedBack).map(|m| m.at).max() {
+            memory.last_failback = Some(last);
+        }
+        moves
+    }
+}
+
+/// When a failed reconcile is tried again.
+pub fn on_error(object: Arc<AtlasModel>, error: &ReconcileError, context: Arc<Context>) -> Action {
+    context.metrics.errors.with_label_values(&[CONTROLLER, error.label()]).inc();
+    match error.retry() {
+        Retry::Never => {
+            tracing::error!(model = object.name_any(), error = error as &dyn std::error::Error, "reconcile failed for good");
+            Action::await_change()
+        }
+        Retry::Backoff => {
+            let mut tries = 1;
+            context.remember(&object, |memory| {
+                memory.failures = memory.failures.saturating_add(1);
+                tries = memory.failures;
+            });
+            tracing::warn!(model = object.name_any(), tries, error = error as &dyn std::error::Error, "reconcile failed");
+            Action::requeue(backoff(tries))
+        }
+    }
+}

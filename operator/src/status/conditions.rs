@@ -1,0 +1,364 @@
+//! Every condition of a model, recomputed each time from this one place.
+
+use atlas_crds::ModelCondition;
+use atlas_operator_core::tiers::RolloutStep;
+
+use super::{Observed, Verdict};
+use crate::{
+    observe::{Failure, PodView, TierPods},
+    plan::{Placement, Plan},
+    validate::ValidatedModel,
+};
+
+/// Status of a condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// Nobody can tell yet.
+    Unknown,
+}
+
+impl State {
+    /// The word in `status.conditions[].status`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+/// A condition without its time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// Status.
+    pub state: State,
+    /// Reason.
+    pub reason: &'static str,
+    /// Message for people: cause and remedy.
+    pub message: String,
+}
+
+fn draft(state: State, reason: &'static str, message: impl Into<String>) -> Draft {
+    Draft { state, reason, message: message.into() }
+}
+
+/// Computes every condition, in the order of [`ModelCondition::ALL`].
+#[must_use]
+pub fn compute_conditions(observed: &Observed<'_>, active: Option<usize>) -> Vec<(ModelCondition, Draft)> {
+    ModelCondition::ALL
+        .iter()
+        .map(|type_| {
+            let draft = match type_ {
+                ModelCondition::Accepted => accepted(observed),
+                ModelCondition::VramFits => vram_fits(observed),
+                ModelCondition::Scheduled => scheduled(observed),
+                ModelCondition::ModelCached => model_cached(observed),
+                ModelCondition::Available | ModelCondition::Ready => serves(observed, active),
+                ModelCondition::Degraded => degraded(observed, active),
+                ModelCondition::Progressing => progressing(observed),
+            };
+            (*type_, draft)
+        })
+        .collect()
+}
+
+fn accepted(observed: &Observed<'_>) -> Draft {
+    match &observed.verdict {
+        Verdict::Refused(refusals) => {
+            let reason = refusals.first().map_or("Invalid", |refusal| refusal.reason());
+            let all: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+            draft(State::False, reason, all.join("; "))
+        }
+        Verdict::Planned { taken, .. } if !taken.is_empty() => draft(
+            State::False,
+            "NameTaken",
+            format!(
+                "{} exists and does not belong to this AtlasModel: delete or rename it, or give the AtlasModel another name",
+                taken.join(", ")
+            ),
+        ),
+        Verdict::Planned { .. } => draft(State::True, "Valid", "every field is acted on"),
+    }
+}
+
+/// The plan, or the draft of a condition that cannot be told without one.
+fn planned<'a>(observed: &'a Observed<'_>) -> Result<(&'a ValidatedModel, &'a Plan), Draft> {
+    match &observed.verdict {
+        Verdict::Planned { model, plan, .. } => Ok((model, plan)),
+        Verdict::Refused(_) => {
+            Err(draft(State::Unknown, "NotAccepted", "the specification is not accepted: see condition Accepted"))
+        }
+    }
+}
+
+/// Failures of engines that belong to one condition, the first tier's first.
+fn failure<'a>(observed: &'a Observed<'_>, condition: ModelCondition) -> Option<(&'a TierPods, &'a PodView, &'a Failure)> {
+    observed.tiers.iter().find_map(|tier| {
+        tier.current().find_map(|pod| {
+            let failure = pod.failure.as_ref().filter(|failure| failure.exit.condition() == condition)?;
+            Some((tier, pod, failure))
+        })
+    })
+}
+
+fn failure_draft((tier, pod, failure): (&TierPods, &PodView, &Failure)) -> Draft {
+    let said = if failure.message.is_empty() { "the engine left no message" } else { failure.message.as_str() };
+    draft(
+        State::False,
+        failure.exit.reason(),
+        format!("tier {}: {said} (pod {}, exit code {}): {}", tier.tier, pod.name, failure.code, failure.exit.remedy()),
+    )
+}
+
+fn vram_fits(observed: &Observed<'_>) -> Draft {
+    if let Err(unknown) = planned(observed) {
+        return unknown;
+    }
+    if let Some(found) = failure(observed, ModelCondition::VramFits) {
+        return failure_draft(found);
+    }
+    let unchecked: Vec<&str> =
+        observed.tiers.iter().filter(|tier| tier.ready() == 0).map(|tier| tier.tier.as_str()).collect();
+    if unchecked.is_empty() {
+        return draft(State::True, "EngineChecked", "the engine of every tier loaded its model");
+    }
+    draft(
+        State::Unknown,
+        "HeaderUnread",
+        format!("the engine checks when it loads the model; not loaded yet: {}", unchecked.join(", ")),
+    )
+}
+
+fn scheduled(observed: &Observed<'_>) -> Draft {
+    let (model, plan) = match planned(observed) {
+        Ok(found) => found,
+        Err(unknown) => return unknown,
+    };
+    if let Some(found) = failure(observed, ModelCondition::Scheduled) {
+        return failure_draft(found);
+    }
+    if model.suspended {
+        return draft(State::True, "Suspended", "spec.suspend is true: no pod is wanted");
+    }
+    for (index, tier) in observed.tiers.iter().enumerate() {
+        if let Some(problem) = placement_problem(model, plan, index, tier) {
+            return problem;
+        }
+    }
+    let waiting: Vec<String> = observed
+        .tiers
+        .iter()
+        .zip(&plan.tiers)
+        .filter_map(|(tier, planned)| {
+            let bound = tier.current().filter(|pod| pod.node.is_some()).count();
+            (i32::try_from(bound).unwrap_or(i32::MAX) < planned.replicas)
+                .then(|| format!("{} ({bound} of {})", tier.tier, planned.replicas))
+        })
+        .collect();
+    if waiting.is_empty() {
+        draft(State::True, "AllScheduled", "every wanted pod has a node")
+    } else {
+        draft(State::Unknown, "Scheduling", format!("pods wait for the scheduler: {}", waiting.join(", ")))
+    }
+}
+
+fn placement_problem(model: &ValidatedModel, plan: &Plan, index: usize, tier: &TierPods) -> Option<Draft> {
+    let (validated, planned) = (model.tiers.get(index)?, plan.tiers.get(index)?);
+    let profile = validated.profile.metadata.name.as_deref().unwrap_or_default();
+    if planned.wanted == 0 {
+        return None;
+    }
+    let name = &tier.tier;
+    match &planned.placement {
+        Placement::CardInUse(holders) => {
+            let who = if holders.is_empty() { "this model's other tiers".to_owned() } else { holders.join(", ") };
+            return Some(draft(
+                State::False,
+                "CardInUse",
+                format!(
+                    "tier {name}: {} of {} wanted cards of GpuProfile {profile}; {who} holds the rest and keeps it: the tier starts when a card is free",
+                    planned.replicas, planned.wanted
+                ),
+            ));
+        }
+        Placement::NoMatchingNode(labels) => {
+            return Some(draft(
+                State::False,
+                "NoMatchingNode",
+                format!(
+                    "tier {name}: no node matches GpuProfile {profile}; looked for {labels}: add such a node, let the AMD node labeller set these labels, or correct match of the profile"
+                ),
+            ));
+        }
+        Placement::NoCardOffered(nodes) if tier.ready() == 0 => {
+            return Some(draft(
+                State::False,
+                "NoCardOffered",
+                format!(
+                    "tier {name}: {} has the labels of GpuProfile {profile} but offers no {}: restart the AMD device plugin's pod there",
+                    nodes.join(", "),
+                    validated.profile.spec.resource_name
+                ),
+            ));
+        }
+        Placement::NoCardOffered(_) | Placement::Possible => {}
+    }
+    let unschedulable = tier.current().find_map(|pod| Some((pod, pod.unschedulable.as_ref()?)))?;
+    Some(draft(
+        State::False,
+        "Unschedulable",
+        format!("tier {name}: pod {}: {}", unschedulable.0.name, unschedulable.1),
+    ))
+}
+
+fn model_cached(observed: &Observed<'_>) -> Draft {
+    if let Err(unknown) = planned(observed) {
+        return unknown;
+    }
+    if let Some(found) = failure(observed, ModelCondition::ModelCached) {
+        return failure_draft(found);
+    }
+    let fetching = observed.tiers.iter().find_map(|tier| {
+        let engine = tier.current().find_map(|pod| pod.engine.as_ref().filter(|engine| engine.phase == "Fetching"))?;
+        Some((tier, engine))
+    });
+    if let Some((tier, engine)) = fetching {
+        let download = engine.download.clone().unwrap_or_default();
+        let total = download.total_bytes.map_or_else(|| "an unknown number of".to_owned(), |total| total.to_string());
+        return draft(
+            State::False,
+            "Downloading",
+            format!("tier {}: {} of {total} bytes, try {}", tier.tier, download.bytes, download.attempts),
+        );
+    }
+    let cached = |tier: &TierPods| {
+        tier.ready() > 0
+            || tier.current().any(|pod| {
+                pod.engine.as_ref().is_some_and(|e| matches!(e.phase.as_str(), "Loading" | "WarmingUp" | "Serving"))
+            })
+    };
+    let missing: Vec<&str> =
+        observed.tiers.iter().filter(|tier| !cached(tier)).map(|tier| tier.tier.as_str()).collect();
+    if missing.is_empty() {
+        draft(State::True, "Cached", "the weights of every tier are on their nodes")
+    } else {
+        draft(State::Unknown, "NotStarted", format!("no engine looked for its weights yet: {}", missing.join(", ")))
+    }
+}
+
+fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
+    match active.and_then(|index| observed.tiers.get(index)) {
+        Some(tier) => {
+            let node = tier.current().find(|pod| pod.ready).and_then(|pod| pod.node.as_deref()).unwrap_or("-");
+            draft(State::True, "Serving", format!("tier {} serves on node {node}", tier.tier))
+        }
+        None if matches!(&observed.verdict, Verdict::Planned { model, .. } if model.suspended) => {
+            draft(State::False, "Suspended", "spec.suspend is true: set it to false to serve")
+        }
+        None => {
+            let why: Vec<String> = (0..observed.tiers.len())
+                .filter_map(|index| Some(format!("{}: {}", observed.tiers[index].tier, tier_message(observed, index)?)))
+                .collect();
+            draft(State::False, "NoTierServes", if why.is_empty() { "no tier serves".to_owned() } else { why.join("; ") })
+        }
+    }
+}
+
+fn degraded(observed: &Observed<'_>, active: Option<usize>) -> Draft {
+    match active {
+        Some(0) => draft(State::False, "FirstTierServes", "the first tier serves"),
+        None => draft(State::False, "NothingServes", "no tier serves: see condition Ready"),
+        Some(index) => {
+            let first = observed.tiers.first().map_or("", |tier| tier.tier.as_str());
+            let pinned = match &observed.verdict {
+                Verdict::Planned { model, .. } => model.pinned.is_some(),
+                Verdict::Refused(_) => false,
+            };
+            let why = if pinned {
+                "failover.mode is Pinned".to_owned()
+            } else {
+                tier_message(observed, 0).unwrap_or_else(|| "waits to have been healthy for failover.failbackAfter".to_owned())
+            };
+            draft(
+                State::True,
+                "FallbackServing",
+                format!("tier {} serves instead of {first}: {why}", observed.tiers[index].tier),
+            )
+        }
+    }
+}
+
+fn progressing(observed: &Observed<'_>) -> Draft {
+    let (model, plan) = match planned(observed) {
+        Ok(found) => found,
+        Err(unknown) => return unknown,
+    };
+    if let Some(found) = failure(observed, ModelCondition::Progressing) {
+        return failure_draft(found);
+    }
+    if let Some((tier, reason)) =
+        observed.tiers.iter().find_map(|tier| Some((tier, tier.current().find_map(|pod| pod.waiting.as_ref())?)))
+    {
+        return draft(State::False, "ContainerNotStarted", format!("tier {}: {reason}", tier.tier));
+    }
+    let held: Vec<String> = model
+        .tiers
+        .iter()
+        .zip(&plan.tiers)
+        .filter_map(|(tier, planned)| match &planned.step {
+            RolloutStep::Hold(wait) => Some(format!("tier {} has changed and {wait}", tier.name)),
+            RolloutStep::Apply => None,
+        })
+        .collect();
+    if !held.is_empty() {
+        return draft(State::True, "RollingOut", held.join("; "));
+    }
+    let starting: Vec<String> = observed
+        .tiers
+        .iter()
+        .zip(&plan.tiers)
+        .filter(|(tier, planned)| tier.ready() < planned.replicas)
+        .map(|(tier, planned)| {
+            let phase = tier.current().find_map(|pod| pod.engine.as_ref()).map_or("", |engine| engine.phase.as_str());
+            let phase = if phase.is_empty() { String::new() } else { format!(", {phase}") };
+            format!("tier {} ({} of {} ready{phase})", tier.tier, tier.ready(), planned.replicas)
+        })
+        .collect();
+    if !starting.is_empty() {
+        return draft(State::True, "Starting", starting.join("; "));
+    }
+    draft(State::False, "Settled", "every tier is as the specification wants it")
+}
+
+/// What keeps a tier from serving; `None` while it is ready.
+pub fn tier_message(observed: &Observed<'_>, index: usize) -> Option<String> {
+    let tier = observed.tiers.get(index)?;
+    if tier.ready() > 0 {
+        return None;
+    }
+    let (model, plan) = planned(observed).ok()?;
+    if model.suspended {
+        return Some("suspended".to_owned());
+    }
+    if let Some((pod, failure)) = tier.current().find_map(|pod| Some((pod, pod.failure.as_ref()?))) {
+        return Some(failure_draft((tier, pod, failure)).message);
+    }
+    if let Some(problem) = placement_problem(model, plan, index, tier) {
+        return Some(problem.message);
+    }
+    if let Some(waiting) = tier.current().find_map(|pod| pod.waiting.clone()) {
+        return Some(waiting);
+    }
+    let phase = tier.current().find_map(|pod| pod.engine.as_ref()).map(|engine| engine.phase.clone());
+    Some(match phase {
+        Some(phase) => format!("its engine is {phase}"),
+        None if tier.current().next().is_none() => "it has no pod yet".to_owned(),
+        None => "its pod is not ready".to_owned(),
+    })
+}

@@ -1,0 +1,145 @@
+//! What several gateways measured, as one history.
+//!
+//! It remembers nothing itself: the time of the last counted failover is in the status, so a restarted controller
+//! counts nothing twice.
+
+use atlas_crds::status::FailoverStatus;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::probe::GatewayModel;
+
+/// Gateways that move for one cause do so within this time of each other.
+const SAME_MOVE: SignedDuration = SignedDuration::from_secs(3);
+
+/// Direction of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MoveKind {
+    /// To a later tier.
+    FailedOver,
+    /// To a better tier.
+    FailedBack,
+}
+
+/// A move between tiers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// Its direction.
+    pub kind: MoveKind,
+    /// Where requests went before.
+    pub from: String,
+    /// Where they go since.
+    pub to: String,
+    /// Why.
+    pub cause: String,
+    /// From the first sign of trouble.
+    pub millis: i64,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Merges what the gateways say into the failovers so far; returns the moves, oldest first, each once. Of these,
+/// failovers are new; a failback is returned as long as a gateway remembers it.
+#[must_use]
+pub fn fold_switches(
+    previous: Option<&FailoverStatus>,
+    gateways: &[GatewayModel],
+    order: &[&str],
+) -> (Option<FailoverStatus>, Vec<Move>) {
+    let mut moves: Vec<Move> = gateways.iter().flat_map(|gateway| moves_of(gateway, order)).collect();
+    moves.sort_by_key(|a| a.at);
+    let mut merged: Vec<Move> = Vec::new();
+    for next in moves {
+        let same = merged.iter_mut().rev().find(|seen| {
+            seen.from == next.from && seen.to == next.to && next.at.duration_since(seen.at) <= SAME_MOVE
+        });
+        match same {
+            // The slowest gateway is what a client may have met.
+            Some(seen) => seen.millis = seen.millis.max(next.millis),
+            None => merged.push(next),
+        }
+    }
+    let mut status = previous.cloned();
+    let counted = status.as_ref().and_then(|s| s.last_time.as_ref()).map(|time| time.0);
+    merged.retain(|m| {
+        m.kind == MoveKind::FailedBack || counted.is_none_or(|last| m.at.duration_since(last) > SAME_MOVE)
+    });
+    for m in merged.iter().filter(|m| m.kind == MoveKind::FailedOver) {
+        let status = status.get_or_insert_with(FailoverStatus::default);
+        status.count += 1;
+        status.last_time = Some(Time(super::whole_seconds(m.at)));
+        status.last_reason = Some(m.cause.clone());
+        status.last_millis = Some(m.millis);
+    }
+    (status, merged)
+}
+
+/// A gateway's moves between tiers; what went over "nothing serves" counts from the tier before.
+fn moves_of(gateway: &GatewayModel, order: &[&str]) -> Vec<Move> {
+    let index = |name: &str| order.iter().position(|tier| *tier == name);
+    let mut switches: Vec<_> = gateway.switches.iter().collect();
+    switches.sort_by_key(|switch| switch.seq);
+    let mut last: Option<&str> = None;
+    let mut moves = Vec::new();
+    for switch in switches {
+        let from = switch.from.as_deref().or(last);
+        last = switch.to.as_deref().or(from);
+        let (Some(from), Some(to)) = (from, switch.to.as_deref()) else { continue };
+        let (Some(a), Some(b)) = (index(from), index(to)) else { continue };
+        let kind = match b.cmp(&a) {
+            std::cmp::Ordering::Greater => MoveKind::FailedOver,
+            std::cmp::Ordering::Less => MoveKind::FailedBack,
+            std::cmp::Ordering::Equal => continue,
+        };
+        moves.push(Move {
+            kind,
+            from: from.to_owned(),
+            to: to.to_owned(),
+            cause: switch.cause.clone().unwrap_or_else(|| "Unknown".to_owned()),
+            millis: switch.millis,
+            at: switch.at,
+        });
+    }
+    moves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Switch;
+
+    fn gateway(switches: &[(Option<&str>, Option<&str>, i64, i64)]) -> GatewayModel {
+        GatewayModel {
+            model: "code".into(),
+            active_tier: None,
+            switches: switches
+                .iter()
+                .enumerate()
+                .map(|(i, (from, to, second, millis))| Switch {
+                    seq: i as u64 + 1,
+                    from: from.map(str::to_owned),
+                    to: to.map(str::to_owned),
+                    cause: Some("ConnectionRefused".into()),
+                    millis: *millis,
+                    at: Timestamp::from_second(*second).unwrap(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn one_failover_seen_by_two_gateways_counts_once_and_never_again() {
+        let (p, f) = (Some("p"), Some("f"));
+        let gateways = [gateway(&[(p, f, 100, 12), (f, p, 200, 0)]), gateway(&[(p, f, 101, 40)])];
+        let (status, moves) = fold_switches(None, &gateways, &["p", "f"]);
+        let status = status.unwrap();
+        assert_eq!((status.count, status.last_millis), (1, Some(40)));
+        assert_eq!(moves.iter().map(|m| m.kind).collect::<Vec<_>>(), [MoveKind::FailedOver, MoveKind::FailedBack]);
+        let (again, moves) = fold_switches(Some(&status), &gateways, &["p", "f"]);
+        assert_eq!(again.as_ref(), Some(&status));
+        assert!(moves.iter().all(|m| m.kind == MoveKind::FailedBack));
+        let later = [gateway(&[(p, None, 300, 0), (None, f, 301, 900)])];
+        assert_eq!(fold_switches(Some(&status), &later, &["p", "f"]).0.unwrap().count, 2);
+        assert_eq!(fold_switches(None, &[gateway(&[(None, p, 1, 0)])], &["p", "f"]).0, None);
+    }
+}

@@ -1,0 +1,385 @@
+//! Reflected copies of everything that a reconcile reads, and which reconciles a change triggers.
+//!
+//! Every replica keeps them warm, leader or not; reconciles read them instead of asking the API server.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Debug,
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+};
+
+use atlas_crds::{AtlasModel, GpuProfile, names};
+use atlas_operator_core::inventory::{NodeView, match_node};
+use futures::{StreamExt, channel::mpsc::UnboundedSender, pin_mut};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::DynamicObject,
+    runtime::{
+        WatchStreamExt,
+        reflector::{ObjectRef, Store, store::Writer},
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::kinds::Kind;
+
+/// Where triggers go while this replica leads.
+pub struct Queues {
+    /// Models to reconcile.
+    pub models: UnboundedSender<ObjectRef<AtlasModel>>,
+    /// Profiles to reconcile.
+    pub profiles: UnboundedSender<ObjectRef<GpuProfile>>,
+    /// Namespaces whose gateway to reconcile.
+    pub namespaces: UnboundedSender<String>,
+}
+
+/// Reflected copies of the cluster's objects.
+pub struct Stores {
+    /// Every AtlasModel.
+    pub models: Store<AtlasModel>,
+    /// Every GpuProfile.
+    pub profiles: Store<GpuProfile>,
+    /// Pods that the operator's Deployments made.
+    pub pods: Store<Pod>,
+    children: Vec<Store<DynamicObject>>,
+    nodes: RwLock<BTreeMap<String, Arc<NodeView>>>,
+    nodes_ready: tokio::sync::watch::Sender<bool>,
+    queues: OnceLock<Queues>,
+}
+
+impl Stores {
+    /// Starts every watch; each ends when the token is cancelled.
+    #[must_use]
+    pub fn start(client: &Client, tasks: &TaskTracker, stop: &CancellationToken) -> Arc<Self> {
+        let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::FIELD_MANAGER));
+        let (models, models_writer) = kube::runtime::reflector::store();
+        let (profiles, profiles_writer) = kube::runtime::reflector::store();
+        let (pods, pods_writer) = kube::runtime::reflector::store();
+        let (children, writers): (Vec<_>, Vec<_>) = Kind::ALL
+            .into_iter()
+            .map(|kind| {
+                let writer = Writer::new(kind.api_resource());
+                (writer.as_reader(), (kind, writer))
+            })
+            .unzip();
+        let stores = Arc::new(Self {
+            models,
+            profiles,
+            pods,
+            children,
+            nodes: RwLock::new(BTreeMap::new()),
+            nodes_ready: tokio::sync::watch::Sender::new(false),
+            queues: OnceLock::new(),
+        });
+
+        let spawn = Spawn { tasks, stop };
+        let any = watcher::Config::default();
+        let mut seen = HashMap::new();
+        spawn.watch(Api::all(client.clone()), any.clone(), Some(models_writer), {
+            let stores = Arc::clone(&stores);
+            move |event: &watcher::Event<AtlasModel>| match event {
+                watcher::Event::Apply(model) => {
+                    // A status write of our own changes no generation, and needs no reconcile.
+                    let key = (model.uid(), model.metadata.generation, model.metadata.deletion_timestamp.is_some());
+                    if seen.insert(ObjectRef::from_obj(model), key.clone()) != Some(key) {
+                        stores.model_changed(model);
+                    }
+                }
+                watcher::Event::Delete(model) => {
+                    seen.remove(&ObjectRef::from_obj(model));
+                    stores.model_changed(model);
+                }
+                watcher::Event::InitDone => stores.trigger_everything(),
+                watcher::Event::Init | watcher::Event::InitApply(_) => {}
+            }
+        });
+        let mut generations = HashMap::new();
+        spawn.watch(Api::all(client.clone()), any.clone(), Some(profiles_writer), {
+            let stores = Arc::clone(&stores);
+            move |event: &watcher::Event<GpuProfile>| match event {
+                watcher::Event::Apply(profile) => {
+                    let generation = profile.metadata.generation;
+                    if generations.insert(profile.name_any(), generation) != Some(generation) {
+                        stores.profile_changed(&profile.name_any());
+                    }
+                }
+                watcher::Event::Delete(profile) => {
+                    generations.remove(&profile.name_any());
+                    stores.profile_changed(&profile.name_any());
+                }
+                watcher::Event::InitDone => stores.trigger_everything(),
+                watcher::Event::Init | watcher::Event::InitApply(_) => {}
+            }
+        });
+        spawn.watch(Api::all(client.clone()), ours.clone(), Some(pods_writer), {
+            let stores = Arc::clone(&stores);
+            move |event: &watcher::Event<Pod>| match event {
+                watcher::Event::Apply(pod) | watcher::Event::Delete(pod) => stores.pod_changed(pod, event),
+                watcher::Event::InitDone => stores.trigger_everything(),
+                watcher::Event::Init | watcher::Event::InitApply(_) => {}
+            }
+        });
+        spawn.watch(Api::all(client.clone()), any, None, {
+            let stores = Arc::clone(&stores);
+            let mut listed = BTreeMap::new();
+            move |event: &watcher::Event<Node>| stores.node_event(event, &mut listed)
+        });
+        for (kind, writer) in writers {
+            let stores = Arc::clone(&stores);
+            let api = Api::all_with(client.clone(), &kind.api_resource());
+            spawn.watch_with(api, ours.clone(), Some(writer), kind.api_resource(), move |event| match event {
+                watcher::Event::Apply(object) | watcher::Event::Delete(object) => stores.child_changed(object),
+                watcher::Event::InitDone => stores.trigger_everything(),
+                watcher::Event::Init | watcher::Event::InitApply(_) => {}
+            });
+        }
+        stores
+    }
+
+    /// Waits for the first list of every watch.
+    pub async fn wait_until_ready(&self) -> Result<(), kube::runtime::reflector::store::WriterDropped> {
+        self.models.wait_until_ready().await?;
+        self.profiles.wait_until_ready().await?;
+        self.pods.wait_until_ready().await?;
+        for store in &self.children {
+            store.wait_until_ready().await?;
+        }
+        // The sender lives as long as this object, so waiting cannot fail.
+        let _ = self.nodes_ready.subscribe().wait_for(|ready| *ready).await;
+        Ok(())
+    }
+
+    /// Sends triggers from now on, and one for everything that exists.
+    pub fn lead(&self, queues: Queues) {
+        let _ = self.queues.set(queues);
+        self.trigger_everything();
+    }
+
+    /// An object of ours, by kind and name.
+    #[must_use]
+    pub fn child(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<DynamicObject>> {
+        self.children.get(kind.index())?.get(&kind.object_ref(namespace, name))
+    }
+
+    /// Objects of one kind that carry a model's label.
+    #[must_use]
+    pub fn children_of(&self, kind: Kind, namespace: &str, model: &str) -> Vec<Arc<DynamicObject>> {
+        let Some(store) = self.children.get(kind.index()) else { return Vec::new() };
+        store.state_filter(|object| {
+            object.metadata.namespace.as_deref() == Some(namespace) && label(object, names::LABEL_MODEL) == Some(model)
+        })
+    }
+
+    /// Every node.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Arc<NodeView>> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Asks for a reconcile of one model.
+    pub fn trigger_model(&self, model: ObjectRef<AtlasModel>) {
+        if let Some(queues) = self.queues.get() {
+            let _ = queues.models.unbounded_send(model);
+        }
+    }
+
+    fn trigger_namespace(&self, namespace: Option<String>) {
+        if let (Some(queues), Some(namespace)) = (self.queues.get(), namespace) {
+            let _ = queues.namespaces.unbounded_send(namespace);
+        }
+    }
+
+    fn trigger_profile(&self, name: &str) {
+        if let Some(queues) = self.queues.get() {
+            let _ = queues.profiles.unbounded_send(ObjectRef::new(name));
+        }
+    }
+
+    fn trigger_everything(&self) {
+        for model in self.models.state() {
+            self.trigger_namespace(model.namespace());
+            self.trigger_model(ObjectRef::from_obj(&*model));
+        }
+        // A gateway whose last model went while nobody watched.
+        for gateway in self.children.first().map(Store::state).unwrap_or_default() {
+            if gateway.metadata.name.as_deref() == Some(names::GATEWAY_NAME) {
+                self.trigger_namespace(gateway.metadata.namespace.clone());
+            }
+        }
+        for profile in self.profiles.state() {
+            self.trigger_profile(&profile.name_any());
+        }
+    }
+
+    fn model_changed(&self, model: &AtlasModel) {
+        self.trigger_namespace(model.namespace());
+        self.trigger_model(ObjectRef::from_obj(model));
+        // Models that share a card wait for, or make way for, this one.
+        let profiles: Vec<&str> = model.spec.tiers.iter().map(|tier| tier.gpu_profile.as_str()).collect();
+        for other in self.models.state() {
+            if other.metadata.uid != model.metadata.uid
+                && other.spec.tiers.iter().any(|tier| profiles.contains(&tier.gpu_profile.as_str()))
+            {
+                self.trigger_model(ObjectRef::from_obj(&*other));
+            }
+        }
+    }
+
+    fn models_using(&self, profile: &str) -> Vec<Arc<AtlasModel>> {
+        self.models.state_filter(|model| model.spec.tiers.iter().any(|tier| tier.gpu_profile == profile))
+    }
+
+    fn profile_changed(&self, name: &str) {
+        for profile in self.profiles.state() {
+            self.trigger_profile(&profile.name_any());
+        }
+        // A model names the profiles that exist when one of its own does not.
+        for model in self.models_using(name) {
+            self.trigger_namespace(model.namespace());
+            self.trigger_model(ObjectRef::from_obj(&*model));
+        }
+    }
+
+    fn pod_changed(&self, pod: &Pod, event: &watcher::Event<Pod>) {
+        let labels = pod.labels();
+        let (Some(model), Some(tier), Some(namespace)) =
+            (labels.get(names::LABEL_MODEL), labels.get(names::LABEL_TIER), pod.namespace())
+        else {
+            return;
+        };
+        let key = ObjectRef::new(model).within(&namespace);
+        let profile = self.models.get(&key).and_then(|model| {
+            model.spec.tiers.iter().find(|t| &t.name == tier).map(|t| t.gpu_profile.clone())
+        });
+        if let Some(profile) = profile {
+            self.trigger_profile(&profile);
+            // A card that became free goes to the model that waits for it.
+            if matches!(event, watcher::Event::Delete(_)) {
+                for other in self.models_using(&profile) {
+                    self.trigger_model(ObjectRef::from_obj(&*other));
+                }
+            }
+        }
+        self.trigger_model(key);
+    }
+
+    fn child_changed(&self, object: &DynamicObject) {
+        let namespace = object.metadata.namespace.clone();
+        match (label(object, names::LABEL_MODEL), &namespace) {
+            (Some(model), Some(namespace)) => self.trigger_model(ObjectRef::new(model).within(namespace)),
+            _ => self.trigger_namespace(namespace),
+        }
+    }
+
+    fn node_event(&self, event: &watcher::Event<Node>, listed: &mut BTreeMap<String, Arc<NodeView>>) {
+        let view = |node: &Node| Arc::new(NodeView::from_node(node));
+        match event {
+            watcher::Event::Init => listed.clear(),
+            watcher::Event::InitApply(node) => {
+                listed.insert(node.name_any(), view(node));
+            }
+            watcher::Event::InitDone => {
+                *self.nodes.write().unwrap_or_else(PoisonError::into_inner) = std::mem::take(listed);
+                self.nodes_ready.send_replace(true);
+                self.trigger_everything();
+            }
+            watcher::Event::Apply(node) => {
+                let now = view(node);
+                let before = self
+                    .nodes
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(node.name_any(), Arc::clone(&now));
+                if before.as_ref() != Some(&now) {
+                    self.node_changed(before.as_deref(), Some(&now));
+                }
+            }
+            watcher::Event::Delete(node) => {
+                let before =
+                    self.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(&node.name_any());
+                self.node_changed(before.as_deref(), None);
+            }
+        }
+    }
+
+    fn node_changed(&self, before: Option<&NodeView>, now: Option<&NodeView>) {
+        for profile in self.profiles.state() {
+            let concerned = [before, now].into_iter().flatten().any(|node| match_node(&profile, node).is_some());
+            if concerned {
+                self.trigger_profile(&profile.name_any());
+                for model in self.models_using(&profile.name_any()) {
+                    self.trigger_model(ObjectRef::from_obj(&*model));
+                }
+            }
+        }
+    }
+}
+
+/// A label's value.
+#[must_use]
+pub fn label<'a>(object: &'a impl ResourceExt, key: &str) -> Option<&'a str> {
+    object.labels().get(key).map(String::as_str)
+}
+
+struct Spawn<'a> {
+    tasks: &'a TaskTracker,
+    stop: &'a CancellationToken,
+}
+
+impl Spawn<'_> {
+    fn watch<K>(
+        &self,
+        api: Api<K>,
+        config: watcher::Config,
+        writer: Option<Writer<K>>,
+        on_event: impl FnMut(&watcher::Event<K>) + Send + 'static,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        self.watch_with(api, config, writer, (), on_event);
+    }
+
+    /// The store is written before `on_event` sees an event, so a reconcile never reads what is older than its cause.
+    fn watch_with<K>(
+        &self,
+        api: Api<K>,
+        config: watcher::Config,
+        writer: Option<Writer<K>>,
+        dyntype: K::DynamicType,
+        mut on_event: impl FnMut(&watcher::Event<K>) + Send + 'static,
+    ) where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        K::DynamicType: Eq + std::hash::Hash + Clone + Send + Sync + Unpin + Debug,
+    {
+        let kind = K::kind(&dyntype).into_owned();
+        let mut writer = writer;
+        let stream = watcher(api, config).default_backoff().modify(|object| {
+            object.meta_mut().managed_fields = None;
+        });
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            pin_mut!(stream);
+            loop {
+                let event = tokio::select! {
+                    event = stream.next() => event,
+                    () = stop.cancelled() => return,
+                };
+                match event {
+                    Some(Ok(event)) => {
+                        if let Some(writer) = &mut writer {
+                            writer.apply_watcher_event(&event);
+                        }
+                        on_event(&event);
+                    }
+                    Some(Err(error)) => {
+                        tracing::warn!(kind, error = &error as &dyn std::error::Error, "a watch broke and is begun anew");
+                    }
+                    None => return,
+                }
+            }
+        });
+    }
+}
