@@ -1,1 +1,14 @@
-//! Placeholder.
+//! Headers of model files, parsed from a prefix of the file.
+//!
+//! The planner reads a few hundred kilobytes over HTTP and the engine reads a memory map; both use these parsers.
+//! Nothing here does IO, keeps tensor data or panics, whatever the bytes are.
+//! Safetensors headers are not read yet.
+
+mod bytes;
+pub mod gguf;
+mod tensor_types;
+mod value;
+
+pub use gguf::{Gguf, GgufError, Parsed, TensorInfo};
+pub use tensor_types::TensorType;
+pub use value::{MetadataError, Value, ValueKind};

@@ -1,0 +1,287 @@
+//! A request that is known to be servable: the scheduler and the sampler take nothing else.
+
+use crate::sequence::TokenId;
+
+/// How to pick the next token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 means greedy.
+    pub temperature: f32,
+    /// Keep the most likely tokens only; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the smallest set of tokens with this probability.
+    pub top_p: f32,
+    /// Keep tokens of at least this share of the most likely one's probability.
+    pub min_p: f32,
+    /// Divides the logits of tokens that prompt or answer hold already; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that the answer holds already.
+    pub presence_penalty: f32,
+    /// Subtracted from the logits of tokens for each time the answer holds them.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Random draws are a function of this and the position alone.
+    pub seed: u64,
+}
+
+impl SamplingParams {
+    /// The most likely token, unchanged.
+    #[must_use]
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// A request as it comes from the API.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draft {
+    /// Token ids of the prompt.
+    pub prompt: Vec<TokenId>,
+    /// How many tokens to generate at most; as many as the context takes where the client names none.
+    pub max_tokens: Option<usize>,
+    /// How to pick tokens.
+    pub sampling: SamplingParams,
+    /// Go on after end-of-generation tokens.
+    pub ignore_eos: bool,
+}
+
+/// What the model and the server can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Prompt and answer together.
+    pub context_tokens: usize,
+    /// Token ids are below this.
+    pub vocabulary: usize,
+}
+
+/// Why a request is refused; each names the request's field.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    /// Nothing to start from.
+    #[error("the prompt is empty: it must hold at least one token")]
+    EmptyPrompt,
+    /// Prompt and answer exceed the context.
+    #[error(
+        "this model's maximum context length is {context} tokens, and {requested} were requested ({prompt} in the \
+         prompt, {completion} for the completion): shorten the prompt or lower max_tokens"
+    )]
+    ContextLength {
+        /// The limit.
+        context: usize,
+        /// Prompt and completion together.
+        requested: usize,
+        /// Tokens in the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        completion: usize,
+    },
+    /// A number is out of its range.
+    #[error("{param} is {value}, expected {expected}")]
+    OutOfRange {
+        /// The request's field.
+        param: &'static str,
+        /// What was sent.
+        value: f64,
+        /// The range.
+        expected: &'static str,
+    },
+    /// A token id is not in the vocabulary.
+    #[error("{param} names token {token}, and the vocabulary has {vocabulary} tokens")]
+    UnknownToken {
+        /// The request's field.
+        param: &'static str,
+        /// The id.
+        token: TokenId,
+        /// The vocabulary's size.
+        vocabulary: usize,
+    },
+}
+
+impl RequestError {
+    /// The request's field that is wrong; `None` where it is the prompt, whose field the API knows.
+    #[must_use]
+    pub fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::EmptyPrompt | Self::ContextLength { .. } => None,
+            Self::OutOfRange { param, .. } | Self::UnknownToken { param, .. } => Some(param),
+        }
+    }
+}
+
+/// A request that fits the model. Only [`ValidRequest::new`] makes one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidRequest {
+    prompt: Vec<TokenId>,
+    max_tokens: usize,
+    sampling: SamplingParams,
+    ignore_eos: bool,
+}
+
+impl ValidRequest {
+    /// Checks a draft against the limits.
+    ///
+    /// # Errors
+    /// A field is out of range, or prompt and answer exceed the context.
+    pub fn new(draft: Draft, limits: &Limits) -> Result<Self, RequestError> {
+        let Draft { prompt, max_tokens, sampling, ignore_eos } = draft;
+        if prompt.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        check_tokens("prompt", prompt.iter().copied(), limits)?;
+        check_tokens("logit_bias", sampling.logit_bias.iter().map(|(token, _)| *token), limits)?;
+        check_sampling(&sampling)?;
+        if max_tokens == Some(0) {
+            return Err(RequestError::OutOfRange { param: "max_tokens", value: 0.0, expected: "at least 1" });
+        }
+        let context = limits.context_tokens;
+        let completion = max_tokens.unwrap_or_else(|| context.saturating_sub(prompt.len()).max(1));
+        let requested = prompt.len().saturating_add(completion);
+        if requested > context {
+            return Err(RequestError::ContextLength { context, requested, prompt: prompt.len(), completion });
+        }
+        Ok(Self { prompt, max_tokens: completion, sampling, ignore_eos })
+    }
+
+    /// Token ids of the prompt; never empty.
+    #[must_use]
+    pub fn prompt(&self) -> &[TokenId] {
+        &self.prompt
+    }
+
+    /// Tokens to generate at most.
+    #[must_use]
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// How to pick tokens.
+    #[must_use]
+    pub fn sampling(&self) -> &SamplingParams {
+        &self.sampling
+    }
+
+    /// Whether end-of-generation tokens end the answer.
+    #[must_use]
+    pub fn ignore_eos(&self) -> bool {
+        self.ignore_eos
+    }
+}
+
+fn check_tokens(
+    param: &'static str,
+    mut tokens: impl Iterator<Item = TokenId>,
+    limits: &Limits,
+) -> Result<(), RequestError> {
+    match tokens.find(|token| *token as usize >= limits.vocabulary) {
+        Some(token) => Err(RequestError::UnknownToken { param, token, vocabulary: limits.vocabulary }),
+        None => Ok(()),
+    }
+}
+
+fn check_sampling(sampling: &SamplingParams) -> Result<(), RequestError> {
+    // Destructured so that a new field is not forgotten here; top_k and seed take any value.
+    let SamplingParams {
+        temperature,
+        top_k: _,
+        top_p,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias,
+        seed: _,
+    } = sampling;
+    let ranges: [(&'static str, f32, bool, &'static str); 6] = [
+        ("temperature", *temperature, (0.0..=2.0).contains(temperature), "between 0 and 2"),
+        ("top_p", *top_p, *top_p > 0.0 && *top_p <= 1.0, "above 0 and at most 1"),
+        ("min_p", *min_p, (0.0..=1.0).contains(min_p), "between 0 and 1"),
+        (
+            "repetition_penalty",
+            *repetition_penalty,
+            *repetition_penalty > 0.0 && *repetition_penalty <= 10.0,
+            "above 0 and at most 10",
+        ),
+        ("presence_penalty", *presence_penalty, (-2.0..=2.0).contains(presence_penalty), "between -2 and 2"),
+        (
+            "frequency_penalty",
+            *frequency_penalty,
+            (-2.0..=2.0).contains(frequency_penalty),
+            "between -2 and 2",
+        ),
+    ];
+    let biases = logit_bias
+        .iter()
+        .map(|(_, bias)| ("logit_bias", *bias, (-100.0..=100.0).contains(bias), "between -100 and 100"));
+    for (param, value, inside, expected) in ranges.into_iter().chain(biases) {
+        if !inside {
+            return Err(RequestError::OutOfRange { param, value: f64::from(value), expected });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { context_tokens: 10, vocabulary: 100 };
+
+    fn draft(prompt: usize, max_tokens: Option<usize>) -> Draft {
+        Draft { prompt: vec![1; prompt], max_tokens, sampling: SamplingParams::greedy(), ignore_eos: false }
+    }
+
+    #[test]
+    fn what_exceeds_the_context_is_refused_with_the_numbers() {
+        for (prompt, max_tokens, expected) in [
+            (4, Some(6), Ok(6)),
+            (4, None, Ok(6)),
+            (9, None, Ok(1)),
+            (4, Some(7), Err((11, 4, 7))),
+            (10, None, Err((11, 10, 1))),
+            (4, Some(usize::MAX), Err((usize::MAX, 4, usize::MAX))),
+        ] {
+            let result =
+                ValidRequest::new(draft(prompt, max_tokens), &LIMITS).map(|request| request.max_tokens());
+            let expected = expected.map_err(|(requested, prompt, completion)| RequestError::ContextLength {
+                context: 10,
+                requested,
+                prompt,
+                completion,
+            });
+            assert_eq!(result, expected);
+        }
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let greedy = SamplingParams::greedy;
+        let cases = [
+            (SamplingParams { temperature: f32::NAN, ..greedy() }, "temperature"),
+            (SamplingParams { temperature: -0.1, ..greedy() }, "temperature"),
+            (SamplingParams { top_p: 0.0, ..greedy() }, "top_p"),
+            (SamplingParams { min_p: 1.5, ..greedy() }, "min_p"),
+            (SamplingParams { repetition_penalty: 0.0, ..greedy() }, "repetition_penalty"),
+            (SamplingParams { presence_penalty: 3.0, ..greedy() }, "presence_penalty"),
+            (SamplingParams { frequency_penalty: -3.0, ..greedy() }, "frequency_penalty"),
+            (SamplingParams { logit_bias: vec![(3, 101.0)], ..greedy() }, "logit_bias"),
+            (SamplingParams { logit_bias: vec![(100, 1.0)], ..greedy() }, "logit_bias"),
+        ];
+        for (sampling, param) in cases {
+            let error = ValidRequest::new(Draft { sampling, ..draft(1, None) }, &LIMITS).unwrap_err();
+            assert_eq!(error.param(), Some(param));
+        }
+        assert_eq!(ValidRequest::new(draft(0, None), &LIMITS), Err(RequestError::EmptyPrompt));
+        assert_eq!(ValidRequest::new(draft(1, Some(0)), &LIMITS).unwrap_err().param(), Some("max_tokens"));
+    }
+}

@@ -1,0 +1,54 @@
+//! A read-only memory map of a weight file.
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::path::Path;
+
+/// A file's bytes, mapped read-only and private.
+#[derive(Debug)]
+pub struct MappedFile(memmap2::Mmap);
+
+impl MappedFile {
+    /// Maps a regular file.
+    ///
+    /// # Errors
+    /// The file cannot be opened or mapped, or is no regular file.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        // SAFETY: the map is private and read-only, and its bytes are only read as plain data, so another process
+        // that writes the file can change what we read but breaks no invariant of ours. A file that is truncated
+        // while mapped raises SIGBUS; downloads are renamed into place whole and never written again.
+        unsafe { memmap2::Mmap::map(&file) }.map(Self)
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_map_shows_the_files_bytes() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"weights").unwrap();
+        assert_eq!(&MappedFile::open(file.path()).unwrap()[..], b"weights");
+    }
+
+    #[test]
+    fn a_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(MappedFile::open(folder.path()).is_err());
+    }
+}
