@@ -1,0 +1,148 @@
+//! One request from its head to its answer: identify the model, authorise, read the body, forward.
+
+use std::sync::Arc;
+
+use http::{Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::{
+    auth,
+    body::{self, AnswerBody},
+    config::Timing,
+    error::ApiError,
+    forward::{self, Call},
+    headers::{self, Wishes},
+    identify::{self, BodyHead, HostNames},
+    metrics::Metrics,
+    registry::{Registry, View},
+    table::ModelConfig,
+};
+
+/// The API of a gateway.
+#[derive(Debug)]
+pub struct Api {
+    /// The models.
+    pub registry: Arc<Registry>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// The names under which models are reached.
+    pub names: HostNames,
+    /// Waits and limits.
+    pub timing: Timing,
+}
+
+impl Api {
+    /// Answers a request.
+    pub async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+        let request_id = request.headers().get(headers::REQUEST_ID).cloned();
+        let mut response = self.try_answer(request).await.unwrap_or_else(ApiError::into_response);
+        if let Some(id) = request_id {
+            response.headers_mut().entry(headers::REQUEST_ID).or_insert(id);
+        }
+        response
+    }
+
+    async fn try_answer(&self, request: Request<Incoming>) -> Result<Response<AnswerBody>, ApiError> {
+        let received = Instant::now();
+        let (head, incoming) = request.into_parts();
+        let path = head.uri.path();
+        let Some(path) = path.strip_prefix("/v1/") else {
+            return Err(ApiError::PathNotFound { path: path.to_owned() });
+        };
+        let view = self.registry.view();
+        let host = head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).or(head.uri.host());
+        let named_by_host = identify::by_host(&view.configs, &self.names, host);
+        if head.method == Method::GET
+            && let Some(response) = list_models(path, &view, named_by_host)
+        {
+            return response;
+        }
+
+        let largest = || view.configs.values().map(|model| model.max_body_bytes).max().unwrap_or_default();
+        let limit = named_by_host.map_or_else(largest, |model| model.max_body_bytes);
+        let body = read_body(incoming, limit, self.timing).await?;
+        let id = BodyHead::parse(&body).model;
+        let config = identify::identify(&view.configs, named_by_host, id.as_deref())?;
+        // Both maps are made from one table, so the model is there.
+        let Some(model) = view.models.get(&config.name) else {
+            return Err(ApiError::ModelNotFound { id, available: Vec::new() });
+        };
+        let running = self.metrics.begin(&config.name);
+        model.count(|counts| &counts.total);
+        let refused = check(config, &head.headers, body.len());
+        let response = match refused {
+            Err(error) => error.into_response(),
+            Ok(wishes) => {
+                let call = Call {
+                    method: head.method,
+                    uri: origin_form(&head.uri),
+                    headers: headers::for_engine(&head.headers),
+                    body,
+                    wishes,
+                    received,
+                };
+                forward::forward(model, &self.metrics, call).await
+            }
+        };
+        drop(running);
+        let tier = response.headers().get(headers::TIER).and_then(|value| value.to_str().ok());
+        self.metrics.answered(&config.name, tier, response.status());
+        Ok(response)
+    }
+}
+
+/// Refuses what needs no engine to be refused.
+fn check(config: &ModelConfig, headers: &http::HeaderMap, body_bytes: usize) -> Result<Wishes, ApiError> {
+    auth::authorise(config, headers)?;
+    if config.suspended {
+        return Err(ApiError::Suspended { model: config.name.clone() });
+    }
+    if body_bytes > config.max_body_bytes {
+        return Err(ApiError::BodyTooLarge { limit_bytes: config.max_body_bytes });
+    }
+    Wishes::parse(headers)
+}
+
+/// Path and query, as an engine expects them.
+fn origin_form(uri: &Uri) -> Uri {
+    uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from)
+}
+
+async fn read_body(incoming: Incoming, limit_bytes: usize, timing: Timing) -> Result<bytes::Bytes, ApiError> {
+    if incoming.size_hint().lower() > limit_bytes as u64 {
+        return Err(ApiError::BodyTooLarge { limit_bytes });
+    }
+    let collected =
+        tokio::time::timeout(timing.body_timeout, Limited::new(incoming, limit_bytes).collect()).await;
+    match collected {
+        Err(_) => Err(ApiError::BodyTooSlow { seconds: timing.body_timeout.as_secs() }),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit_bytes }),
+        Ok(Err(_)) => Err(ApiError::BodyBroken),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+    }
+}
+
+/// `/v1/models` and `/v1/models/ID`, which need no engine; `None` for every other path.
+fn list_models(
+    path: &str,
+    view: &View,
+    named_by_host: Option<&Arc<ModelConfig>>,
+) -> Option<Result<Response<AnswerBody>, ApiError>> {
+    let shown = || -> Vec<&Arc<ModelConfig>> {
+        named_by_host.map_or_else(|| view.configs.values().collect(), |model| vec![model])
+    };
+    let entry = |id: &str| json!({"id": id, "object": "model", "created": 0, "owned_by": "atlas"});
+    if path == "models" {
+        let ids: Vec<_> =
+            shown().iter().flat_map(|model| model.ids().map(entry).collect::<Vec<_>>()).collect();
+        return Some(Ok(body::json(StatusCode::OK, &json!({"object": "list", "data": ids}))));
+    }
+    let id = path.strip_prefix("models/")?;
+    Some(
+        identify::identify(&view.configs, named_by_host, Some(id))
+            .map(|_| body::json(StatusCode::OK, &entry(id))),
+    )
+}

@@ -1,0 +1,61 @@
+//! Settings of the gateway: where it listens, what it serves, and how patient it is.
+
+use std::{net::SocketAddr, time::Duration};
+
+/// Settings of one gateway process. What belongs to a model stands in the AtlasModel instead.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// The namespace whose models are served.
+    pub namespace: String,
+    /// Listener of the OpenAI-compatible API.
+    pub listen: SocketAddr,
+    /// Listener of `/healthz`, `/readyz`, `/metrics` and `/internal/status`.
+    pub internal_listen: SocketAddr,
+    /// DNS domain of the cluster, as in `NAME.NAMESPACE.svc.DOMAIN`.
+    pub cluster_domain: String,
+    /// Name of this pod, shown in the status.
+    pub pod_name: String,
+    /// Waits and limits.
+    pub timing: Timing,
+}
+
+/// Waits and limits that are the same for every model.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Distance of two probes of an endpoint, give or take a fifth.
+    pub probe_interval: Duration,
+    /// Distance of two looks at the clock: how late a silent endpoint or a due failback may be noticed.
+    pub tick: Duration,
+    /// Longest wait for a connection to an engine.
+    pub connect_timeout: Duration,
+    /// Longest wait of a request for any tier to become ready.
+    pub hold: Duration,
+    /// Longest wait for the first bytes of a stream before its headers are passed on without them.
+    pub first_byte_hold: Duration,
+    /// Longest wait for a request's body.
+    pub body_timeout: Duration,
+    /// How long new connections are still accepted after the stop signal, so that Services notice.
+    pub drain_grace: Duration,
+    /// How long running requests may take after that.
+    pub drain_timeout: Duration,
+    /// Largest answer that is held back until it is whole.
+    pub max_buffered_answer_bytes: usize,
+}
+
+impl Timing {
+    /// What a cluster gets.
+    #[must_use]
+    pub const fn production() -> Self {
+        Self {
+            probe_interval: Duration::from_millis(200),
+            tick: Duration::from_millis(50),
+            connect_timeout: Duration::from_millis(300),
+            hold: Duration::from_secs(10),
+            first_byte_hold: Duration::from_secs(15),
+            body_timeout: Duration::from_secs(30),
+            drain_grace: Duration::from_secs(3),
+            drain_timeout: Duration::from_secs(30),
+            max_buffered_answer_bytes: 64 << 20,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! What the gateway itself answers when it cannot pass on an engine's answer: OpenAI error bodies.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+use thiserror::Error;
+
+use crate::body::{self, AnswerBody};
+
+/// A refusal that the client reads.
+#[derive(Debug, Clone, Error)]
+pub enum ApiError {
+    /// No model has that id, or none was named where there are several.
+    #[error("{}", describe_not_found(id.as_deref(), available))]
+    ModelNotFound {
+        /// What was asked for.
+        id: Option<String>,
+        /// What there is.
+        available: Vec<String>,
+    },
+    /// The path is none of the API's.
+    #[error("no such path: {path}; the API is under /v1")]
+    PathNotFound {
+        /// What was asked for.
+        path: String,
+    },
+    /// The request body passes the limit.
+    #[error(
+        "the request body is larger than {limit_bytes} bytes, the limit of this model (requests.maxBodyBytes): send less, or raise the limit"
+    )]
+    BodyTooLarge {
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The request body did not arrive.
+    #[error("the request body did not arrive within {seconds} s")]
+    BodyTooSlow {
+        /// The limit.
+        seconds: u64,
+    },
+    /// The request body broke off.
+    #[error("the request body could not be read to its end")]
+    BodyBroken,
+    /// A header of ours has a value that means nothing.
+    #[error("header {name}: {value:?} is not {expected}")]
+    BadHeader {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should have been.
+        expected: &'static str,
+    },
+    /// The model asks for API keys.
+    #[error("model {model:?} asks for API keys (access.apiKeysSecret), which this gateway cannot check yet")]
+    AccessNotSupported {
+        /// The model.
+        model: String,
+    },
+    /// The model was suspended by its owner.
+    #[error("model {model:?} is suspended (spec.suspend): set it to false to serve again")]
+    Suspended {
+        /// The model.
+        model: String,
+    },
+    /// No tier can serve.
+    #[error("no tier of model {model:?} serves now: {reasons}")]
+    NoTierServes {
+        /// The model.
+        model: String,
+        /// Each tier and why it does not serve.
+        reasons: String,
+    },
+    /// The tier that the client insists on does not serve.
+    #[error(
+        "tier {tier:?} of model {model:?} does not serve now, and the request allows no other: {reasons}"
+    )]
+    TierNotActive {
+        /// The model.
+        model: String,
+        /// The wanted tier.
+        tier: String,
+        /// Each tier and why it does not serve.
+        reasons: String,
+    },
+    /// The request took too long.
+    #[error("model {model:?} did not answer within {millis} ms")]
+    Timeout {
+        /// The model.
+        model: String,
+        /// The limit.
+        millis: u128,
+    },
+}
+
+fn describe_not_found(id: Option<&str>, available: &[String]) -> String {
+    let list = match available {
+        [] => "there are no models in this namespace yet".to_owned(),
+        ids => format!("available here: {}", ids.join(", ")),
+    };
+    match id {
+        Some(id) => format!("model {id:?} does not exist; {list}"),
+        None => format!("the request names no model (in \"model\" or by Host); {list}"),
+    }
+}
+
+impl ApiError {
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::ModelNotFound { .. } | Self::PathNotFound { .. } => StatusCode::NOT_FOUND,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyBroken | Self::BadHeader { .. } => StatusCode::BAD_REQUEST,
+            Self::AccessNotSupported { .. } => StatusCode::FORBIDDEN,
+            Self::Suspended { .. } | Self::NoTierServes { .. } | Self::TierNotActive { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// The machine-readable code in the body.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::ModelNotFound { .. } => "model_not_found",
+            Self::PathNotFound { .. } => "path_not_found",
+            Self::BodyTooLarge { .. } => "body_too_large",
+            Self::BodyTooSlow { .. } => "body_timeout",
+            Self::BodyBroken => "body_broken",
+            Self::BadHeader { .. } => "bad_header",
+            Self::AccessNotSupported { .. } => "access_not_supported",
+            Self::Suspended { .. } => "model_suspended",
+            Self::NoTierServes { .. } => "no_tier_available",
+            Self::TierNotActive { .. } => "tier_not_active",
+            Self::Timeout { .. } => "timeout",
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Suspended { .. } => Some(Duration::from_secs(60)),
+            Self::NoTierServes { .. } | Self::TierNotActive { .. } => Some(Duration::from_secs(2)),
+            _ => None,
+        }
+    }
+
+    /// The whole answer.
+    #[must_use]
+    pub fn into_response(self) -> Response<AnswerBody> {
+        let kind = if self.status().is_server_error() { "server_error" } else { "invalid_request_error" };
+        let value = json!({"error": {
+            "message": self.to_string(), "type": kind, "param": null, "code": self.code(),
+        }});
+        let mut response = body::json(self.status(), &value);
+        if let Some(wait) = self.retry_after() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+        }
+        response
+    }
+}
+
+/// Why a stream ended before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamError {
+    /// The engine was lost.
+    Interrupted,
+    /// The request's time was over.
+    TimedOut,
+}
+
+impl StreamError {
+    /// The server-sent event that tells the client.
+    #[must_use]
+    pub fn event(self) -> Bytes {
+        let (code, message) = match self {
+            Self::Interrupted => (
+                "stream_interrupted",
+                "the engine was lost while it generated this answer: send the request again",
+            ),
+            Self::TimedOut => ("timeout", "the answer was not finished within the model's requests.timeout"),
+        };
+        let value =
+            json!({"error": {"message": message, "type": "server_error", "param": null, "code": code}});
+        Bytes::from(format!("data: {value}\n\n"))
+    }
+}

@@ -1,0 +1,185 @@
+//! Which headers pass, in both directions, and what the gateway's own request headers mean.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::error::ApiError;
+
+/// The tier that answered.
+pub const TIER: HeaderName = HeaderName::from_static("x-atlas-tier");
+/// The model file that answered.
+pub const MODEL: HeaderName = HeaderName::from_static("x-atlas-model");
+/// Identifies a request in the logs of everything that it passes.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUIRE_TIER: HeaderName = HeaderName::from_static("x-atlas-require-tier");
+const NO_FALLBACK: HeaderName = HeaderName::from_static("x-atlas-no-fallback");
+const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-atlas-timeout-ms");
+
+/// Headers that belong to one connection only (RFC 9110, 7.6.1), or that the gateway has dealt with itself.
+const NOT_PASSED: [HeaderName; 14] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::HOST,
+    header::EXPECT,
+    header::CONTENT_LENGTH,
+    // API keys are the gateway's business; engines never see them.
+    header::AUTHORIZATION,
+    header::COOKIE,
+];
+
+/// What the client asks of the gateway itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// The only tier that may answer.
+    pub require_tier: Option<String>,
+    /// Whether only the first tier may answer.
+    pub no_fallback: bool,
+    /// A shorter limit than the model's own.
+    pub timeout: Option<Duration>,
+}
+
+impl Wishes {
+    /// Reads them.
+    ///
+    /// # Errors
+    ///
+    /// A value means nothing.
+    pub fn parse(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let text =
+            |name: &HeaderName| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let bad =
+            |name, value: &str, expected| ApiError::BadHeader { name, value: value.to_owned(), expected };
+        let timeout = match text(&TIMEOUT_MS) {
+            None => None,
+            Some(value) => match value.trim().parse::<u64>() {
+                Ok(millis) if millis > 0 => Some(Duration::from_millis(millis)),
+                _ => return Err(bad("x-atlas-timeout-ms", &value, "a positive number of milliseconds")),
+            },
+        };
+        let no_fallback = match text(&NO_FALLBACK).as_deref().map(str::trim) {
+            None | Some("false" | "0") => false,
+            Some("true" | "1") => true,
+            Some(value) => return Err(bad("x-atlas-no-fallback", value, "true or false")),
+        };
+        Ok(Self {
+            require_tier: text(&REQUIRE_TIER).map(|tier| tier.trim().to_owned()),
+            no_fallback,
+            timeout,
+        })
+    }
+}
+
+/// The headers of a request as an engine gets them.
+#[must_use]
+pub fn for_engine(headers: &HeaderMap) -> HeaderMap {
+    let mut passed = pass(headers);
+    if !passed.contains_key(REQUEST_ID) {
+        let id = format!("{:032x}", rand::random::<u128>());
+        if let Ok(value) = HeaderValue::from_str(&id) {
+            passed.insert(REQUEST_ID, value);
+        }
+    }
+    passed
+}
+
+/// The headers of an engine's answer as the client gets them.
+#[must_use]
+pub fn for_client(headers: &HeaderMap, tier: &str, display_model: &str) -> HeaderMap {
+    let mut passed = pass(headers);
+    for (name, text) in [(TIER, tier), (MODEL, display_model)] {
+        // A file name may hold what a header may not: it is left out then.
+        if let Ok(value) = HeaderValue::from_str(text) {
+            passed.insert(name, value);
+        }
+    }
+    passed
+}
+
+fn pass(headers: &HeaderMap) -> HeaderMap {
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.to_str().unwrap_or_default().split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    let kept = headers.iter().filter(|(name, _)| {
+        !NOT_PASSED.contains(name)
+            && !name.as_str().starts_with("x-atlas-")
+            && !named.iter().any(|n| n == name.as_str())
+    });
+    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(entries: &[(&str, &str)]) -> HeaderMap {
+        let entry =
+            |(name, value): &(&str, &str)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        entries.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn headers_of_the_connection_and_secrets_stay_here() {
+        let passed = for_engine(&map(&[
+            ("connection", "keep-alive, X-Hop"),
+            ("x-hop", "1"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("host", "code"),
+            ("authorization", "Bearer secret"),
+            ("x-atlas-require-tier", "primary"),
+            ("x-request-id", "mine"),
+            ("traceparent", "00-1-2-01"),
+            ("content-type", "application/json"),
+        ]));
+        let mut names: Vec<&str> = passed.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "traceparent", "x-request-id"]);
+        assert_eq!(passed["x-request-id"], "mine");
+    }
+
+    #[test]
+    fn a_request_without_an_id_gets_one() {
+        assert_eq!(for_engine(&HeaderMap::new())["x-request-id"].len(), 32);
+    }
+
+    #[test]
+    fn an_answer_says_what_served_it_and_an_engine_cannot_say_otherwise() {
+        let passed = for_client(&map(&[("x-atlas-tier", "forged"), ("x-request-id", "1")]), "primary", "big");
+        assert_eq!(
+            (&passed["x-atlas-tier"], &passed["x-atlas-model"]),
+            (&"primary".parse().unwrap(), &"big".parse().unwrap())
+        );
+        assert!(!for_client(&HeaderMap::new(), "primary", "a\nb").contains_key("x-atlas-model"));
+    }
+
+    #[test]
+    fn wishes_are_understood_or_refused() {
+        let wishes = Wishes::parse(&map(&[
+            ("x-atlas-require-tier", "primary"),
+            ("x-atlas-no-fallback", "true"),
+            ("x-atlas-timeout-ms", "250"),
+        ]));
+        let expected = Wishes {
+            require_tier: Some("primary".into()),
+            no_fallback: true,
+            timeout: Some(Duration::from_millis(250)),
+        };
+        assert_eq!(wishes.unwrap(), expected);
+        for bad in
+            [("x-atlas-timeout-ms", "0"), ("x-atlas-timeout-ms", "soon"), ("x-atlas-no-fallback", "maybe")]
+        {
+            assert!(Wishes::parse(&map(&[bad])).is_err(), "{bad:?}");
+        }
+    }
+}

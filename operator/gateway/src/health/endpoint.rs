@@ -1,0 +1,148 @@
+//! One engine as the gateway holds it: address, connections, health, and who waits on it.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+use atlas_operator_core::routing::{Cause, EndpointHealth, Health, HealthEvent, HealthSettings, Millis};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{pool::Pool, table::EndpointConfig};
+
+/// One engine.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// What the cluster says about it; readiness is in the health.
+    pub config: EndpointConfig,
+    /// Connections for requests; probes have their own.
+    pub pool: Pool,
+    /// Requests that it holds.
+    pub in_flight: AtomicUsize,
+    /// Ends its prober.
+    pub removed: CancellationToken,
+    /// Asks its prober to look at once.
+    pub look: tokio::sync::Notify,
+    health: Mutex<EndpointHealth>,
+    last_byte: AtomicU64,
+    lost: watch::Sender<Option<Cause>>,
+}
+
+impl Endpoint {
+    /// An endpoint that was seen for the first time.
+    #[must_use]
+    pub fn new(config: EndpointConfig, now: Millis) -> Self {
+        Self {
+            health: Mutex::new(EndpointHealth::new(config.ready, now)),
+            config,
+            pool: Pool::default(),
+            in_flight: AtomicUsize::new(0),
+            removed: CancellationToken::new(),
+            look: tokio::sync::Notify::new(),
+            last_byte: AtomicU64::new(0),
+            lost: watch::Sender::new(None),
+        }
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.lock().health()
+    }
+
+    /// First sign of the trouble that is going on.
+    #[must_use]
+    pub fn trouble_since(&self) -> Option<Millis> {
+        self.lock().trouble_since()
+    }
+
+    /// Notes that bytes of an answer arrived; cheap enough for every frame. The next tick looks at it.
+    pub fn saw_bytes(&self, now: Millis) {
+        self.last_byte.store(now, Ordering::Relaxed);
+    }
+
+    /// Applies one event and returns the health before and after it.
+    pub fn apply(&self, event: HealthEvent, now: Millis, settings: HealthSettings) -> (Health, Health) {
+        let (before, after) = {
+            let mut health = self.lock();
+            let before = health.health();
+            health.apply(
+                HealthEvent::BytesSeen { at: self.last_byte.load(Ordering::Relaxed) },
+                now,
+                settings,
+            );
+            health.apply(event, now, settings);
+            (before, health.health())
+        };
+        if before != after {
+            self.tell_waiters(match after {
+                Health::Unhealthy(cause) => Some(cause),
+                Health::Healthy | Health::Unknown => None,
+            });
+        }
+        (before, after)
+    }
+
+    /// Ends everything that has to do with the endpoint, because its pod is gone.
+    pub fn remove(&self) {
+        self.removed.cancel();
+        self.tell_waiters(Some(Cause::Gone));
+    }
+
+    fn tell_waiters(&self, cause: Option<Cause>) {
+        let fatal = cause.filter(|cause| cause.ends_running_requests());
+        if fatal.is_some() {
+            self.pool.clear();
+        }
+        self.lost.send_if_modified(|lost| std::mem::replace(lost, fatal) != fatal);
+    }
+
+    /// A handle on the moment at which waiting for the endpoint becomes pointless.
+    #[must_use]
+    pub fn loss(&self) -> Loss {
+        Loss { receiver: self.lost.subscribe() }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, EndpointHealth> {
+        // The state machine cannot panic half-way, so a poisoned lock holds a whole state.
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for the loss of an endpoint.
+#[derive(Debug)]
+pub struct Loss {
+    receiver: watch::Receiver<Option<Cause>>,
+}
+
+impl Loss {
+    /// Returns once the endpoint is lost, with the cause; never if it is not.
+    pub async fn wait(&mut self) -> Cause {
+        match self.receiver.wait_for(Option::is_some).await {
+            Ok(cause) => cause.unwrap_or(Cause::Gone),
+            Err(_) => Cause::Gone,
+        }
+    }
+}
+
+/// Counts a request on its endpoint for as long as it lives.
+#[derive(Debug)]
+pub struct InFlight {
+    endpoint: std::sync::Arc<Endpoint>,
+}
+
+impl InFlight {
+    /// Counts one request.
+    #[must_use]
+    pub fn begin(endpoint: std::sync::Arc<Endpoint>) -> Self {
+        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self { endpoint }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,175 @@
+//! Which model a request means: by Host, else by the body's `model`, else the only one there is.
+//!
+//! Pure. Whether the caller may use the model is `auth`'s question, not asked here.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Deserialize;
+
+use crate::{error::ApiError, table::ModelConfig};
+
+/// What the gateway reads of a request body; the engine reads the rest.
+#[derive(Debug, Default, Deserialize)]
+pub struct BodyHead {
+    /// The model id.
+    #[serde(default)]
+    pub model: Option<String>,
+}
+
+impl BodyHead {
+    /// Reads the head of a body. What is not JSON has no head, and the engine says what is wrong with it.
+    #[must_use]
+    pub fn parse(body: &[u8]) -> Self {
+        if body.is_empty() { Self::default() } else { serde_json::from_slice(body).unwrap_or_default() }
+    }
+}
+
+/// The names under which the gateway's own namespace is reached.
+#[derive(Debug, Clone)]
+pub struct HostNames {
+    /// The namespace.
+    pub namespace: String,
+    /// DNS domain of the cluster.
+    pub cluster_domain: String,
+}
+
+impl HostNames {
+    /// The Service name in a Host header, where it is one of this namespace.
+    #[must_use]
+    pub fn service<'h>(&self, host: &'h str) -> Option<&'h str> {
+        let host = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let (name, rest) = host.split_once('.').unwrap_or((host, ""));
+        let Self { namespace, cluster_domain } = self;
+        let known = rest.is_empty()
+            || rest.strip_prefix(namespace.as_str()).is_some_and(|rest| {
+                rest.is_empty()
+                    || rest == ".svc"
+                    || rest
+                        .strip_prefix(".svc.")
+                        .is_some_and(|domain| domain.eq_ignore_ascii_case(cluster_domain))
+            });
+        known.then_some(name)
+    }
+}
+
+/// The model that a Host header names.
+#[must_use]
+pub fn by_host<'t>(
+    models: &'t BTreeMap<String, Arc<ModelConfig>>,
+    names: &HostNames,
+    host: Option<&str>,
+) -> Option<&'t Arc<ModelConfig>> {
+    models.get(&names.service(host?)?.to_ascii_lowercase())
+}
+
+/// The model that a request means.
+///
+/// # Errors
+///
+/// 404 in OpenAI's form, with the ids that would have been found.
+pub fn identify<'t>(
+    models: &'t BTreeMap<String, Arc<ModelConfig>>,
+    named_by_host: Option<&'t Arc<ModelConfig>>,
+    id: Option<&str>,
+) -> Result<&'t Arc<ModelConfig>, ApiError> {
+    let not_found = |id: Option<&str>, models: &mut dyn Iterator<Item = &Arc<ModelConfig>>| {
+        let available = models.flat_map(|model| model.ids().map(str::to_owned).collect::<Vec<_>>()).collect();
+        ApiError::ModelNotFound { id: id.map(str::to_owned), available }
+    };
+    match (named_by_host, id) {
+        (Some(model), Some(id)) if !model.answers_to(id) => {
+            Err(not_found(Some(id), &mut std::iter::once(model)))
+        }
+        (Some(model), _) => Ok(model),
+        (None, Some(id)) => models
+            .get(id)
+            .or_else(|| models.values().find(|model| model.answers_to(id)))
+            .ok_or_else(|| not_found(Some(id), &mut models.values())),
+        (None, None) => match models.len() {
+            1 => models.values().next().ok_or_else(|| not_found(None, &mut models.values())),
+            _ => Err(not_found(None, &mut models.values())),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn models(names: &[(&str, &[&str])]) -> BTreeMap<String, Arc<ModelConfig>> {
+        let config = |(name, aliases): &(&str, &[&str])| ModelConfig {
+            name: (*name).into(),
+            aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
+            suspended: false,
+            needs_api_key: false,
+            tiers: Vec::new(),
+            pinned_tier: None,
+            unhealthy_after: Duration::ZERO,
+            failback_after: Duration::ZERO,
+            timeout: Duration::ZERO,
+            max_body_bytes: 0,
+        };
+        names.iter().map(|entry| (entry.0.to_owned(), Arc::new(config(entry)))).collect()
+    }
+
+    #[test]
+    fn hosts_name_services_of_this_namespace_only() {
+        let names = HostNames { namespace: "atlas".into(), cluster_domain: "cluster.local".into() };
+        let check = |host: &str, expected: Option<&str>| assert_eq!(names.service(host), expected, "{host}");
+        check("code", Some("code"));
+        check("code:8080", Some("code"));
+        check("code.atlas", Some("code"));
+        check("code.atlas.svc", Some("code"));
+        check("code.atlas.svc:80", Some("code"));
+        check("code.atlas.svc.cluster.local", Some("code"));
+        check("code.atlas.svc.cluster.local.:8080", Some("code"));
+        check("code.other", None);
+        check("code.atlas.svc.other.local", None);
+        check("code.atlasx", None);
+        check("code.example.com", None);
+        check("127.0.0.1:8080", None);
+        check("[::1]:8080", Some("[::1]"));
+        check("", Some(""));
+    }
+
+    #[test]
+    fn a_request_means_the_model_that_it_names_first() {
+        let names = HostNames { namespace: "atlas".into(), cluster_domain: "cluster.local".into() };
+        let two = models(&[("code", &["gpt-patch"]), ("chat", &[])]);
+        let one = models(&[("code", &["gpt-patch"])]);
+        let none = models(&[]);
+        let check = |table, host: Option<&str>, id: Option<&str>, expected: Result<&str, &[&str]>| {
+            let found = identify(table, by_host(table, &names, host), id);
+            match (found, expected) {
+                (Ok(model), Ok(name)) => assert_eq!(model.name, name, "{host:?} {id:?}"),
+                (Err(ApiError::ModelNotFound { available, .. }), Err(ids)) => assert_eq!(available, ids),
+                (found, expected) => panic!("{host:?} {id:?}: {found:?}, expected {expected:?}"),
+            }
+        };
+        check(&two, Some("chat.atlas.svc:8080"), None, Ok("chat"));
+        check(&two, Some("CODE"), Some("gpt-patch"), Ok("code"));
+        check(&two, Some("chat"), Some("code"), Err(&["chat"]));
+        check(&two, Some("localhost"), Some("code"), Ok("code"));
+        check(&two, Some("localhost"), Some("gpt-patch"), Ok("code"));
+        check(&two, None, Some("gpt-4"), Err(&["chat", "code", "gpt-patch"]));
+        check(&two, None, None, Err(&["chat", "code", "gpt-patch"]));
+        check(&one, Some("localhost:1"), None, Ok("code"));
+        check(&one, None, Some("gpt-4"), Err(&["code", "gpt-patch"]));
+        check(&none, None, None, Err(&[]));
+    }
+
+    #[test]
+    fn a_body_that_is_no_request_has_no_head() {
+        let model = |body: &str| BodyHead::parse(body.as_bytes()).model;
+        assert_eq!(model(r#"{"messages": [], "model": "code"}"#).as_deref(), Some("code"));
+        assert_eq!(model(r#"{"model": 5}"#), None);
+        assert_eq!(model("{"), None);
+        assert_eq!(model(""), None);
+    }
+}

@@ -1,0 +1,83 @@
+//! `/internal/status`: what this gateway sees and measured, for the controller.
+
+use std::sync::atomic::Ordering;
+
+use atlas_operator_core::routing::Health;
+use serde::Serialize;
+
+use crate::{
+    model::{Model, SwitchRecord},
+    registry::View,
+};
+
+/// The whole document.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pod: String,
+    models: Vec<ModelStatus>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ModelStatus {
+    model: String,
+    active_tier: Option<String>,
+    endpoints: Vec<EndpointStatus>,
+    requests: RequestStatus,
+    switches: Vec<SwitchRecord>,
+}
+
+#[derive(Debug, Serialize)]
+struct EndpointStatus {
+    tier: String,
+    address: String,
+    node: Option<String>,
+    pod: Option<String>,
+    health: &'static str,
+    cause: Option<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct RequestStatus {
+    total: u64,
+    retried: u64,
+    failed: u64,
+}
+
+/// Reads the status off the models.
+#[must_use]
+pub fn compute_status(pod: &str, view: &View) -> Status {
+    Status {
+        pod: pod.to_owned(),
+        models: view.models.iter().map(|(name, model)| of_model(name, model)).collect(),
+    }
+}
+
+fn of_model(name: &str, model: &Model) -> ModelStatus {
+    let endpoints = model.endpoints().into_iter().map(|endpoint| {
+        let (health, cause) = match endpoint.health() {
+            Health::Unknown => ("Unknown", None),
+            Health::Healthy => ("Healthy", None),
+            Health::Unhealthy(cause) => ("Unhealthy", Some(cause.as_str())),
+        };
+        EndpointStatus {
+            tier: endpoint.config.tier.clone(),
+            address: endpoint.config.api.to_string(),
+            node: endpoint.config.node.clone(),
+            pod: endpoint.config.pod.clone(),
+            health,
+            cause,
+        }
+    });
+    ModelStatus {
+        model: name.to_owned(),
+        active_tier: model.routes().borrow().active_tier.clone(),
+        endpoints: endpoints.collect(),
+        requests: RequestStatus {
+            total: model.counts.total.load(Ordering::Relaxed),
+            retried: model.counts.retried.load(Ordering::Relaxed),
+            failed: model.counts.failed.load(Ordering::Relaxed),
+        },
+        switches: model.switches(),
+    }
+}

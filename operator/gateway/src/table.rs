@@ -1,0 +1,225 @@
+//! The gateway's view of its namespace: models and the addresses of their engines, parsed once.
+//!
+//! Pure: AtlasModels and EndpointSlices come in as values. Tests write tables by hand.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use atlas_crds::{AtlasModel, ModelSource, model::FailoverMode, names, quantity};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+/// Everything that is served, as the watches last said.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ModelTable {
+    /// The models by name.
+    pub models: BTreeMap<String, Arc<ModelConfig>>,
+    /// Their engines.
+    pub endpoints: Vec<EndpointConfig>,
+}
+
+/// One model as requests need it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Its name, which is a model id.
+    pub name: String,
+    /// Further ids.
+    pub aliases: Vec<String>,
+    /// Whether every engine was taken down on purpose.
+    pub suspended: bool,
+    /// Whether only holders of an API key may ask.
+    pub needs_api_key: bool,
+    /// Its tiers, best first.
+    pub tiers: Vec<TierConfig>,
+    /// The only tier that may serve, in mode Pinned.
+    pub pinned_tier: Option<String>,
+    /// Time without a sign of life after which an engine is lost.
+    pub unhealthy_after: Duration,
+    /// Unbroken health after which traffic returns to a better tier.
+    pub failback_after: Duration,
+    /// Longest time of a request.
+    pub timeout: Duration,
+    /// Largest request body.
+    pub max_body_bytes: usize,
+}
+
+/// One tier as requests need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TierConfig {
+    /// Its name, for `x-atlas-tier`.
+    pub name: String,
+    /// Its model file, for `x-atlas-model`.
+    pub display_model: String,
+    /// What the controller says about it while it does not serve.
+    pub message: Option<String>,
+}
+
+/// One engine pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// The model that it serves.
+    pub model: String,
+    /// The tier that it belongs to.
+    pub tier: String,
+    /// Its API port.
+    pub api: SocketAddr,
+    /// Its internal port, which is probed.
+    pub internal: SocketAddr,
+    /// The pod's name, where the slice says.
+    pub pod: Option<String>,
+    /// The node's name, where the slice says.
+    pub node: Option<String>,
+    /// Whether Kubernetes counts it as ready.
+    pub ready: bool,
+}
+
+impl ModelConfig {
+    /// Whether clients may use this id for the model.
+    #[must_use]
+    pub fn answers_to(&self, id: &str) -> bool {
+        self.name == id || self.aliases.iter().any(|alias| alias == id)
+    }
+
+    /// Every id of the model, the name first.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.aliases.iter().map(String::as_str))
+    }
+
+    /// Reads what the gateway needs of an AtlasModel.
+    #[must_use]
+    pub fn from_model(model: &AtlasModel) -> Self {
+        let spec = &model.spec;
+        let statuses = model.status.as_ref().map_or(&[][..], |status| &status.tiers);
+        let tiers = spec.tiers.iter().map(|tier| TierConfig {
+            name: tier.name.clone(),
+            display_model: tier
+                .model
+                .source
+                .parse::<ModelSource>()
+                .map_or_else(|_| tier.model.source.clone(), |source| source.display_name().to_owned()),
+            message: statuses.iter().find(|status| status.name == tier.name).and_then(|s| s.message.clone()),
+        });
+        let max_body_bytes = quantity::parse_bytes(&spec.requests.max_body_bytes);
+        Self {
+            name: model.metadata.name.clone().unwrap_or_default(),
+            aliases: spec.aliases.clone(),
+            suspended: spec.suspend,
+            needs_api_key: spec.access.is_some(),
+            tiers: tiers.collect(),
+            pinned_tier: match spec.failover.mode {
+                FailoverMode::Auto => None,
+                FailoverMode::Pinned => spec.failover.pinned_tier.clone(),
+            },
+            unhealthy_after: Duration::from(spec.failover.unhealthy_after),
+            failback_after: Duration::from(spec.failover.failback_after),
+            timeout: Duration::from(spec.requests.timeout),
+            max_body_bytes: max_body_bytes.and_then(|b| usize::try_from(b).ok()).unwrap_or(8 << 20),
+        }
+    }
+}
+
+impl ModelTable {
+    /// Builds the table from what the watches hold.
+    #[must_use]
+    pub fn from_objects(models: &[Arc<AtlasModel>], slices: &[Arc<EndpointSlice>]) -> Self {
+        let models = models.iter().map(|model| {
+            let config = ModelConfig::from_model(model);
+            (config.name.clone(), Arc::new(config))
+        });
+        let mut endpoints: Vec<EndpointConfig> = slices.iter().flat_map(|slice| read_slice(slice)).collect();
+        // A pod stands in two slices for a moment when they are rewritten: ready in one of them is ready.
+        endpoints
+            .sort_by(|a, b| (&a.model, &a.tier, a.api, b.ready).cmp(&(&b.model, &b.tier, b.api, a.ready)));
+        endpoints.dedup_by(|b, a| (&a.model, &a.tier, a.api) == (&b.model, &b.tier, b.api));
+        Self { models: models.collect(), endpoints }
+    }
+}
+
+fn read_slice(slice: &EndpointSlice) -> Vec<EndpointConfig> {
+    let label = |name: &str| slice.metadata.labels.as_ref().and_then(|labels| labels.get(name)).cloned();
+    let (Some(model), Some(tier)) = (label(names::LABEL_MODEL), label(names::LABEL_TIER)) else {
+        return Vec::new();
+    };
+    let port = |name: &str, default: u16| {
+        let mut ports = slice.ports.iter().flatten();
+        let found = ports.find(|port| port.name.as_deref() == Some(name)).and_then(|port| port.port);
+        found.and_then(|port| u16::try_from(port).ok()).unwrap_or(default)
+    };
+    let (api, internal) = (port("api", names::ENGINE_PORT), port("internal", names::ENGINE_INTERNAL_PORT));
+    let addresses = slice.endpoints.iter().flatten().flat_map(|endpoint| {
+        endpoint.addresses.iter().filter_map(move |text| Some((endpoint, text.parse().ok()?)))
+    });
+    addresses
+        .map(|(endpoint, ip)| EndpointConfig {
+            model: model.clone(),
+            tier: tier.clone(),
+            api: SocketAddr::new(ip, api),
+            internal: SocketAddr::new(ip, internal),
+            pod: endpoint.target_ref.as_ref().and_then(|target| target.name.clone()),
+            node: endpoint.node_name.clone(),
+            // An absent condition means "unknown", which the API says to read as ready.
+            ready: endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn slice(endpoints: serde_json::Value) -> Arc<EndpointSlice> {
+        let value = json!({
+            "metadata": {"name": "s", "labels": {names::LABEL_MODEL: "code", names::LABEL_TIER: "primary"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "internal", "port": 9001}, {"name": "api", "port": 9000}],
+            "endpoints": endpoints,
+        });
+        Arc::new(serde_json::from_value(value).unwrap())
+    }
+
+    #[test]
+    fn slices_become_endpoints_and_ready_wins_over_a_stale_copy() {
+        let old = slice(json!([{"addresses": ["10.0.0.1"], "conditions": {"ready": false}}]));
+        let new = slice(json!([
+            {"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "nodeName": "n1",
+             "targetRef": {"kind": "Pod", "name": "p"}},
+            {"addresses": ["not an address"]},
+        ]));
+        let unlabelled = Arc::new(EndpointSlice::default());
+        let table = ModelTable::from_objects(&[], &[old, new, unlabelled]);
+        let expected = EndpointConfig {
+            model: "code".into(),
+            tier: "primary".into(),
+            api: "10.0.0.1:9000".parse().unwrap(),
+            internal: "10.0.0.1:9001".parse().unwrap(),
+            pod: Some("p".into()),
+            node: Some("n1".into()),
+            ready: true,
+        };
+        assert_eq!(table.endpoints, [expected]);
+    }
+
+    #[test]
+    fn a_model_keeps_what_requests_need() {
+        let model: AtlasModel = serde_json::from_value(json!({
+            "metadata": {"name": "code"},
+            "spec": {
+                "aliases": ["gpt-patch"],
+                "tiers": [{"name": "primary", "gpuProfile": "big", "model": {"source": "hf://o/r/big-13b.gguf"}},
+                          {"name": "fallback", "gpuProfile": "small", "model": {"source": "nonsense"}}],
+                "failover": {"mode": "Pinned", "pinnedTier": "fallback", "unhealthyAfter": "700ms"},
+                "requests": {"maxBodyBytes": "1Mi", "timeout": "20s"},
+            },
+            "status": {"tiers": [{"name": "fallback", "message": "loading"}]},
+        }))
+        .unwrap();
+        let config = ModelConfig::from_model(&model);
+        assert_eq!(config.ids().collect::<Vec<_>>(), ["code", "gpt-patch"]);
+        assert_eq!(config.tiers[0].display_model, "big-13b");
+        assert_eq!(config.tiers[1].display_model, "nonsense");
+        assert_eq!(config.tiers[1].message.as_deref(), Some("loading"));
+        assert_eq!(config.pinned_tier.as_deref(), Some("fallback"));
+        assert_eq!(config.unhealthy_after, Duration::from_millis(700));
+        assert_eq!((config.max_body_bytes, config.timeout), (1 << 20, Duration::from_secs(20)));
+    }
+}
