@@ -52,8 +52,8 @@ impl ClusterNet {
                 "link add br0 type bridge".into(),
                 format!("addr add {CONTROL_PLANE_IP}/24 dev br0"),
                 "link set br0 up".into(),
-                // Programs that look for the host's own address want a default route; it leads nowhere.
-                "route add blackhole default".into(),
+                // The first packet to a ClusterIP must have some way to go before kube-proxy's rules turn it round.
+                format!("route add {SERVICE_CIDR} dev br0"),
             ])
             .await?;
         Ok(Self { prefix: prefix.to_owned(), control_plane: Arc::new(netns), nodes: AtomicU8::new(0) })
