@@ -201,7 +201,7 @@ fn apiserver_flags(pki: &Pki, plan: &StorePlan) -> Result<Vec<String>, ClusterEr
         flag("tls-private-key-file", serving.key),
         flag("client-ca-file", pki.ca_path()),
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
-        flag("service-account-key-file", pki.service_account_key_path()),
+        flag("service-account-key-file", pki.service_account_public_key_path()),
         flag("service-account-signing-key-file", pki.service_account_key_path()),
         format!("--service-cluster-ip-range={SERVICE_CIDR}"),
         "--authorization-mode=Node,RBAC".into(),

@@ -79,6 +79,7 @@ impl Pki {
         write(&pki.ca_key_path(), &pki.ca.key().serialize_pem())?;
         let key = KeyPair::generate().map_err(failed("the service accounts"))?;
         write(&pki.service_account_key_path(), &key.serialize_pem())?;
+        write(&pki.service_account_public_key_path(), &key.public_key_pem())?;
         Ok(pki)
     }
 
@@ -100,9 +101,14 @@ impl Pki {
         self.folder.join("front-proxy-ca.crt")
     }
 
-    /// The key that signs service-account tokens; the same file verifies them.
+    /// The key that signs service-account tokens.
     pub(super) fn service_account_key_path(&self) -> PathBuf {
         self.folder.join("service-account.key")
+    }
+
+    /// The key that verifies them.
+    pub(super) fn service_account_public_key_path(&self) -> PathBuf {
+        self.folder.join("service-account.pub")
     }
 
     /// A serving certificate for these addresses and names.

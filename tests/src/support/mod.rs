@@ -72,7 +72,8 @@ pub fn binary(name: &str) -> Result<PathBuf, NotBuilt> {
 /// Sends the library's logs to the test's output; `RUST_LOG` chooses, warnings by default. May be called again.
 pub fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        // The client calls every connection that is refused an error, and a server that starts refuses many.
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,kube_client=off"));
     // A second call finds the first one's subscriber in place, which is what is wanted.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
 }
