@@ -29,13 +29,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 pub use image_map::{Image, ImageMap};
 pub use spec::{Card, GPU_RESOURCE, NodeSpec};
 
-use crate::cluster::net::{NetError, NodeNet};
+use crate::cluster::net::{CONTROL_PLANE_IP, NetError, NodeNet};
+use crate::cluster::pki::Identity;
+use crate::cluster::{Cluster, ClusterError};
 use machine::{Command, Wires, run_machine};
 use process::ContainerKey;
 
@@ -95,6 +98,52 @@ pub struct NodeAgentOptions {
 }
 
 impl NodeAgentOptions {
+    /// A new node of a local cluster, with a network, a user and certificates of its own and a kubelet's rhythm.
+    ///
+    /// # Errors
+    /// When its network or its certificates cannot be made.
+    pub async fn in_cluster(
+        cluster: &Cluster,
+        spec: NodeSpec,
+        images: ImageMap,
+    ) -> Result<Self, NodeAgentError> {
+        let node = spec.name.clone();
+        let certificates = |source| NodeAgentError::Cluster { node: node.clone(), source: Box::new(source) };
+        let net = cluster
+            .net()
+            .add_node()
+            .await
+            .map_err(|source| NodeAgentError::Net { node: node.clone(), source })?;
+        let serving = cluster
+            .pki()
+            .serving(&format!("kubelet-{node}"), &[net.node_ip().into()], &[&node])
+            .map_err(certificates)?;
+        let kubeconfig = cluster
+            .kubeconfig_inside(&format!("node-{node}"), &Identity::node(&node))
+            .map_err(certificates)?;
+        let kubeconfig_error = |source| NodeAgentError::Kubeconfig { node: node.clone(), source };
+        let parsed = Kubeconfig::read_from(&kubeconfig).map_err(kubeconfig_error)?;
+        let api = kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
+            .await
+            .map_err(kubeconfig_error)?;
+        Ok(Self {
+            spec,
+            api,
+            net: Arc::new(net),
+            images,
+            kubelet_port: KubeletPort {
+                program: cluster.assets().kubelet_port.clone(),
+                certificate: serving.cert,
+                key: serving.key,
+                client_ca: cluster.pki().ca_path(),
+            },
+            folder: cluster.folder().join("nodes"),
+            dns: CONTROL_PLANE_IP,
+            cluster_domain: "cluster.local".into(),
+            timing: Timing::kubelet(),
+        })
+    }
+
     fn node_folder(&self) -> PathBuf {
         self.folder.join(&self.spec.name)
     }
@@ -124,6 +173,22 @@ pub enum NodeAgentError {
         node: String,
         /// Why.
         source: NetError,
+    },
+    /// The cluster could not give the node its certificates.
+    #[error("node {node}: {source}")]
+    Cluster {
+        /// The node.
+        node: String,
+        /// Why.
+        source: Box<ClusterError>,
+    },
+    /// The node's kubeconfig cannot be read back.
+    #[error("node {node}: its kubeconfig is not usable: {source}")]
+    Kubeconfig {
+        /// The node.
+        node: String,
+        /// Why.
+        source: kube::config::KubeconfigError,
     },
     /// The API server's address or certificates are not usable.
     #[error("node {node}: the API server's settings are not usable: {source}")]
