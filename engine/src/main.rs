@@ -1,2 +1,70 @@
-//! Placeholder.
-fn main() {}
+//! `atlas-engine`: an OpenAI-compatible server for GGUF models.
+//!
+//! This file parses the command line, runs the command and turns its end into the exit code of the contract.
+
+mod config;
+mod error;
+mod fetch;
+mod inspect;
+mod load;
+mod metrics;
+mod model;
+mod runtime;
+mod serve;
+mod server;
+mod status;
+mod text;
+
+use clap::Parser;
+use config::{Arguments, Command};
+use error::Fatal;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // Both TLS libraries' providers could be linked; this names ours. It fails only where one is set already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (result, termination_log) = match &arguments.command {
+        Command::Serve(serve) => (serve::serve(serve), Some(serve.termination_log.as_path())),
+        Command::Inspect(inspect) => (inspect::inspect(inspect).map(|report| print(&report)), None),
+        Command::Fetch(fetch) => (run_fetch(fetch), None),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error, termination_log);
+            ExitCode::from(error.exit_code().number())
+        }
+    }
+}
+
+fn run_fetch(arguments: &config::Fetch) -> Result<(), Fatal> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| Fatal::System { what: "starting the runtime", source })?;
+    let download = status::Download::default();
+    let fetch = fetch::fetch(&arguments.model, &arguments.cache_dir, arguments.sha256.as_deref(), &download);
+    print(&format!("{}\n", runtime.block_on(fetch)?.display()));
+    Ok(())
+}
+
+/// Prints, and takes a closed pipe for what it is: nobody reads on.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Says why the process ends, to whoever looks: standard error, and the file that Kubernetes shows.
+fn report(error: &Fatal, termination_log: Option<&Path>) {
+    let message = error.message();
+    tracing::error!(exit_code = error.exit_code().number(), "{message}");
+    if let Some(path) = termination_log {
+        // Outside a container there is none, and that is no second error. It is never created in /dev.
+        let file = std::fs::OpenOptions::new().append(true).create(!path.starts_with("/dev")).open(path);
+        if let Ok(mut file) = file {
+            let _ = writeln!(file, "{message}");
+        }
+    }
+}

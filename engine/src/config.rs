@@ -1,0 +1,186 @@
+//! The command line: the operator's contract, checked once.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// OpenAI-compatible server for GGUF models.
+#[derive(Debug, Parser)]
+#[command(name = "atlas-engine", version)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model over HTTP until SIGTERM.
+    Serve(Box<Serve>),
+    /// Show a GGUF file's header, tensors and tokenizer.
+    Inspect(Inspect),
+    /// Download a model into a cache folder, or check the one that is there.
+    Fetch(Fetch),
+}
+
+/// Show a file.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A GGUF file.
+    pub file: PathBuf,
+    /// List every tensor too.
+    #[arg(long)]
+    pub tensors: bool,
+}
+
+/// Download a file.
+#[derive(Debug, Args)]
+pub struct Fetch {
+    /// hf://OWNER/REPO/FILE[@REVISION], http(s)://..., file:///PATH or a path.
+    #[arg(long, value_name = "URI")]
+    pub model: String,
+    /// Folder that keeps downloaded models.
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: PathBuf,
+    /// Expected sha256 of the file, in hex.
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    pub sha256: Option<String>,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// The processor.
+    Cpu,
+    /// An AMD card.
+    Hip,
+}
+
+/// The KV cache's element type that the planner counted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheType {
+    /// 16-bit floats.
+    #[value(name = "F16")]
+    F16,
+    /// 8-bit blocks.
+    #[value(name = "Q8_0")]
+    Q8,
+}
+
+/// Serve a model.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// The model: hf://OWNER/REPO/FILE[@REVISION], http(s)://..., file:///PATH or a path.
+    #[arg(long, value_name = "URI")]
+    pub model: String,
+    /// A model id that clients may ask for; may be given several times. Answers carry the id that was asked for.
+    #[arg(long = "served-model-name", value_name = "NAME", required = true)]
+    pub served_model_names: Vec<String>,
+    /// What computes.
+    #[arg(long, value_enum)]
+    pub backend: Backend,
+    /// Address to listen on.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub host: IpAddr,
+    /// Port of the API; 0 takes a free one.
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// Port of probes, metrics and status, served by a thread of its own; 0 takes a free one.
+    #[arg(long, default_value_t = 8001)]
+    pub internal_port: u16,
+    /// Tokens of prompt and answer together, at most.
+    #[arg(long, value_name = "N")]
+    pub context_tokens: NonZeroUsize,
+    /// Requests computed at the same time, at most.
+    #[arg(long, value_name = "N")]
+    pub max_batch: NonZeroUsize,
+    /// Expected sha256 of the model file, in hex.
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    pub sha256: Option<String>,
+    /// Folder that keeps downloaded models.
+    #[arg(long, value_name = "DIR", default_value = "/models")]
+    pub cache_dir: PathBuf,
+    /// Requests that may wait; one more is answered 429.
+    #[arg(long, default_value_t = 64)]
+    pub queue: usize,
+    /// Longest time from a request to its last token, such as 300s or 5m.
+    #[arg(long, value_name = "TIME", default_value = "300s", value_parser = duration)]
+    pub request_timeout: Duration,
+    /// Largest request body; a larger one is answered 413.
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20)]
+    pub max_body_bytes: usize,
+    /// Longest time that running requests get after SIGTERM.
+    #[arg(long, value_name = "TIME", default_value = "300s", value_parser = duration)]
+    pub drain_timeout: Duration,
+    /// Element type of a card's KV cache. The CPU backend keeps f32 whatever is asked for.
+    #[arg(long, value_enum, default_value = "F16")]
+    pub kv_cache_type: KvCacheType,
+    /// Threads that compute; all available cores by default.
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+    /// With the hip backend: the card's gfx target must be this one.
+    #[arg(long, value_name = "GFX")]
+    pub expect_gfx_target: Option<String>,
+    /// With the hip backend: the card must have this much VRAM.
+    #[arg(long, value_name = "BYTES")]
+    pub expect_vram_bytes: Option<u64>,
+    /// File that gets the error that ends the process.
+    #[arg(long, value_name = "FILE", default_value = "/dev/termination-log")]
+    pub termination_log: PathBuf,
+}
+
+impl Serve {
+    /// Threads that compute.
+    pub fn thread_count(&self) -> usize {
+        let available = || std::thread::available_parallelism().ok();
+        self.threads.or_else(available).map_or(1, NonZeroUsize::get)
+    }
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let digits = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if digits { Ok(text.to_ascii_lowercase()) } else { Err("expected 64 hexadecimal digits".to_owned()) }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "expected a number and a unit, such as 300s".to_owned())?;
+    let seconds = |factor: u64| number.checked_mul(factor).map(Duration::from_secs);
+    let duration = match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => seconds(1),
+        "m" => seconds(60),
+        "h" => seconds(3600),
+        _ => return Err(format!("unknown unit {unit:?}: use ms, s, m or h")),
+    };
+    // A year is beyond any request and keeps the sums of clock and timeout far from their ends.
+    let year = Duration::from_secs(365 * 24 * 3600);
+    duration.filter(|duration| *duration <= year).ok_or_else(|| "longer than a year".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_read_with_their_unit() {
+        for (text, expected) in
+            [("300s", Some(300_000)), ("5m", Some(300_000)), ("1500ms", Some(1500)), ("1h", Some(3_600_000))]
+        {
+            assert_eq!(duration(text).ok().map(|read| read.as_millis()), expected, "{text}");
+        }
+        for text in ["", "s", "10", "10 s", "-1s", "99999999999999999h", "9000000h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

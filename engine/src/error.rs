@@ -1,0 +1,136 @@
+//! What ends the process, and with which exit code.
+
+use crate::fetch::FetchError;
+use crate::model::ModelError;
+use crate::text::TokenizerError;
+use crate::text::chat_template::TemplateError;
+use atlas_engine_core::ExitCode;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A reason to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The model file could not be had.
+    #[error("cannot get the model")]
+    Fetch(#[from] FetchError),
+    /// The model file cannot be opened.
+    #[error("cannot open the model file {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The model cannot be loaded.
+    #[error("cannot load the model")]
+    Model(#[from] ModelError),
+    /// The tokenizer cannot be built.
+    #[error("cannot build the tokenizer")]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template cannot be compiled.
+    #[error("cannot use the chat template")]
+    Template(#[from] TemplateError),
+    /// The tokenizer and the weights do not go together.
+    #[error("the tokenizer has {tokens} tokens and the weights have {rows} rows: the file is inconsistent")]
+    Vocabulary {
+        /// Of the tokenizer.
+        tokens: usize,
+        /// Of the embedding.
+        rows: usize,
+    },
+    /// More context is asked for than the model was trained for.
+    #[error("--context-tokens {asked} is more than the {trained} that the model was trained for")]
+    Context {
+        /// Asked for.
+        asked: usize,
+        /// The model's.
+        trained: usize,
+    },
+    /// Weights and KV cache exceed memory.
+    #[error(
+        "the model does not fit: {weights} bytes of weights and {kv} bytes of KV cache ({context} tokens, batch \
+         {batch}) exceed the {available} bytes of memory; lower --context-tokens or --max-batch"
+    )]
+    DoesNotFit {
+        /// Bytes of weights.
+        weights: u64,
+        /// Bytes of KV cache.
+        kv: u64,
+        /// Context tokens.
+        context: usize,
+        /// Batch.
+        batch: usize,
+        /// Bytes of memory.
+        available: u64,
+    },
+    /// A listener's port is taken or not allowed.
+    #[error("cannot listen on {address} ({what}): choose another port or stop what uses it")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Which listener.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The HIP backend is not in this build.
+    #[error(
+        "--backend hip: this build has no HIP backend; use the engine image for AMD cards, or --backend cpu"
+    )]
+    NoHip,
+    /// The number of threads could not be set.
+    #[error("cannot set the number of threads")]
+    Threads(#[from] atlas_kernels::ThreadsError),
+    /// The worker stopped.
+    #[error("the worker stopped: {reason}")]
+    Worker {
+        /// Its last words.
+        reason: String,
+    },
+    /// The operating system refused something that always works.
+    #[error("{what} failed")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Fatal {
+    /// The exit code of the contract.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Fetch(error) => error.exit_code(),
+            Self::Open { .. } => ExitCode::ModelUnavailable,
+            Self::Model(_) | Self::Tokenizer(_) | Self::Template(_) | Self::Vocabulary { .. } => {
+                ExitCode::ModelInvalid
+            }
+            Self::Context { .. } => ExitCode::Usage,
+            Self::DoesNotFit { .. } => ExitCode::DoesNotFit,
+            Self::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+                ExitCode::PortInUse
+            }
+            Self::Listen { .. } | Self::Threads(_) | Self::Worker { .. } | Self::System { .. } => {
+                ExitCode::Internal
+            }
+            Self::NoHip => ExitCode::NoRuntime,
+        }
+    }
+
+    /// The whole chain of causes on one line.
+    pub fn message(&self) -> String {
+        let mut message = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            message.push_str(": ");
+            message.push_str(&error.to_string());
+            cause = error.source();
+        }
+        message.replace('\n', " ")
+    }
+}

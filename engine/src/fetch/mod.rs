@@ -1,0 +1,134 @@
+//! Gets the model file onto the disk: local paths as they are, remote ones into the cache folder.
+//!
+//! A remote file is written as `.part`, continued after a break or a restart, and renamed when size and checksum hold,
+//! so that a file under its own name is always whole.
+
+mod http;
+mod source;
+mod verify;
+
+use crate::status::Download;
+use atlas_engine_core::ExitCode;
+use source::Source;
+use std::path::{Path, PathBuf};
+
+pub use source::display_name;
+
+/// Why a model file could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The scheme is not known or not built.
+    #[error("model source {uri:?} is not supported: use hf://, https://, http://, file:// or a path{hint}")]
+    Scheme {
+        /// The source.
+        uri: String,
+        /// What to do instead.
+        hint: &'static str,
+    },
+    /// Something behind the scheme is missing.
+    #[error("model source {uri:?} is incomplete: expected {expected}")]
+    Incomplete {
+        /// The source.
+        uri: String,
+        /// The form.
+        expected: &'static str,
+    },
+    /// There is no such file.
+    #[error("model file {path} cannot be read: check --model and the volume that should hold it")]
+    Missing {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The cache folder cannot be written.
+    #[error("cannot write {path} in the model cache")]
+    Cache {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The server refuses, and would again.
+    #[error("{url} answers {status}{hint}")]
+    Refused {
+        /// The address.
+        url: String,
+        /// Its answer.
+        status: u16,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The download broke again and again.
+    #[error("downloading {url} failed {attempts} times")]
+    Broken {
+        /// The address.
+        url: String,
+        /// Attempts.
+        attempts: u32,
+        /// The last break.
+        #[source]
+        source: http::Interrupted,
+    },
+    /// The HTTP client could not be built.
+    #[error("cannot set up the HTTP client")]
+    Client(#[source] reqwest::Error),
+    /// The file is another one.
+    #[error("{path} has the sha256 {found}, expected {expected}{hint}")]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// Its sum.
+        found: String,
+        /// The expected one.
+        expected: String,
+        /// What was done about it.
+        hint: &'static str,
+    },
+}
+
+impl FetchError {
+    /// The exit code of the contract.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Scheme { .. } | Self::Incomplete { .. } => ExitCode::Usage,
+            Self::Checksum { .. } => ExitCode::ChecksumMismatch,
+            Self::Client(_) => ExitCode::Internal,
+            Self::Missing { .. } | Self::Cache { .. } | Self::Refused { .. } | Self::Broken { .. } => {
+                ExitCode::ModelUnavailable
+            }
+        }
+    }
+}
+
+/// Gets a model file; the answer is its path.
+///
+/// # Errors
+/// The file is missing, cannot be downloaded, or is another one than expected.
+pub async fn fetch(
+    uri: &str,
+    cache: &Path,
+    sha256: Option<&str>,
+    progress: &Download,
+) -> Result<PathBuf, FetchError> {
+    let source = Source::parse(uri)?;
+    let path = match &source {
+        Source::File(path) => path.clone(),
+        Source::Remote(remote) => cache.join(remote.cache_name()),
+    };
+    match (std::fs::metadata(&path), &source) {
+        (Ok(metadata), _) => progress.set_done(metadata.len()),
+        (Err(error), Source::File(_)) => return Err(FetchError::Missing { path, source: error }),
+        (Err(_), Source::Remote(remote)) => {
+            http::download(remote, &path, sha256, progress).await?;
+        }
+    }
+    if let Some(expected) = sha256 {
+        let (checked, expected) = (path.clone(), expected.to_owned());
+        let check = tokio::task::spawn_blocking(move || verify::check(&checked, &expected));
+        check.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+    }
+    Ok(path)
+}

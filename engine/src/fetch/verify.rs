@@ -1,0 +1,83 @@
+//! Checksums, remembered beside the file so that a restart does not read gigabytes again.
+
+use super::FetchError;
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// Checks a file's sha256, or finds that it was checked since it last changed.
+///
+/// # Errors
+/// The sum differs, or the file cannot be read.
+pub fn check(path: &Path, expected: &str) -> Result<(), FetchError> {
+    let missing = |source| FetchError::Missing { path: path.to_owned(), source };
+    let marker = marker(path);
+    let mark = mark(path, expected).map_err(missing)?;
+    if fs::read_to_string(&marker).is_ok_and(|found| found == mark) {
+        return Ok(());
+    }
+    let found = sha256(path).map_err(missing)?;
+    if found != expected {
+        let (path, expected) = (path.to_owned(), expected.to_owned());
+        return Err(FetchError::Checksum {
+            path,
+            found,
+            expected,
+            hint: ": fix --sha256 or remove the file",
+        });
+    }
+    // Models often lie on read-only volumes, where the next start has to hash again.
+    if let Err(error) = fs::write(&marker, mark) {
+        tracing::debug!(marker = %marker.display(), %error, "the checksum is not remembered");
+    }
+    Ok(())
+}
+
+/// The sha256 of a file, in hex.
+pub fn sha256(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex::encode(hash.finalize())),
+            count => hash.update(&buffer[..count]),
+        }
+    }
+}
+
+fn marker(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".sha256");
+    name.into()
+}
+
+/// What the marker of this file holds: sum, size and time of change.
+fn mark(path: &Path, sha256: &str) -> io::Result<String> {
+    let metadata = fs::metadata(path)?;
+    let changed = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{sha256} {} {}\n", metadata.len(), changed.as_nanos()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OF_ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn a_sum_is_checked_remembered_and_forgotten_with_the_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        fs::write(&path, "abc").unwrap();
+        assert!(check(&path, OF_ABC).is_ok());
+        assert!(marker(&path).exists());
+        assert!(matches!(check(&path, &"0".repeat(64)), Err(FetchError::Checksum { .. })));
+        fs::write(&path, "abcd").unwrap();
+        assert!(matches!(check(&path, OF_ABC), Err(FetchError::Checksum { .. })));
+        // The marker alone is believed: that is what spares the reading.
+        fs::write(marker(&path), mark(&path, OF_ABC).unwrap()).unwrap();
+        assert!(check(&path, OF_ABC).is_ok());
+    }
+}

@@ -1,0 +1,113 @@
+//! `atlas-engine inspect`: a model file for people.
+
+use crate::config::Inspect;
+use crate::error::Fatal;
+use crate::model::{ModelConfig, ModelError};
+use crate::text::TextTokenizer;
+use atlas_format::{Gguf, Value};
+use atlas_kernels::MappedFile;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Texts longer than this are cut.
+const SHOWN: usize = 100;
+
+/// The report on a file.
+///
+/// # Errors
+/// The file cannot be opened, or its header is wrong.
+pub fn inspect(arguments: &Inspect) -> Result<String, Fatal> {
+    let path = &arguments.file;
+    let file = MappedFile::open(path).map_err(|source| Fatal::Open { path: path.clone(), source })?;
+    let header = Gguf::parse_file(&file).map_err(ModelError::from)?;
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = report(&mut out, arguments, &header, file.len() as u64);
+    Ok(out)
+}
+
+fn report(out: &mut String, arguments: &Inspect, header: &Gguf, bytes: u64) -> std::fmt::Result {
+    writeln!(out, "{}", arguments.file.display())?;
+    writeln!(
+        out,
+        "GGUF version {}, {bytes} bytes, {} metadata keys, {} tensors, data from byte {} aligned to {}",
+        header.version,
+        header.metadata().count(),
+        header.tensors().len(),
+        header.data_start,
+        header.alignment
+    )?;
+    writeln!(out, "\nMetadata")?;
+    let width = header.metadata().map(|(key, _)| key.len()).max().unwrap_or(0);
+    for (key, value) in header.metadata() {
+        writeln!(out, "  {key:width$}  {}", shown(value))?;
+    }
+    writeln!(out, "\nTensors by type")?;
+    let mut by_type: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
+    for tensor in header.tensors() {
+        let (count, elements, bytes) = by_type.entry(tensor.tensor_type.to_string()).or_default();
+        *count += 1;
+        *elements = elements.saturating_add(tensor.element_count());
+        *bytes = bytes.saturating_add(tensor.byte_count.unwrap_or(0));
+    }
+    writeln!(out, "  {:<10} {:>7} {:>15} {:>15}", "type", "tensors", "elements", "bytes")?;
+    for (name, (count, elements, bytes)) in by_type {
+        writeln!(out, "  {name:<10} {count:>7} {elements:>15} {bytes:>15}")?;
+    }
+    if arguments.tensors {
+        writeln!(out, "\nTensors")?;
+        for tensor in header.tensors() {
+            writeln!(out, "  {:<40} {:<8} {:?}", tensor.name, tensor.tensor_type, tensor.shape)?;
+        }
+    }
+    writeln!(out, "\nServing")?;
+    match ModelConfig::from_gguf(header) {
+        Ok(config) => writeln!(
+            out,
+            "  model      {}: {} layers, hidden {}, {} heads over {} key heads of {}, context {}\n  KV cache   {} bytes a token in f16",
+            config.name,
+            config.layers,
+            config.hidden,
+            config.heads,
+            config.kv_heads,
+            config.head_size,
+            config.trained_context,
+            config.kv_bytes_per_token() / 2
+        )?,
+        Err(error) => writeln!(out, "  model      cannot be served: {}", Fatal::from(error).message())?,
+    }
+    match TextTokenizer::from_gguf(header) {
+        Ok(tokenizer) => {
+            let (bos, eos) = tokenizer.special_ids();
+            writeln!(
+                out,
+                "  tokenizer  {}, {} tokens, beginning {bos:?}, end {eos:?}, answers end at {:?}",
+                tokenizer.label(),
+                tokenizer.vocabulary(),
+                tokenizer.end_tokens()
+            )
+        }
+        Err(error) => writeln!(out, "  tokenizer  cannot be used: {}", Fatal::from(error).message()),
+    }
+}
+
+/// A value on one line.
+fn shown(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => format!("{text:?}"),
+        Value::Array(values) => {
+            let first: Vec<String> = values.iter().take(4).map(shown).collect();
+            format!(
+                "[{}{}] ({} values)",
+                first.join(", "),
+                if values.len() > 4 { ", ..." } else { "" },
+                values.len()
+            )
+        }
+        other => other.to_string(),
+    };
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,136 @@
+//! `atlas-engine serve`: the life of the process, from its listeners to the last drained request.
+
+use crate::config::Serve;
+use crate::error::Fatal;
+use crate::load::{check_backend, load};
+use crate::metrics::Metrics;
+use crate::runtime::Worker;
+use crate::server::{App, api, health};
+use crate::status::{Phase, Status};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// How often draining looks whether the last request is done.
+const DRAIN_POLL: Duration = Duration::from_millis(10);
+/// Time for connections to take their last bytes after the last request.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever keeps the model from being served; the caller turns it into the exit code.
+pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
+    // Before any thread starts: see set_worker_threads.
+    atlas_kernels::set_worker_threads(arguments.thread_count())?;
+    check_backend(arguments)?;
+    let metrics = Metrics::new().map_err(|error| Fatal::Worker { reason: error.to_string() })?;
+    let status = Arc::new(Status::new(arguments));
+    let api = listen(SocketAddr::new(arguments.host, arguments.port), "the API")?;
+    let internal = listen(SocketAddr::new(arguments.host, arguments.internal_port), "the internal port")?;
+    let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string());
+    tracing::info!(api = ?address(&api).ok(), internal = ?address(&internal).ok(), "listening");
+    let app = Arc::new(App::new(arguments, status, Arc::new(metrics)));
+    health::spawn_internal(internal, app.clone())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|source| Fatal::System { what: "starting the runtime", source })?;
+    let result = runtime.block_on(run(arguments, &app, api));
+    if let Err(error) = &result {
+        app.status.fail(&error.message());
+    }
+    // The worker cannot be interrupted within a step, and nobody waits for it any more.
+    runtime.shutdown_background();
+    result
+}
+
+fn listen(address: SocketAddr, what: &'static str) -> Result<TcpListener, Fatal> {
+    let listener = TcpListener::bind(address).map_err(|source| Fatal::Listen { address, what, source })?;
+    let set = listener.set_nonblocking(true);
+    set.map_err(|source| Fatal::System { what: "setting up a listener", source })?;
+    Ok(listener)
+}
+
+async fn run(arguments: &Serve, app: &Arc<App>, listener: TcpListener) -> Result<(), Fatal> {
+    let failed = |what| move |source| Fatal::System { what, source };
+    let mut terminate = Signals::new().map_err(failed("listening for signals"))?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("setting up a listener"))?;
+    let (close, closed) = oneshot::channel::<()>();
+    let router = api::router(app.clone());
+    let server = axum::serve(listener, router).with_graceful_shutdown(async {
+        // A dropped sender closes too.
+        let _ = closed.await;
+    });
+    let server = tokio::spawn(server.into_future());
+    let worker = tokio::select! {
+        worker = load(arguments, app) => worker?,
+        () = terminate.wait() => return Ok(()),
+    };
+    let mut stopped = spawn(worker)?;
+    app.status.enter(Phase::Serving);
+    tokio::select! {
+        reason = &mut stopped => return Err(worker_error(reason)),
+        () = terminate.wait() => {}
+    }
+    app.status.enter(Phase::Draining);
+    tokio::select! {
+        reason = &mut stopped => return Err(worker_error(reason)),
+        () = drained(app) => {}
+        () = tokio::time::sleep(arguments.drain_timeout) => {
+            tracing::warn!(requests = api::in_flight(app), "the drain timeout ended requests");
+        }
+    }
+    drop(close);
+    // Whether the server ended by itself or by the clock, the process ends now.
+    let _ = tokio::time::timeout(FLUSH_TIMEOUT, server).await;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals(Signal, Signal);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
+}
+
+async fn drained(app: &App) {
+    while api::in_flight(app) > 0 {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+}
+
+/// Runs the worker on its own thread; the receiver gets the reason when it stops, which it never should.
+fn spawn(worker: Worker) -> Result<oneshot::Receiver<String>, Fatal> {
+    let (stopped, receiver) = oneshot::channel();
+    let thread = move || {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run()));
+        let reason = match result {
+            Ok(Ok(())) => "it ended without being asked to".to_owned(),
+            Ok(Err(error)) => Fatal::from(error).message(),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                format!("it panicked: {}", text.unwrap_or("without a message"))
+            }
+        };
+        // Nobody listens only when the process is ending anyway.
+        let _ = stopped.send(reason);
+    };
+    let spawned = std::thread::Builder::new().name("worker".into()).spawn(thread);
+    spawned.map_err(|source| Fatal::System { what: "starting the worker", source })?;
+    Ok(receiver)
+}
+
+fn worker_error(reason: Result<String, oneshot::error::RecvError>) -> Fatal {
+    Fatal::Worker { reason: reason.unwrap_or_else(|_| "it vanished".to_owned()) }
+}

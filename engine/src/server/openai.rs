@@ -1,0 +1,126 @@
+//! OpenAI's error body.
+
+use atlas_engine_core::RequestError;
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// An answer that is not a success.
+#[derive(Debug)]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+    retry_after_seconds: Option<u32>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, code: None, param: None, message: message.into(), retry_after_seconds: None }
+    }
+
+    fn code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// The request is wrong; `param` names the field.
+    pub fn invalid(param: Option<&str>, message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message);
+        Self { param: param.map(str::to_owned), ..error }
+    }
+
+    /// The request asks for something that is not built.
+    pub fn unsupported(param: &str, remedy: &str) -> Self {
+        let message = format!("{param} is not supported by this server: {remedy}");
+        Self::invalid(Some(param), message).code("unsupported_parameter")
+    }
+
+    /// Nobody serves this model id here.
+    pub fn model_not_found(model: &str, served: &[String]) -> Self {
+        let message = format!("the model {model:?} does not exist here; served are: {}", served.join(", "));
+        let error =
+            Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message).code("model_not_found");
+        Self { param: Some("model".into()), ..error }
+    }
+
+    /// No such path.
+    pub fn not_found(path: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", format!("there is no {path} here"))
+    }
+
+    /// The path exists with another method.
+    pub fn method_not_allowed(method: &str, path: &str) -> Self {
+        let message = format!("{path} does not take {method}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
+    }
+
+    /// The body is too large.
+    pub fn too_large(limit: usize) -> Self {
+        let message = format!("the request body exceeds the {limit} bytes that this server takes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message).code("request_too_large")
+    }
+
+    /// The queue is full.
+    pub fn queue_full(waiting: usize) -> Self {
+        let message = format!("the server is busy: {waiting} requests are waiting; try again later");
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message).code("queue_full");
+        Self { retry_after_seconds: Some(2), ..error }
+    }
+
+    /// The model is not loaded yet.
+    pub fn loading(phase: &str) -> Self {
+        let message = format!("the model is not ready yet (phase {phase}); try again later");
+        let error =
+            Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message).code("engine_not_ready");
+        Self { retry_after_seconds: Some(2), ..error }
+    }
+
+    /// The server is stopping.
+    pub fn draining() -> Self {
+        let error =
+            Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the server is stopping; try again");
+        Self { retry_after_seconds: Some(1), ..error.code("engine_draining") }
+    }
+
+    /// The request took too long.
+    pub fn timeout(seconds: u64) -> Self {
+        let message = format!("the request took longer than the {seconds} seconds that this server allows");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message).code("request_timeout")
+    }
+
+    /// Our fault.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message).code("internal_error")
+    }
+
+    /// A request that the core refuses; `prompt` is the API's name of the prompt.
+    pub fn from_request(error: &RequestError, prompt: &str) -> Self {
+        let refused = Self::invalid(Some(error.param().unwrap_or(prompt)), error.to_string());
+        match error {
+            RequestError::ContextLength { .. } => refused.code("context_length_exceeded"),
+            RequestError::EmptyPrompt
+            | RequestError::OutOfRange { .. }
+            | RequestError::UnknownToken { .. } => refused,
+        }
+    }
+
+    /// The JSON body.
+    pub fn body(&self) -> Value {
+        let Self { status: _, kind, code, param, message, retry_after_seconds: _ } = self;
+        json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after_seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

@@ -1,0 +1,190 @@
+//! What the process tells about itself: shared between the loader, the worker and both servers.
+
+use crate::fetch::display_name;
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Where the process stands. The names are part of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// The model file is downloaded or checked.
+    Fetching,
+    /// Weights are copied.
+    Loading,
+    /// The first step runs.
+    WarmingUp,
+    /// Requests are served.
+    Serving,
+    /// Running requests finish, new ones are refused.
+    Draining,
+    /// The process is about to end with an error.
+    Failed,
+}
+
+const PHASES: [Phase; 6] =
+    [Phase::Fetching, Phase::Loading, Phase::WarmingUp, Phase::Serving, Phase::Draining, Phase::Failed];
+
+/// Progress of a download.
+#[derive(Debug, Default)]
+pub struct Download {
+    bytes: AtomicU64,
+    /// 0 while unknown.
+    total: AtomicU64,
+    attempts: AtomicU32,
+    resumed: AtomicBool,
+}
+
+impl Download {
+    /// Counts an attempt.
+    pub fn start_attempt(&self) {
+        self.attempts.fetch_add(1, Relaxed);
+    }
+
+    /// Attempts so far.
+    pub fn attempts(&self) -> u32 {
+        self.attempts.load(Relaxed)
+    }
+
+    /// Whether the attempt went on from bytes that were there.
+    pub fn was_resumed(&self) -> bool {
+        self.resumed.load(Relaxed)
+    }
+
+    /// Sets the bytes there are, and the total where the server tells it.
+    pub fn set(&self, bytes: u64, total: Option<u64>) {
+        if self.bytes.swap(bytes, Relaxed) == 0 && bytes > 0 && self.total.load(Relaxed) == 0 {
+            self.resumed.store(true, Relaxed);
+        }
+        self.total.store(total.unwrap_or(0), Relaxed);
+    }
+
+    /// The file was there already.
+    pub fn set_done(&self, bytes: u64) {
+        self.bytes.store(bytes, Relaxed);
+        self.total.store(bytes, Relaxed);
+    }
+
+    fn json(&self) -> Value {
+        let total = Some(self.total.load(Relaxed)).filter(|total| *total > 0);
+        json!({"bytes": self.bytes.load(Relaxed), "totalBytes": total, "attempts": self.attempts()})
+    }
+}
+
+/// Counters of the worker.
+#[derive(Debug)]
+pub struct Progress {
+    started: Instant,
+    /// Sequences that are computed.
+    pub running: AtomicU64,
+    /// Requests in the queue.
+    pub waiting: AtomicU64,
+    tokens_generated: AtomicU64,
+    /// Milliseconds after `started`; meaningless before the first token.
+    last_token: AtomicU64,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            started: Instant::now(),
+            running: zero(),
+            waiting: zero(),
+            tokens_generated: zero(),
+            last_token: zero(),
+        }
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Counts generated tokens.
+    pub fn add_tokens(&self, count: u64) {
+        self.last_token.store(self.millis(), Relaxed);
+        self.tokens_generated.fetch_add(count, Relaxed);
+    }
+
+    fn json(&self) -> Value {
+        let tokens = self.tokens_generated.load(Relaxed);
+        let silence = (tokens > 0).then(|| self.millis().saturating_sub(self.last_token.load(Relaxed)));
+        json!({"tokensGenerated": tokens, "millisSinceLastToken": silence})
+    }
+}
+
+/// Everything that `/internal/status` and `/readyz` show.
+#[derive(Debug)]
+pub struct Status {
+    phase: AtomicU8,
+    error: Mutex<Option<String>>,
+    /// Download of the model.
+    pub download: Download,
+    /// The worker's counters.
+    pub progress: Progress,
+    served_model_names: Vec<String>,
+    model_file: String,
+    context_tokens: usize,
+    max_batch: usize,
+}
+
+impl Status {
+    /// The status of a process that has just begun.
+    pub fn new(arguments: &crate::config::Serve) -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::Fetching as u8),
+            error: Mutex::new(None),
+            download: Download::default(),
+            progress: Progress::new(),
+            served_model_names: arguments.served_model_names.clone(),
+            model_file: display_name(&arguments.model),
+            context_tokens: arguments.context_tokens.get(),
+            max_batch: arguments.max_batch.get(),
+        }
+    }
+
+    /// The phase.
+    pub fn phase(&self) -> Phase {
+        PHASES.get(usize::from(self.phase.load(Relaxed))).copied().unwrap_or(Phase::Failed)
+    }
+
+    /// Enters a phase.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+        tracing::info!(?phase, "phase");
+    }
+
+    /// Enters the last phase with its reason.
+    pub fn fail(&self, message: &str) {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.to_owned());
+        self.phase.store(Phase::Failed as u8, Relaxed);
+    }
+
+    /// The body of `/readyz`.
+    pub fn readiness(&self) -> Value {
+        let phase = self.phase();
+        json!({"ready": phase == Phase::Serving, "phase": format!("{phase:?}"), "download": self.download.json()})
+    }
+
+    /// The body of `/internal/status`.
+    pub fn json(&self) -> Value {
+        let phase = self.phase();
+        json!({
+            "phase": format!("{phase:?}"),
+            "ready": phase == Phase::Serving,
+            "servedModelNames": self.served_model_names,
+            "modelFile": self.model_file,
+            "backend": "cpu",
+            "contextTokens": self.context_tokens,
+            "maxBatch": self.max_batch,
+            "download": self.download.json(),
+            "queue": {"running": self.progress.running.load(Relaxed), "waiting": self.progress.waiting.load(Relaxed)},
+            "progress": self.progress.json(),
+            "card": null,
+            "vram": null,
+            "error": *self.error.lock().unwrap_or_else(PoisonError::into_inner),
+        })
+    }
+}

@@ -1,0 +1,327 @@
+//! Token ids from text and back, converted from GGUF metadata.
+
+use super::pre_tokenizer::{Family, family};
+use super::sentence_piece;
+use atlas_format::{Gguf, MetadataError};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::{NFC, NormalizerWrapper, Prepend, Replace, Sequence};
+use tokenizers::{AddedToken, Tokenizer};
+
+/// Why a tokenizer cannot be built or used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The header lacks a key or has it of the wrong kind.
+    #[error("the tokenizer's metadata is incomplete")]
+    Metadata(#[from] MetadataError),
+    /// The tokenizer model is not known.
+    #[error("the tokenizer model is {model:?}, and this engine knows \"gpt2\" and \"llama\"")]
+    UnknownModel {
+        /// `tokenizer.ggml.model`.
+        model: String,
+    },
+    /// The way of cutting text is not known; another one would give wrong ids without any error.
+    #[error("the tokenizer's pre-tokenizer {pre:?} is not known to this engine")]
+    UnknownPre {
+        /// `tokenizer.ggml.pre`.
+        pre: String,
+    },
+    /// A merge is not two tokens.
+    #[error("the tokenizer's merge {index} is {merge:?}, expected two tokens with a space between")]
+    Merge {
+        /// Its place in the list.
+        index: usize,
+        /// The entry.
+        merge: String,
+    },
+    /// The lists of the vocabulary differ in length.
+    #[error("the vocabulary has {tokens} tokens and {found} {list}")]
+    Length {
+        /// Tokens.
+        tokens: usize,
+        /// The other list.
+        list: &'static str,
+        /// Its length.
+        found: usize,
+    },
+    /// An id is outside the vocabulary.
+    #[error("{key} is {id}, and the vocabulary has {tokens} tokens")]
+    OutOfVocabulary {
+        /// The metadata key.
+        key: &'static str,
+        /// The id.
+        id: u32,
+        /// Tokens.
+        tokens: usize,
+    },
+    /// The tokenizer library refused.
+    #[error("the tokenizer library failed")]
+    Library(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl TokenizerError {
+    pub(super) fn library(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        Self::Library(error)
+    }
+}
+
+/// ggml's token types (llama.h, `llama_token_type`).
+const CONTROL: u32 = 3;
+const USER_DEFINED: u32 = 4;
+const BYTE: u32 = 6;
+
+/// Text of end-of-turn and end-of-message tokens, for files whose metadata name only one of the ends.
+const END_TEXTS: &[&str] = &[
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|EOT|>",
+    "</s>",
+];
+
+/// A model's tokenizer.
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    /// Bytes of each token as it shows in an answer; none for control tokens.
+    bytes: Vec<Box<[u8]>>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    add_bos: bool,
+    end_tokens: Vec<u32>,
+    texts: (String, String),
+    label: String,
+}
+
+/// The vocabulary as the file has it.
+struct Vocabulary<'a> {
+    tokens: Vec<&'a str>,
+    types: Vec<u32>,
+}
+
+impl TextTokenizer {
+    /// Converts a header's tokenizer.
+    ///
+    /// # Errors
+    /// The metadata are incomplete or name something unknown.
+    pub fn from_gguf(header: &Gguf) -> Result<Self, TokenizerError> {
+        let model = header.require_str("tokenizer.ggml.model")?;
+        let tokens_key = "tokenizer.ggml.tokens";
+        let missing = || MetadataError::Missing { key: tokens_key.into() };
+        let tokens = header.strings(tokens_key)?.ok_or_else(missing)?;
+        let types = header.u32s("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1; tokens.len()]);
+        check_length(tokens.len(), "token types", types.len())?;
+        let vocabulary = Vocabulary { tokens, types };
+        let pre = header.str("tokenizer.ggml.pre")?.unwrap_or("default");
+        let (mut tokenizer, bytes, add_bos_by_default): (_, Vec<Box<[u8]>>, _) = match model {
+            "gpt2" => {
+                let family = family(pre)?;
+                (
+                    byte_level(header, &vocabulary, &family)?,
+                    vocabulary.bytes(byte_level_bytes),
+                    family.add_bos,
+                )
+            }
+            "llama" => (sentence_piece(header, &vocabulary)?, vocabulary.bytes(sentence_piece_bytes), true),
+            other => return Err(TokenizerError::UnknownModel { model: other.to_owned() }),
+        };
+        tokenizer.add_special_tokens(vocabulary.added(CONTROL)).map_err(TokenizerError::library)?;
+        tokenizer.add_tokens(vocabulary.added(USER_DEFINED)).map_err(TokenizerError::library)?;
+        let id = |key: &'static str| vocabulary.id(header, key);
+        let (bos, eos) = (id("tokenizer.ggml.bos_token_id")?, id("tokenizer.ggml.eos_token_id")?);
+        let mut end_tokens: Vec<u32> = eos.into_iter().collect();
+        end_tokens.extend(id("tokenizer.ggml.eot_token_id")?);
+        end_tokens.extend(id("tokenizer.ggml.eom_token_id")?);
+        end_tokens.extend(vocabulary.ids_of(END_TEXTS));
+        end_tokens.sort_unstable();
+        end_tokens.dedup();
+        let text = |id: Option<u32>| {
+            id.and_then(|id| vocabulary.tokens.get(id as usize))
+                .map(|text| (*text).to_owned())
+                .unwrap_or_default()
+        };
+        Ok(Self {
+            tokenizer,
+            bytes,
+            bos,
+            eos,
+            add_bos: header.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos_by_default),
+            end_tokens,
+            texts: (text(bos), text(eos)),
+            label: if model == "gpt2" { format!("{model}, pre {pre}") } else { model.to_owned() },
+        })
+    }
+
+    /// Ids of a prompt. Text of special tokens becomes those tokens; the beginning-of-text token is put in front
+    /// where the model wants one and the text does not start with it.
+    ///
+    /// # Errors
+    /// The library refuses the text.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(TokenizerError::library)?;
+        let mut ids = encoding.get_ids().to_vec();
+        if let Some(bos) = self.bos.filter(|bos| self.add_bos && ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+
+    /// Bytes of a token as it shows in an answer: none for control tokens and unknown ids.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// Tokens that end an answer.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.end_tokens
+    }
+
+    /// Tokens in the vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Texts of the beginning- and end-of-text tokens, which chat templates write.
+    pub fn special_texts(&self) -> (&str, &str) {
+        (&self.texts.0, &self.texts.1)
+    }
+
+    /// Model and pre-tokenizer, for people.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Ids of the beginning- and end-of-text tokens.
+    pub fn special_ids(&self) -> (Option<u32>, Option<u32>) {
+        (self.bos, self.eos)
+    }
+}
+
+impl Vocabulary<'_> {
+    fn added(&self, kind: u32) -> Vec<AddedToken> {
+        let of_kind = self.tokens.iter().zip(&self.types).filter(|(_, token_type)| **token_type == kind);
+        of_kind
+            .map(|(token, _)| AddedToken::from((*token).to_owned(), kind == CONTROL).normalized(false))
+            .collect()
+    }
+
+    fn ids_of(&self, texts: &[&str]) -> Vec<u32> {
+        let tokens = self.tokens.iter().zip(&self.types).enumerate();
+        let ends = tokens.filter(|(_, (token, kind))| **kind == CONTROL && texts.contains(token));
+        ends.map(|(id, _)| id as u32).collect()
+    }
+
+    fn id(&self, header: &Gguf, key: &'static str) -> Result<Option<u32>, TokenizerError> {
+        let tokens = self.tokens.len();
+        match header.u32(key)? {
+            Some(id) if id as usize >= tokens => Err(TokenizerError::OutOfVocabulary { key, id, tokens }),
+            id => Ok(id),
+        }
+    }
+
+    fn bytes(&self, of_token: impl Fn(&str, u32) -> Vec<u8>) -> Vec<Box<[u8]>> {
+        let pairs = self.tokens.iter().zip(&self.types);
+        pairs.map(|(token, kind)| of_token(token, *kind).into_boxed_slice()).collect()
+    }
+
+    fn map(&self) -> Vocab {
+        self.tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id as u32)).collect()
+    }
+}
+
+fn check_length(tokens: usize, list: &'static str, found: usize) -> Result<(), TokenizerError> {
+    if tokens == found { Ok(()) } else { Err(TokenizerError::Length { tokens, list, found }) }
+}
+
+fn byte_level(
+    header: &Gguf,
+    vocabulary: &Vocabulary<'_>,
+    family: &Family,
+) -> Result<Tokenizer, TokenizerError> {
+    let merges_key = "tokenizer.ggml.merges";
+    let missing = || MetadataError::Missing { key: merges_key.into() };
+    let merges = header.strings(merges_key)?.ok_or_else(missing)?;
+    let pair = |(index, merge): (usize, &str)| match merge.split_once(' ') {
+        Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+        None => Err(TokenizerError::Merge { index, merge: merge.to_owned() }),
+    };
+    let merges = merges.into_iter().enumerate().map(pair).collect::<Result<Vec<_>, _>>()?;
+    let model = BPE::builder().vocab_and_merges(vocabulary.map(), merges).ignore_merges(family.ignore_merges);
+    let mut tokenizer = Tokenizer::new(model.build().map_err(TokenizerError::library)?);
+    if family.compose {
+        tokenizer.with_normalizer(Some(NFC)).map_err(TokenizerError::library)?;
+    }
+    tokenizer.with_pre_tokenizer(Some(family.build()?));
+    Ok(tokenizer)
+}
+
+fn sentence_piece(header: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerError> {
+    let scores_key = "tokenizer.ggml.scores";
+    let missing = || MetadataError::Missing { key: scores_key.into() };
+    let scores = header.f32s(scores_key)?.ok_or_else(missing)?;
+    check_length(vocabulary.tokens.len(), "scores", scores.len())?;
+    let unknown = vocabulary.id(header, "tokenizer.ggml.unknown_token_id")?.unwrap_or(0);
+    let unknown = vocabulary.tokens.get(unknown as usize).copied().unwrap_or("<unk>");
+    let model = BPE::builder()
+        .vocab_and_merges(vocabulary.map(), sentence_piece::merges(&vocabulary.tokens, &scores))
+        .unk_token(unknown.to_owned())
+        .fuse_unk(true)
+        .byte_fallback(true);
+    let mut tokenizer = Tokenizer::new(model.build().map_err(TokenizerError::library)?);
+    let mut steps: Vec<NormalizerWrapper> = Vec::new();
+    if header.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true) {
+        steps.push(Prepend::new("▁".to_owned()).into());
+    }
+    steps.push(Replace::new(" ", "▁").map_err(TokenizerError::library)?.into());
+    tokenizer.with_normalizer(Some(Sequence::new(steps))).map_err(TokenizerError::library)?;
+    Ok(tokenizer)
+}
+
+/// The byte that a character of GPT-2's byte alphabet stands for (`bytes_to_unicode` in GPT-2's encoder.py).
+fn alphabet_byte(character: char) -> Option<u8> {
+    match u32::from(character) {
+        code @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => u8::try_from(code).ok(),
+        // The other bytes follow from U+0100 in their order: 0x00-0x20, 0x7f-0xa0, 0xad.
+        code @ 0x100..=0x120 => u8::try_from(code - 0x100).ok(),
+        code @ 0x121..=0x142 => u8::try_from(code - 0x121 + 0x7f).ok(),
+        0x143 => Some(0xad),
+        _ => None,
+    }
+}
+
+fn byte_level_bytes(token: &str, kind: u32) -> Vec<u8> {
+    match kind {
+        CONTROL => Vec::new(),
+        USER_DEFINED => token.as_bytes().to_vec(),
+        _ => token.chars().filter_map(alphabet_byte).collect(),
+    }
+}
+
+fn sentence_piece_bytes(token: &str, kind: u32) -> Vec<u8> {
+    match (kind, sentence_piece::byte_token(token)) {
+        (CONTROL, _) => Vec::new(),
+        (BYTE, Some(byte)) => vec![byte],
+        _ => token.replace('▁', " ").into_bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_alphabet_covers_every_byte_once() {
+        let mut bytes: Vec<u8> = (0..=0x143).filter_map(char::from_u32).filter_map(alphabet_byte).collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+        assert_eq!("Ġport".chars().filter_map(alphabet_byte).collect::<Vec<_>>(), b" port");
+    }
+
+    #[test]
+    fn sentence_pieces_show_as_text() {
+        assert_eq!(sentence_piece_bytes("▁the", 1), b" the");
+        assert_eq!(sentence_piece_bytes("<0xE2>", BYTE), [0xe2]);
+        assert_eq!(sentence_piece_bytes("</s>", CONTROL), b"");
+    }
+}
