@@ -79,6 +79,12 @@ impl Client {
         Ok(Self { http, base: base.to_owned(), model: model.to_owned() })
     }
 
+    /// The base URL.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// Streams one chat completion at temperature 0 and hands each piece of text to `on_text`.
     ///
     /// # Errors
@@ -126,7 +132,9 @@ impl Client {
                 if let Some(error) = value.get("error") {
                     return Err(RequestError::Broken(error.to_string()));
                 }
-                if let Some(piece) = value["choices"][0]["delta"]["content"].as_str().filter(|p| !p.is_empty()) {
+                if let Some(piece) =
+                    value["choices"][0]["delta"]["content"].as_str().filter(|p| !p.is_empty())
+                {
                     first_token_ms.get_or_insert_with(|| millis(began));
                     text.push_str(piece);
                     on_text(piece);

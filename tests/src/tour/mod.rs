@@ -25,12 +25,12 @@ const PROMPT: &str = "Write a Python function that adds two numbers.";
 /// Clients of the steady load during the fault.
 const LOAD_CLIENTS: usize = 2;
 
-/// Plays the whole tour on `stage` and fills `report` as it goes, so that a failed tour leaves what it measured.
+/// Applies the samples and waits until every tier is ready; returns a client of the Service URL.
 ///
 /// # Errors
 ///
 /// The first step that did not hold, with what was seen instead.
-pub async fn run(stage: &mut Stage, screen: &Screen, report: &mut Report) -> anyhow::Result<()> {
+pub async fn deploy(stage: &mut Stage, screen: &Screen, report: &mut Report) -> anyhow::Result<Client> {
     screen.heading("A model on two cards");
     let profiles = stage.sample("gpuprofiles.yaml")?;
     let model = stage.model_sample()?;
@@ -44,7 +44,15 @@ pub async fn run(stage: &mut Stage, screen: &Screen, report: &mut Report) -> any
     step(screen, report, "pods of both tiers scheduled", pods_scheduled(stage)).await?;
     step(screen, report, "AtlasModel Ready", async {
         stage
-            .kubectl(&["wait", "-n", NAMESPACE, "atlasmodel", MODEL, "--for=condition=Ready", "--timeout=300s"])
+            .kubectl(&[
+                "wait",
+                "-n",
+                NAMESPACE,
+                "atlasmodel",
+                MODEL,
+                "--for=condition=Ready",
+                "--timeout=300s",
+            ])
             .await
     })
     .await?;
@@ -57,7 +65,16 @@ pub async fn run(stage: &mut Stage, screen: &Screen, report: &mut Report) -> any
     }
     let url = step(screen, report, "Service URL reachable", stage.service_url()).await?;
     screen.detail(&format!("{url}   (in the cluster: http://{MODEL}.{NAMESPACE}.svc:8080/v1)"));
-    let client = Client::new(&url, MODEL)?;
+    Ok(Client::new(&url, MODEL)?)
+}
+
+/// Plays the whole tour on `stage` and fills `report` as it goes, so that a failed tour leaves what it measured.
+///
+/// # Errors
+///
+/// The first step that did not hold, with what was seen instead.
+pub async fn run(stage: &mut Stage, screen: &Screen, report: &mut Report) -> anyhow::Result<()> {
+    let client = deploy(stage, screen, report).await?;
     let status = stage.tier_names().await?;
     let (first, second) = match status.as_slice() {
         [first, second, ..] => (first.clone(), second.clone()),
@@ -78,7 +95,12 @@ pub async fn run(stage: &mut Stage, screen: &Screen, report: &mut Report) -> any
     report.lost = Some(load.lost.len() as u64);
     outcome?;
     let tiers: Vec<String> = load.by_tier.iter().map(|(tier, count)| format!("{count} by {tier}")).collect();
-    screen.detail(&format!("load: {} answered ({}), {} lost", load.answered, tiers.join(", "), load.lost.len()));
+    screen.detail(&format!(
+        "load: {} answered ({}), {} lost",
+        load.answered,
+        tiers.join(", "),
+        load.lost.len()
+    ));
     if let Some(first_loss) = load.lost.first() {
         bail!("{} of {} requests were lost, the first with: {first_loss}", load.lost.len(), load.answered);
     }
@@ -103,7 +125,8 @@ async fn fault_and_return(
     report.failover_ms = Some(u64::try_from(failover.as_millis())?);
     screen.detail(&format!("{}, {} ms after the fault", served_by(&after), failover.as_millis()));
     ensure!(after.tier == second, "answered by tier {:?}, expected {second:?}", after.tier);
-    let full = step(screen, report, "streamed chat completion from the fallback", ask(client, screen)).await?;
+    let full =
+        step(screen, report, "streamed chat completion from the fallback", ask(client, screen)).await?;
     screen.detail(&served_by(&full));
     report.answers.push(TourAnswer { when: "after", answer: full });
 
@@ -148,7 +171,16 @@ async fn pods_scheduled(stage: &Stage) -> anyhow::Result<()> {
     stage
         .until("engine pods are scheduled", Duration::from_secs(60), async || {
             let nodes = stage
-                .kubectl(&["get", "pods", "-n", NAMESPACE, "-l", &selector, "-o", "jsonpath={range .items[*]}{.spec.nodeName}{\"\\n\"}{end}"])
+                .kubectl(&[
+                    "get",
+                    "pods",
+                    "-n",
+                    NAMESPACE,
+                    "-l",
+                    &selector,
+                    "-o",
+                    "jsonpath={range .items[*]}{.spec.nodeName}{\"\\n\"}{end}",
+                ])
                 .await?;
             let nodes: Vec<&str> = nodes.lines().filter(|line| !line.is_empty()).collect();
             Ok(if nodes.len() >= 2 { Ok(()) } else { Err(format!("scheduled on {nodes:?}")) })
@@ -160,7 +192,15 @@ async fn tiers_ready(stage: &Stage) -> anyhow::Result<()> {
     stage
         .until("every tier is ready", Duration::from_secs(300), async || {
             let ready = stage
-                .kubectl(&["get", "atlasmodel", "-n", NAMESPACE, MODEL, "-o", "jsonpath={range .status.tiers[*]}{.name}={.ready} {end}"])
+                .kubectl(&[
+                    "get",
+                    "atlasmodel",
+                    "-n",
+                    NAMESPACE,
+                    MODEL,
+                    "-o",
+                    "jsonpath={range .status.tiers[*]}{.name}={.ready} {end}",
+                ])
                 .await?;
             let all = !ready.trim().is_empty() && ready.split_whitespace().all(|tier| !tier.ends_with("=0"));
             Ok(if all { Ok(()) } else { Err(format!("tiers ready: {ready}")) })
@@ -172,9 +212,21 @@ async fn recorded(stage: &Stage) -> anyhow::Result<()> {
     stage
         .until("status.failover counts the failover", Duration::from_secs(30), async || {
             let count = stage
-                .kubectl(&["get", "atlasmodel", "-n", NAMESPACE, MODEL, "-o", "jsonpath={.status.failover.count}"])
+                .kubectl(&[
+                    "get",
+                    "atlasmodel",
+                    "-n",
+                    NAMESPACE,
+                    MODEL,
+                    "-o",
+                    "jsonpath={.status.failover.count}",
+                ])
                 .await?;
-            Ok(if count.trim().parse::<u64>().is_ok_and(|n| n >= 1) { Ok(()) } else { Err(format!("count is {count:?}")) })
+            Ok(if count.trim().parse::<u64>().is_ok_and(|n| n >= 1) {
+                Ok(())
+            } else {
+                Err(format!("count is {count:?}"))
+            })
         })
         .await
 }

@@ -32,6 +32,18 @@ impl Stage {
         }
     }
 
+    /// The local cluster, where it is one.
+    ///
+    /// # Errors
+    ///
+    /// The tour plays on somebody's cluster.
+    pub fn local(&mut self) -> anyhow::Result<&mut LocalStage> {
+        match self {
+            Self::Local(stage) => Ok(stage),
+            Self::Current(_) => bail!("this needs the local cluster"),
+        }
+    }
+
     /// The kubeconfig to use by hand.
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
@@ -206,8 +218,16 @@ impl Tools {
     async fn install_chart(&self) -> anyhow::Result<()> {
         let chart = root().join("helm/atlas-operator").display().to_string();
         self.helm(&[
-            "upgrade", "--install", "atlas-operator", &chart, "--namespace", "atlas-system", "--create-namespace",
-            "--wait", "--timeout", "180s",
+            "upgrade",
+            "--install",
+            "atlas-operator",
+            &chart,
+            "--namespace",
+            "atlas-system",
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            "180s",
         ])
         .await?;
         Ok(())

@@ -9,7 +9,10 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{super::{MODEL, NAMESPACE}, Tools};
+use super::{
+    super::{MODEL, NAMESPACE},
+    Tools,
+};
 use crate::assets::Assets;
 
 /// The tour on an existing cluster.
@@ -38,13 +41,21 @@ impl CurrentStage {
             .kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.labels}", "--request-timeout=10s"])
             .await?;
         if !labels.contains("amd.com/gpu") {
-            bail!("no node of this cluster has a label of the AMD node labeller (amd.com/gpu.vram): install the AMD GPU operator or device plugin and node labeller first");
+            bail!(
+                "no node of this cluster has a label of the AMD node labeller (amd.com/gpu.vram): install the AMD GPU operator or device plugin and node labeller first"
+            );
         }
-        let installed = tools.kubectl(&["get", "crd", "atlasmodels.atlas.gillsystems.com", "-o", "name"]).await;
+        let installed =
+            tools.kubectl(&["get", "crd", "atlasmodels.atlas.gillsystems.com", "-o", "name"]).await;
         if installed.is_err() {
             tools.install_chart().await?;
         }
-        Ok(Self { tools, simulated: labels.contains("atlas.gillsystems.com/simulated"), forward: None, cordoned: None })
+        Ok(Self {
+            tools,
+            simulated: labels.contains("atlas.gillsystems.com/simulated"),
+            forward: None,
+            cordoned: None,
+        })
     }
 
     pub(super) fn tools(&self) -> &Tools {
@@ -86,12 +97,23 @@ impl CurrentStage {
         let selector = format!("atlas.gillsystems.com/model={MODEL},atlas.gillsystems.com/tier={tier}");
         let found = self
             .tools
-            .kubectl(&["get", "pods", "-n", NAMESPACE, "-l", &selector, "-o", "jsonpath={.items[0].metadata.name} {.items[0].spec.nodeName}"])
+            .kubectl(&[
+                "get",
+                "pods",
+                "-n",
+                NAMESPACE,
+                "-l",
+                &selector,
+                "-o",
+                "jsonpath={.items[0].metadata.name} {.items[0].spec.nodeName}",
+            ])
             .await?;
         let (pod, node) = found.split_once(' ').context("the first tier has no pod")?;
         self.tools.kubectl(&["cordon", node]).await?;
         self.cordoned = Some(node.to_owned());
-        self.tools.kubectl(&["delete", "pod", "-n", NAMESPACE, pod, "--grace-period=0", "--force", "--wait=false"]).await?;
+        self.tools
+            .kubectl(&["delete", "pod", "-n", NAMESPACE, pod, "--grace-period=0", "--force", "--wait=false"])
+            .await?;
         Ok(())
     }
 

@@ -1,0 +1,77 @@
+//! The cluster that the tour makes itself, with the operator installed from the chart.
+
+use std::collections::BTreeMap;
+
+use super::{
+    super::{
+        MODEL, NAMESPACE,
+        report::{Report, Screen, step},
+    },
+    Tools,
+};
+use crate::lab::{Lab, PRIMARY_NODE};
+
+/// The tour on a local cluster.
+pub struct LocalStage {
+    lab: Lab,
+    tools: Tools,
+    url: Option<String>,
+}
+
+impl LocalStage {
+    /// Starts the control plane and the nodes and installs the chart.
+    ///
+    /// # Errors
+    ///
+    /// The first of these that does not come up.
+    pub async fn start(screen: &Screen, report: &mut Report) -> anyhow::Result<Self> {
+        screen.heading("A cluster on this machine");
+        let mut lab = step(
+            screen,
+            report,
+            "control plane up (etcd, API server, controllers, scheduler, proxy)",
+            Lab::start(BTreeMap::new()),
+        )
+        .await?;
+        step(screen, report, "three nodes registered", lab.add_nodes()).await?;
+        let tools = Tools {
+            kubectl: lab.cluster().assets().kubectl.clone(),
+            helm: lab.cluster().assets().helm.clone(),
+            kubeconfig: lab.cluster().kubeconfig_path().to_owned(),
+        };
+        let nodes = ["get", "nodes", "-L", "amd.com/gpu.product-name,amd.com/gpu.vram,amd.com/gpu.cu-count"];
+        screen.detail(&tools.kubectl(&nodes).await?);
+        step(screen, report, "helm install: CRDs, rights, controller Ready", tools.install_chart()).await?;
+        Ok(Self { lab, tools, url: None })
+    }
+
+    /// The cluster, for what the tour does not show.
+    pub fn lab(&mut self) -> &mut Lab {
+        &mut self.lab
+    }
+
+    pub(super) fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    pub(super) async fn service_url(&mut self) -> anyhow::Result<String> {
+        if let Some(url) = &self.url {
+            return Ok(url.clone());
+        }
+        let address = self.lab.cluster().relay_service(NAMESPACE, MODEL, 8080).await?;
+        Ok(self.url.insert(format!("http://{address}/v1")).clone())
+    }
+
+    pub(super) async fn lose_primary(&mut self) -> anyhow::Result<()> {
+        self.lab.kill_node(PRIMARY_NODE).await
+    }
+
+    pub(super) async fn return_primary(&mut self) -> anyhow::Result<()> {
+        self.lab.restore_node(PRIMARY_NODE).await
+    }
+
+    /// Ends the cluster.
+    pub(super) async fn stop(self) {
+        self.lab.stop().await;
+    }
+}
