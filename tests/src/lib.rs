@@ -5,6 +5,9 @@
 //! It is a test tool, never part of an installation.
 
 pub mod assets;
+pub mod bench;
 pub mod cluster;
+pub mod lab;
 pub mod node_agent;
 pub mod support;
+pub mod tour;
