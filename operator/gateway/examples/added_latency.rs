@@ -47,7 +47,11 @@ async fn main() -> Result<(), Failure> {
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for _ in 0..requests {
             a.push(ask(&mut direct).await?.0);
-            b.push(ask(&mut through).await?.0);
+            let (time, status) = ask(&mut through).await?;
+            if status != StatusCode::OK {
+                return Err(format!("the gateway answered {status}: nothing was measured").into());
+            }
+            b.push(time);
         }
         let (direct, through) = (percentiles(a), percentiles(b));
         let delta = (through.0.saturating_sub(direct.0), through.1.saturating_sub(direct.1));
