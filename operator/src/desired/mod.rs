@@ -8,11 +8,13 @@ mod engine;
 pub mod gateway;
 mod meta;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use serde_json::Value;
 
 pub use engine::{build_pod_template, template_hash};
-pub use meta::{APPLIED_ANNOTATION, Labels, Owner, TEMPLATE_ANNOTATION, hash_of};
+pub use meta::{APPLIED_ANNOTATION, Owner, TEMPLATE_ANNOTATION};
 
 use crate::{kinds::Kind, plan::Plan, validate::ValidatedModel};
 

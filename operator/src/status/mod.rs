@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 
-pub use conditions::{Draft, State, compute_conditions};
+use conditions::{Draft, compute_conditions};
 pub use failover::{Move, MoveKind, fold_switches};
 
 use crate::{

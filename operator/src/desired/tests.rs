@@ -1,0 +1,122 @@
+//! The objects of the sample model, as snapshots, and every field of them as the API server's types know it.
+
+use std::sync::Arc;
+
+use atlas_crds::{AtlasModel, GpuProfile};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+    rbac::v1::RoleBinding,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::{
+    Desired, Owner, Settings, Template, build_objects, build_pod_template,
+    gateway::{GatewayInputs, build_gateway},
+    template_hash,
+};
+use crate::{
+    kinds::Kind,
+    plan::{Placement, Plan, TierPlan},
+    validate::{ValidatedModel, validate},
+};
+use atlas_operator_core::tiers::RolloutStep;
+
+fn documents<T: DeserializeOwned>(text: &str, kind: &str) -> Vec<T> {
+    serde_yaml_ng::Deserializer::from_str(text)
+        .map(|document| serde_yaml_ng::Value::deserialize(document).unwrap())
+        .filter(|value| value["kind"] == kind)
+        .map(|value| serde_yaml_ng::from_value(value).unwrap())
+        .collect()
+}
+
+fn settings() -> Settings {
+    Settings {
+        operator_image: "example/atlas-operator:1".into(),
+        engine_hip_image: "example/atlas-engine-hip:2".into(),
+        engine_cpu_image: "example/atlas-engine-cpu:3".into(),
+        image_pull_policy: "IfNotPresent".into(),
+        cluster_domain: "cluster.local".into(),
+        gateway_replicas: 2,
+    }
+}
+
+fn sample() -> ValidatedModel {
+    let profiles: Vec<Arc<GpuProfile>> =
+        documents(include_str!("../../../deploy/samples/gpuprofiles.yaml"), "GpuProfile")
+            .into_iter()
+            .map(Arc::new)
+            .collect();
+    let mut models: Vec<AtlasModel> =
+        documents(include_str!("../../../deploy/samples/atlasmodel.yaml"), "AtlasModel");
+    let mut model = models.remove(0);
+    model.metadata.uid = Some("11111111-2222-3333-4444-555555555555".into());
+    validate(&model, &profiles).unwrap()
+}
+
+fn objects() -> Vec<Desired> {
+    let model = sample();
+    let plan = Plan {
+        tiers: model
+            .tiers
+            .iter()
+            .map(|tier| TierPlan {
+                wanted: tier.replicas,
+                replicas: tier.replicas,
+                placement: Placement::Possible,
+                step: RolloutStep::Apply,
+            })
+            .collect(),
+    };
+    let templates = model
+        .tiers
+        .iter()
+        .map(|tier| {
+            let body = build_pod_template(&model, tier, &settings()).unwrap();
+            Template { hash: template_hash(&body), body }
+        })
+        .collect();
+    build_objects(&model, &plan, templates, &settings()).unwrap()
+}
+
+fn gateway() -> Vec<Desired> {
+    let model = sample();
+    let inputs = GatewayInputs {
+        namespace: model.namespace.clone(),
+        owners: vec![
+            Owner { name: "code".into(), uid: model.uid.clone(), controller: false },
+            Owner { name: "other".into(), uid: "66666666-7777-8888-9999-000000000000".into(), controller: false },
+        ],
+        first_tier_nodes: vec![model.tiers[0].profile.spec.node_match.clone().unwrap()],
+    };
+    build_gateway(&inputs, &settings())
+}
+
+#[test]
+fn the_samples_objects_are_these() {
+    for object in objects().into_iter().chain(gateway()) {
+        insta::assert_yaml_snapshot!(format!("{}-{}", object.kind.as_str(), object.name), object.body);
+    }
+}
+
+#[test]
+fn every_field_is_one_that_kubernetes_knows() {
+    fn known<T: DeserializeOwned + Serialize>(body: &Value) -> Value {
+        serde_json::to_value(serde_json::from_value::<T>(body.clone()).unwrap()).unwrap()
+    }
+    for Desired { kind, name, body, .. } in objects().into_iter().chain(gateway()) {
+        let typed = match kind {
+            Kind::Deployment => known::<Deployment>(&body),
+            Kind::Service => known::<Service>(&body),
+            Kind::ConfigMap => known::<ConfigMap>(&body),
+            Kind::PodDisruptionBudget => known::<PodDisruptionBudget>(&body),
+            Kind::NetworkPolicy => known::<NetworkPolicy>(&body),
+            Kind::ServiceAccount => known::<ServiceAccount>(&body),
+            Kind::RoleBinding => known::<RoleBinding>(&body),
+        };
+        assert_eq!(typed, body, "{kind:?} {name}");
+    }
+}

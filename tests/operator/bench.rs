@@ -1,0 +1,269 @@
+//! An API server with one operator process, and short words for what the scenarios do with them.
+
+use std::{net::TcpListener, path::PathBuf, process::Stdio, sync::Mutex, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use atlas_tests::{
+    cluster::ApiServer,
+    support::{binary, wait_until},
+};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
+    core::GroupVersionKind,
+};
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+
+/// Generous: the machine may be busy, and a wait ends as soon as it can.
+pub const LONG: Duration = Duration::from_secs(30);
+
+/// A kind by its plain name.
+pub fn kind(name: &str) -> ApiResource {
+    let (group, version) = match name {
+        "AtlasModel" | "GpuProfile" => ("atlas.gillsystems.com", "v1alpha1"),
+        "Deployment" => ("apps", "v1"),
+        "PodDisruptionBudget" => ("policy", "v1"),
+        "NetworkPolicy" => ("networking.k8s.io", "v1"),
+        "RoleBinding" => ("rbac.authorization.k8s.io", "v1"),
+        "Lease" => ("coordination.k8s.io", "v1"),
+        "Event" => ("events.k8s.io", "v1"),
+        _ => ("", "v1"),
+    };
+    let mut resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, name));
+    if name == "NetworkPolicy" {
+        resource.plural = "networkpolicies".into();
+    }
+    resource
+}
+
+/// An API server and the operator that runs against it.
+pub struct Bench {
+    server: ApiServer,
+    folder: tempfile::TempDir,
+    pub client: Client,
+    pub operator: Mutex<Option<Operator>>,
+}
+
+/// One operator process; dropping it ends it.
+pub struct Operator {
+    pub child: Child,
+    pub address: String,
+}
+
+impl Bench {
+    pub async fn start() -> Result<Self> {
+        let server = ApiServer::start().await?;
+        server.apply_crds().await?;
+        let folder = tempfile::tempdir()?;
+        std::fs::write(folder.path().join("profiles.yaml"), PROFILES)?;
+        let client = server.client();
+        let bench = Self { server, folder, client, operator: Mutex::new(None) };
+        bench.create("Namespace", None, json!({"metadata": {"name": "atlas-system"}})).await?;
+        let operator = bench.spawn_operator("operator-a").await?;
+        bench.replace_operator(Some(operator));
+        Ok(bench)
+    }
+
+    pub fn replace_operator(&self, operator: Option<Operator>) -> Option<Operator> {
+        std::mem::replace(&mut *self.operator.lock().unwrap(), operator)
+    }
+
+    /// Starts an operator process and waits until its stores are filled.
+    pub async fn spawn_operator(&self, pod_name: &str) -> Result<Operator> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let address = format!("127.0.0.1:{port}");
+        let log = std::fs::File::create(self.folder.path().join(format!("{pod_name}.log")))?;
+        let child = Command::new(binary("atlas-operator")?)
+            .args(["controller", "--namespace", "atlas-system", "--pod-name", pod_name, "--listen", &address])
+            .args([
+                "--operator-image",
+                "example/atlas-operator:t",
+                "--engine-hip-image",
+                "example/atlas-engine-hip:t",
+            ])
+            .args(["--engine-cpu-image", "example/atlas-engine-cpu:t", "--default-profiles"])
+            .arg(self.folder.path().join("profiles.yaml"))
+            .env("KUBECONFIG", self.server.kubeconfig_path())
+            .stdin(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()?;
+        let operator = Operator { child, address };
+        wait_until("the operator's readiness", LONG, async || {
+            let answer = reqwest::get(format!("http://{}/readyz", operator.address))
+                .await
+                .map_err(|e| e.to_string())?;
+            if answer.status().is_success() { Ok(()) } else { Err(answer.status().to_string()) }
+        })
+        .await
+        .with_context(|| self.log(pod_name))?;
+        Ok(operator)
+    }
+
+    pub fn log(&self, pod_name: &str) -> String {
+        let path: PathBuf = self.folder.path().join(format!("{pod_name}.log"));
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// A counter of the operator's metrics.
+    pub async fn metric(&self, line: &str) -> Result<f64> {
+        let address =
+            self.operator.lock().unwrap().as_ref().map(|o| o.address.clone()).context("no operator")?;
+        let text = reqwest::get(format!("http://{address}/metrics")).await?.text().await?;
+        let value = text.lines().find_map(|l| l.strip_prefix(line)).map(|v| v.trim().parse());
+        Ok(value.transpose()?.unwrap_or(0.0))
+    }
+
+    pub fn api(&self, kind_name: &str, namespace: Option<&str>) -> Api<DynamicObject> {
+        match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &kind(kind_name)),
+            None => Api::all_with(self.client.clone(), &kind(kind_name)),
+        }
+    }
+
+    pub async fn create(
+        &self,
+        kind_name: &str,
+        namespace: Option<&str>,
+        mut object: Value,
+    ) -> Result<DynamicObject> {
+        let resource = kind(kind_name);
+        object["apiVersion"] = resource.api_version.into();
+        object["kind"] = kind_name.into();
+        let object: DynamicObject = serde_json::from_value(object)?;
+        Ok(self.api(kind_name, namespace).create(&PostParams::default(), &object).await?)
+    }
+
+    pub async fn patch(&self, kind_name: &str, at: (&str, &str), patch: Value) -> Result<DynamicObject> {
+        let api = self.api(kind_name, Some(at.0));
+        Ok(api.patch(at.1, &PatchParams::default(), &Patch::Merge(patch)).await?)
+    }
+
+    pub async fn patch_status(&self, kind_name: &str, at: (Option<&str>, &str), status: Value) -> Result<()> {
+        let api = self.api(kind_name, at.0);
+        let patch = json!({"status": status});
+        api.patch_status(at.1, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
+    pub async fn namespace(&self, name: &str) -> Result<()> {
+        self.create("Namespace", None, json!({"metadata": {"name": name}})).await.map(|_| ())
+    }
+
+    /// Creates an AtlasModel with these tiers (JSON of each) and further fields of the specification.
+    pub async fn model(&self, at: (&str, &str), tiers: &[Value], more: Value) -> Result<DynamicObject> {
+        let mut spec = json!({"tiers": tiers});
+        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+            spec.extend(more);
+        }
+        self.create(
+            "AtlasModel",
+            Some(at.0),
+            json!({"metadata": {"name": at.1, "namespace": at.0}, "spec": spec}),
+        )
+        .await
+    }
+
+    /// Waits for an object to satisfy a check; what it lacks goes into the error.
+    pub async fn wait_for(
+        &self,
+        kind_name: &str,
+        at: (Option<&str>, &str),
+        check: impl Fn(&DynamicObject) -> Result<(), String>,
+    ) -> Result<DynamicObject> {
+        let api = self.api(kind_name, at.0);
+        let waited = wait_until(&format!("{kind_name} {}", at.1), LONG, async || {
+            let object = api.get(at.1).await.map_err(|e| e.to_string())?;
+            check(&object).map(|()| object)
+        })
+        .await;
+        match waited {
+            Ok(object) => Ok(object),
+            Err(timeout) => bail!("{timeout}\n{}", self.log("operator-a")),
+        }
+    }
+
+    /// Waits for a condition of an AtlasModel with this status, reason and parts of its message.
+    pub async fn condition(
+        &self,
+        at: (&str, &str),
+        type_: &str,
+        status: &str,
+        reason: &str,
+        says: &[&str],
+    ) -> Result<()> {
+        self.wait_for("AtlasModel", (Some(at.0), at.1), |object| holds(object, type_, status, reason, says))
+            .await?;
+        Ok(())
+    }
+
+    /// Creates a pod as the Deployment controller, the scheduler and the kubelet would leave it.
+    pub async fn engine_pod(&self, at: (&str, &str), tier: &str, node: Option<&str>) -> Result<String> {
+        let name = format!("{}-t-{tier}-0", at.1);
+        let mut spec = json!({"containers": [{"name": "engine", "image": "example/atlas-engine-hip:t"}]});
+        if let Some(node) = node {
+            spec["nodeName"] = node.into();
+        }
+        let labels = json!({
+            "atlas.gillsystems.com/model": at.1, "atlas.gillsystems.com/tier": tier,
+            "app.kubernetes.io/component": "engine", "app.kubernetes.io/managed-by": "atlas-operator",
+        });
+        self.create(
+            "Pod",
+            Some(at.0),
+            json!({"metadata": {"name": name, "namespace": at.0, "labels": labels}, "spec": spec}),
+        )
+        .await?;
+        Ok(name)
+    }
+
+    /// Creates a node with one card as the AMD labeller and device plugin leave it.
+    pub async fn card_node(&self, name: &str, vram: &str, units: &str) -> Result<()> {
+        let labels = json!({"amd.com/gpu.vram": vram, "amd.com/gpu.cu-count": units});
+        self.create("Node", None, json!({"metadata": {"name": name, "labels": labels}})).await?;
+        let cards = json!({"amd.com/gpu": "1", "cpu": "8", "memory": "16Gi", "pods": "110"});
+        let ready = json!([{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}]);
+        self.patch_status(
+            "Node",
+            (None, name),
+            json!({"capacity": cards, "allocatable": cards, "conditions": ready}),
+        )
+        .await
+    }
+}
+
+/// Whether a condition stands as expected.
+pub fn holds(
+    object: &DynamicObject,
+    type_: &str,
+    status: &str,
+    reason: &str,
+    says: &[&str],
+) -> Result<(), String> {
+    let conditions =
+        object.data.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let found = conditions.iter().find(|c| c["type"] == type_).ok_or(format!("no condition {type_}"))?;
+    let message = found["message"].as_str().unwrap_or_default();
+    let right = found["status"] == status
+        && found["reason"] == reason
+        && says.iter().all(|part| message.contains(part));
+    if right { Ok(()) } else { Err(format!("{found}, wanted {status} {reason} {says:?}")) }
+}
+
+/// A tier of the specification.
+pub fn tier(name: &str, profile: &str) -> Value {
+    json!({"name": name, "gpuProfile": profile, "model": {"source": format!("hf://acme/models/{name}-7b.gguf")}})
+}
+
+const PROFILES: &str = "
+apiVersion: atlas.gillsystems.com/v1alpha1
+kind: GpuProfile
+metadata: {name: big}
+spec: {product: Radeon RX 7900 XTX, gfxTarget: gfx1100, vram: 24560Mi, maxBatch: 4, match: {vramClass: 24G, computeUnits: 96}}
+---
+apiVersion: atlas.gillsystems.com/v1alpha1
+kind: GpuProfile
+metadata: {name: small}
+spec: {product: Radeon RX 7600, gfxTarget: gfx1102, vram: 8176Mi, maxBatch: 2, match: {vramClass: 8G, computeUnits: 32}}
+";
