@@ -5,6 +5,9 @@
 //! what they mean is `atlas-operator-core`'s.
 //! The manifests under `crds/manifests/` are written from these types by the `crdgen` binary.
 
+// The printer columns of `#[kube(...)]` repeat their keys, which the lint takes for attributes given twice.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod condition;
 pub mod manifests;
 pub mod model;
