@@ -195,7 +195,7 @@ async fn create_service(cluster: &Cluster, endpoint: &str) -> std::net::Ipv4Addr
         "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
         "addressType": "IPv4",
         "ports": [{"port": 8000, "protocol": "TCP"}],
-        "endpoints": [{"addresses": [endpoint], "conditions": {"ready": true}}],
+        "endpoints": [{"addresses": [endpoint], "conditions": {"ready": true}, "nodeName": "one"}],
     }))
     .unwrap();
     let slices = Api::<EndpointSlice>::namespaced(cluster.client(), "default");
