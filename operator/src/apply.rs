@@ -113,7 +113,11 @@ impl Applier {
     /// # Errors
     ///
     /// The first that failed; the others are applied all the same.
-    pub async fn apply_objects(&self, objects: &[Desired], ownership: Ownership<'_>) -> Result<Applied, ApplyError> {
+    pub async fn apply_objects(
+        &self,
+        objects: &[Desired],
+        ownership: Ownership<'_>,
+    ) -> Result<Applied, ApplyError> {
         let mut running: FuturesUnordered<_> =
             objects.iter().map(|object| self.apply_one(object, ownership)).collect();
         let mut applied = Applied::default();
@@ -135,7 +139,9 @@ impl Applier {
         let api = self.api(*kind, namespace);
         let known = self.stores.child(*kind, namespace, name);
         let params = match known {
-            Some(live) if !ownership.holds(&live) => return Ok(Outcome::Taken(format!("{}/{name}", kind.as_str()))),
+            Some(live) if !ownership.holds(&live) => {
+                return Ok(Outcome::Taken(format!("{}/{name}", kind.as_str())));
+            }
             Some(live) if is_applied(body, &live) => return Ok(Outcome::Same),
             Some(_) => PatchParams::apply(names::FIELD_MANAGER).force(),
             // The watches see labelled objects only, so somebody else's is found by asking.
@@ -148,7 +154,9 @@ impl Applier {
                     }
                     PatchParams::apply(names::FIELD_MANAGER).force()
                 }
-                Err(source) => return Err(ApplyError::Read { kind: kind.as_str(), name: name.clone(), source }),
+                Err(source) => {
+                    return Err(ApplyError::Read { kind: kind.as_str(), name: name.clone(), source });
+                }
             },
         };
         self.metrics.writes.with_label_values(&[kind.as_str()]).inc();
@@ -178,14 +186,21 @@ impl Applier {
             for live in self.stores.children_of(kind, namespace, model) {
                 let Some(name) = live.metadata.name.as_deref() else { continue };
                 let wanted = desired.iter().any(|object| object.kind == kind && object.name == name);
-                if wanted || live.metadata.deletion_timestamp.is_some() || !Ownership::ControlledBy(uid).holds(&live) {
+                if wanted
+                    || live.metadata.deletion_timestamp.is_some()
+                    || !Ownership::ControlledBy(uid).holds(&live)
+                {
                     continue;
                 }
                 match self.api(kind, namespace).delete(name, &DeleteParams::background()).await {
                     Ok(_) => {}
                     Err(kube::Error::Api(status)) if status.code == 404 => {}
                     Err(source) => {
-                        return Err(ApplyError::Delete { kind: kind.as_str(), name: name.to_owned(), source });
+                        return Err(ApplyError::Delete {
+                            kind: kind.as_str(),
+                            name: name.to_owned(),
+                            source,
+                        });
                     }
                 }
             }
@@ -202,8 +217,14 @@ impl Applier {
 fn is_applied(desired: &Value, live: &DynamicObject) -> bool {
     let hash = |annotations: Option<&str>| annotations.map(str::to_owned);
     let wanted = hash(desired["metadata"]["annotations"][APPLIED_ANNOTATION].as_str());
-    let live_hash =
-        hash(live.metadata.annotations.iter().flatten().find(|(k, _)| *k == APPLIED_ANNOTATION).map(|(_, v)| v.as_str()));
+    let live_hash = hash(
+        live.metadata
+            .annotations
+            .iter()
+            .flatten()
+            .find(|(k, _)| *k == APPLIED_ANNOTATION)
+            .map(|(_, v)| v.as_str()),
+    );
     if wanted != live_hash {
         return false;
     }
@@ -220,13 +241,16 @@ fn is_applied(desired: &Value, live: &DynamicObject) -> bool {
 /// Whether `live` holds everything of `desired`: the API server adds defaults, it takes nothing away.
 fn holds(desired: &Value, live: &Value) -> bool {
     match (desired, live) {
-        (Value::Object(desired), Value::Object(live)) => desired.iter().all(|(key, value)| match live.get(key) {
-            Some(live) => holds(value, live),
-            // The server drops empty maps and lists, and fields that hold their zero value.
-            None => is_empty(value),
-        }),
+        (Value::Object(desired), Value::Object(live)) => {
+            desired.iter().all(|(key, value)| match live.get(key) {
+                Some(live) => holds(value, live),
+                // The server drops empty maps and lists, and fields that hold their zero value.
+                None => is_empty(value),
+            })
+        }
         (Value::Array(desired), Value::Array(live)) => {
-            desired.len() == live.len() && desired.iter().zip(live).all(|(desired, live)| holds(desired, live))
+            desired.len() == live.len()
+                && desired.iter().zip(live).all(|(desired, live)| holds(desired, live))
         }
         (desired, live) => desired == live,
     }

@@ -117,8 +117,17 @@ mod tests {
     fn the_command_line_is_consistent_and_reads_the_contract() {
         Cli::command().debug_assert();
         let cli = Cli::try_parse_from([
-            "atlas-operator", "controller", "--operator-image", "o", "--engine-hip-image", "h",
-            "--engine-cpu-image", "c", "--leader-election=false", "--gateway-silence", "500ms",
+            "atlas-operator",
+            "controller",
+            "--operator-image",
+            "o",
+            "--engine-hip-image",
+            "h",
+            "--engine-cpu-image",
+            "c",
+            "--leader-election=false",
+            "--gateway-silence",
+            "500ms",
         ])
         .unwrap();
         let Command::Controller(args) = cli.command else { panic!("the subcommand was controller") };

@@ -65,7 +65,11 @@ pub enum ControllerError {
 /// # Errors
 ///
 /// A listener or the default profiles failed, or the leadership was lost.
-pub async fn run(args: ControllerArgs, client: Client, stop: CancellationToken) -> Result<(), ControllerError> {
+pub async fn run(
+    args: ControllerArgs,
+    client: Client,
+    stop: CancellationToken,
+) -> Result<(), ControllerError> {
     let metrics = Arc::new(Metrics::new().map_err(ControllerError::Metrics)?);
     let tasks = TaskTracker::new();
     // Watches outlive the elections and end with the process.
@@ -150,9 +154,8 @@ async fn lead(
     context: Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), ControllerError> {
-    let mut elector = args
-        .leader_election
-        .then(|| Elector::new(client.clone(), &args.namespace, args.pod_name.clone()));
+    let mut elector =
+        args.leader_election.then(|| Elector::new(client.clone(), &args.namespace, args.pod_name.clone()));
     if let Some(elector) = &mut elector
         && !elector.acquire(stop).await
     {

@@ -72,5 +72,6 @@ impl ReconcileError {
 /// The wait before try number `tries` (from 1): 200 ms doubling to 30 s.
 #[must_use]
 pub fn backoff(tries: u32) -> Duration {
-    Duration::from_millis(200u64.saturating_mul(1 << tries.saturating_sub(1).min(12))).min(Duration::from_secs(30))
+    Duration::from_millis(200u64.saturating_mul(1 << tries.saturating_sub(1).min(12)))
+        .min(Duration::from_secs(30))
 }

@@ -19,7 +19,8 @@ impl Events {
     /// A recorder under the pod's name.
     #[must_use]
     pub fn new(client: Client, pod_name: String) -> Self {
-        let reporter = Reporter { controller: "atlas.gillsystems.com/operator".into(), instance: Some(pod_name) };
+        let reporter =
+            Reporter { controller: "atlas.gillsystems.com/operator".into(), instance: Some(pod_name) };
         Self { recorder: Recorder::new(client, reporter) }
     }
 
@@ -36,7 +37,11 @@ impl Events {
 async fn publish(recorder: &Recorder, reference: &ObjectReference, events: Vec<Event>) {
     for event in events {
         if let Err(error) = recorder.publish(&event, reference).await {
-            tracing::warn!(reason = event.reason, error = &error as &dyn std::error::Error, "an Event was lost");
+            tracing::warn!(
+                reason = event.reason,
+                error = &error as &dyn std::error::Error,
+                "an Event was lost"
+            );
         }
     }
 }

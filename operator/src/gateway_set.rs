@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     apply::{ApplyError, Ownership},
-    desired::{Owner, gateway::{GatewayInputs, build_gateway}},
+    desired::{
+        Owner,
+        gateway::{GatewayInputs, build_gateway},
+    },
     error::backoff,
     reconcile::Context,
 };
@@ -54,7 +57,12 @@ pub async fn run(context: Arc<Context>, mut triggers: UnboundedReceiver<String>,
                 }
                 Err(error) => {
                     context.metrics.errors.with_label_values(&[CONTROLLER, "apply"]).inc();
-                    tracing::warn!(namespace, tries, error = &error as &dyn std::error::Error, "the gateway could not be applied");
+                    tracing::warn!(
+                        namespace,
+                        tries,
+                        error = &error as &dyn std::error::Error,
+                        "the gateway could not be applied"
+                    );
                     retries.insert(namespace, (tries + 1, Instant::now() + backoff(tries + 1)));
                 }
             }
@@ -78,7 +86,11 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
     });
     let mut owners: Vec<Owner> = models
         .iter()
-        .map(|model| Owner { name: model.name_any(), uid: model.uid().unwrap_or_default(), controller: false })
+        .map(|model| Owner {
+            name: model.name_any(),
+            uid: model.uid().unwrap_or_default(),
+            controller: false,
+        })
         .collect();
     owners.sort();
     if owners.is_empty() {
@@ -86,16 +98,24 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
     }
     let mut first_tier_nodes: Vec<_> = models
         .iter()
-        .filter_map(|model| context.stores.profiles.get(&ObjectRef::new(&model.spec.tiers.first()?.gpu_profile)))
+        .filter_map(|model| {
+            context.stores.profiles.get(&ObjectRef::new(&model.spec.tiers.first()?.gpu_profile))
+        })
         .filter_map(|profile| profile.spec.node_match.clone())
         .collect();
     first_tier_nodes.sort_by(|a, b| a.vram_class.cmp(&b.vram_class));
     let inputs = GatewayInputs { namespace: namespace.to_owned(), owners, first_tier_nodes };
-    let applied =
-        context.applier.apply_objects(&build_gateway(&inputs, &context.settings), Ownership::Labelled).await?;
+    let applied = context
+        .applier
+        .apply_objects(&build_gateway(&inputs, &context.settings), Ownership::Labelled)
+        .await?;
     timer.observe_duration();
     if !applied.taken.is_empty() {
-        tracing::error!(namespace, taken = applied.taken.join(", "), "the gateway's name is taken: delete or rename that object");
+        tracing::error!(
+            namespace,
+            taken = applied.taken.join(", "),
+            "the gateway's name is taken: delete or rename that object"
+        );
     }
     Ok(applied.taken.is_empty())
 }

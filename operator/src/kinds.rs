@@ -1,16 +1,16 @@
 //! The kinds of objects that the operator owns.
 
-use kube::{
-    Resource,
-    api::{ApiResource, DynamicObject},
-    runtime::reflector::ObjectRef,
-};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Service, ServiceAccount},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
     rbac::v1::RoleBinding,
+};
+use kube::{
+    Resource,
+    api::{ApiResource, DynamicObject},
+    runtime::reflector::ObjectRef,
 };
 
 /// A kind of object that the operator owns.

@@ -43,7 +43,11 @@ fn claimed(previous: Option<&LeaseSpec>, identity: &str, now: Timestamp) -> Leas
         lease_duration_seconds: Some(LEASE_SECONDS),
         acquire_time: same.and_then(|spec| spec.acquire_time.clone()).or(Some(MicroTime(now))),
         renew_time: Some(MicroTime(now)),
-        lease_transitions: Some(if same.is_some() || previous.is_none() { transitions } else { transitions + 1 }),
+        lease_transitions: Some(if same.is_some() || previous.is_none() {
+            transitions
+        } else {
+            transitions + 1
+        }),
         ..LeaseSpec::default()
     }
 }
@@ -62,7 +66,10 @@ impl Elector {
                 Ok(true) => return true,
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the Lease could not be read or taken");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the Lease could not be read or taken"
+                    );
                 }
             }
             tokio::select! {
@@ -90,7 +97,10 @@ impl Elector {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) => return false,
                 Ok(Err(error)) if renewed.elapsed() < RENEW_DEADLINE => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the Lease could not be renewed");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the Lease could not be renewed"
+                    );
                 }
                 Ok(Err(_)) | Err(_) => return false,
             }
@@ -160,7 +170,11 @@ mod tests {
     fn a_released_lease_is_free_at_once_and_a_held_one_only_after_its_time() {
         let held = claimed(None, "a", Timestamp::UNIX_EPOCH);
         let check = |spec: &LeaseSpec, who: &str, seconds: u64, expected: bool| {
-            assert_eq!(may_take(spec, who, Duration::from_secs(seconds)), expected, "{who} after {seconds} s");
+            assert_eq!(
+                may_take(spec, who, Duration::from_secs(seconds)),
+                expected,
+                "{who} after {seconds} s"
+            );
         };
         check(&held, "a", 0, true);
         check(&held, "b", 14, false);

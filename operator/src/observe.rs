@@ -157,9 +157,18 @@ fn view_pod(pod: &Pod) -> PodView {
         failure,
         waiting: state
             .and_then(|s| s.waiting.as_ref())
-            .filter(|w| !matches!(w.reason.as_deref(), None | Some("ContainerCreating" | "PodInitializing" | "CrashLoopBackOff")))
+            .filter(|w| {
+                !matches!(
+                    w.reason.as_deref(),
+                    None | Some("ContainerCreating" | "PodInitializing" | "CrashLoopBackOff")
+                )
+            })
             .map(|w| {
-                format!("{}: {}", w.reason.as_deref().unwrap_or_default(), w.message.as_deref().unwrap_or_default())
+                format!(
+                    "{}: {}",
+                    w.reason.as_deref().unwrap_or_default(),
+                    w.message.as_deref().unwrap_or_default()
+                )
             }),
         engine: None,
     }
@@ -175,17 +184,27 @@ pub fn is_past_grace(pod: &Pod, now: Timestamp) -> bool {
 #[must_use]
 pub fn view_rollout(tier: &TierPods, live: Option<&DynamicObject>, wanted_hash: &str) -> TierRollout {
     let Some(live) = live else {
-        return TierRollout { name: tier.tier.clone(), changed: false, rolling: false, ready: tier.ready() > 0 };
+        return TierRollout {
+            name: tier.tier.clone(),
+            changed: false,
+            rolling: false,
+            ready: tier.ready() > 0,
+        };
     };
-    let status: DeploymentStatus =
-        live.data.get("status").and_then(|status| DeploymentStatus::deserialize(status).ok()).unwrap_or_default();
+    let status: DeploymentStatus = live
+        .data
+        .get("status")
+        .and_then(|status| DeploymentStatus::deserialize(status).ok())
+        .unwrap_or_default();
     let replicas = live.data.pointer("/spec/replicas").and_then(serde_json::Value::as_i64).unwrap_or(1);
     let updated = i64::from(status.updated_replicas.unwrap_or(0));
     let total = i64::from(status.replicas.unwrap_or(0));
     let ready = i64::from(status.ready_replicas.unwrap_or(0));
     // While the new pods start, the tier still rolls; a tier that lost its card after a finished rollout does not.
     let progressing = status.conditions.iter().flatten().any(|c| {
-        c.type_ == "Progressing" && c.status == "True" && c.reason.as_deref() != Some("NewReplicaSetAvailable")
+        c.type_ == "Progressing"
+            && c.status == "True"
+            && c.reason.as_deref() != Some("NewReplicaSetAvailable")
     });
     TierRollout {
         name: tier.tier.clone(),

@@ -94,13 +94,16 @@ fn place(
     }
     let capacity: i32 = matched.iter().map(|(_, m)| m.cards).sum();
     if capacity == 0 {
-        return (wanted, Placement::NoCardOffered(matched.iter().map(|(node, _)| node.name.clone()).collect()));
+        return (
+            wanted,
+            Placement::NoCardOffered(matched.iter().map(|(node, _)| node.name.clone()).collect()),
+        );
     }
     let claims = claims_on(&profile.name_any(), inputs);
     let given = allot_cards(capacity, &claims);
-    let mine = claims
-        .iter()
-        .position(|claim| claim.age.1 == model.namespace && claim.age.2 == model.name && claim.age.3 == index);
+    let mine = claims.iter().position(|claim| {
+        claim.age.1 == model.namespace && claim.age.2 == model.name && claim.age.3 == index
+    });
     // A model that the store does not hold yet waits for the event that brings it.
     let replicas = mine.map_or(0, |at| given[at]).min(wanted);
     if replicas == wanted {
@@ -121,7 +124,9 @@ fn claims_on(profile: &str, inputs: &PlanInputs<'_>) -> Vec<CardClaim> {
     for model in inputs.models.iter().filter(|model| model.metadata.deletion_timestamp.is_none()) {
         let (namespace, name) = (model.namespace().unwrap_or_default(), model.name_any());
         let created = model.creation_timestamp().map_or(0, |time| time.0.as_second());
-        for (index, tier) in model.spec.tiers.iter().enumerate().filter(|(_, tier)| tier.gpu_profile == profile) {
+        for (index, tier) in
+            model.spec.tiers.iter().enumerate().filter(|(_, tier)| tier.gpu_profile == profile)
+        {
             let replicas = if index == 0 { model.spec.replicas } else { tier.replicas.unwrap_or(1) };
             let holding = inputs
                 .pods

@@ -55,21 +55,33 @@ pub enum ProbeError {
 /// # Errors
 ///
 /// No connection, no answer in time, or an answer that the contract does not know.
-pub async fn fetch_status<T: DeserializeOwned>(address: &str, port: u16, limit: Duration) -> Result<T, ProbeError> {
+pub async fn fetch_status<T: DeserializeOwned>(
+    address: &str,
+    port: u16,
+    limit: Duration,
+) -> Result<T, ProbeError> {
     let ask = async {
         let ip: std::net::IpAddr = address.parse().map_err(|_| {
-            ProbeError::Connect(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the pod has no address"))
+            ProbeError::Connect(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "the pod has no address",
+            ))
         })?;
         let stream = TcpStream::connect((ip, port)).await.map_err(ProbeError::Connect)?;
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.map_err(ProbeError::Http)?;
+            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
+                .await
+                .map_err(ProbeError::Http)?;
         let request = http::Request::get("/internal/status")
             .header(http::header::HOST, format!("{ip}:{port}"))
             .body(Empty::<Bytes>::new())
             .map_err(ProbeError::Request)?;
         let answer = async {
             let response = sender.send_request(request).await.map_err(ProbeError::Http)?;
-            let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await.map_err(ProbeError::Body)?;
+            let body = Limited::new(response.into_body(), MAX_BODY_BYTES)
+                .collect()
+                .await
+                .map_err(ProbeError::Body)?;
             serde_json::from_slice(&body.to_bytes()).map_err(ProbeError::Json)
         };
         tokio::pin!(answer);
@@ -149,7 +161,8 @@ impl GatewayViews {
             Some(status) => views.insert(key, status),
             None => views.remove(&key),
         };
-        let (old, new) = (old.map(|s| s.models).unwrap_or_default(), status.map(|s| s.models).unwrap_or_default());
+        let (old, new) =
+            (old.map(|s| s.models).unwrap_or_default(), status.map(|s| s.models).unwrap_or_default());
         let gone = old.iter().filter(|m| !new.iter().any(|n| n.model == m.model));
         new.iter().filter(|m| !old.contains(m)).chain(gone).map(|m| m.model.clone()).collect()
     }
@@ -226,9 +239,20 @@ impl GatewayProber {
                         self.stores.trigger_model(ObjectRef::new(&model).within(&namespace));
                     }
                 }
-                Err(error) => tracing::debug!(pod = name, error = &error as &dyn std::error::Error, "a gateway did not answer"),
+                Err(error) => tracing::debug!(
+                    pod = name,
+                    error = &error as &dyn std::error::Error,
+                    "a gateway did not answer"
+                ),
             }
-            gateways.push(Gateway { namespace, name, uid, address, ready: is_ready(pod), silent: last.elapsed() });
+            gateways.push(Gateway {
+                namespace,
+                name,
+                uid,
+                address,
+                ready: is_ready(pod),
+                silent: last.elapsed(),
+            });
         }
         self.forget_others(&gateways);
         for gateway in choose_silent(&gateways, self.silence) {
@@ -278,7 +302,11 @@ impl GatewayProber {
             }
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
             Ok(Err(error)) => {
-                tracing::warn!(pod = gateway.name, error = &error as &dyn std::error::Error, "a silent gateway could not be deleted");
+                tracing::warn!(
+                    pod = gateway.name,
+                    error = &error as &dyn std::error::Error,
+                    "a silent gateway could not be deleted"
+                );
             }
             Err(_) => tracing::warn!(pod = gateway.name, "a silent gateway could not be deleted in time"),
         }
@@ -301,7 +329,10 @@ fn choose_silent(gateways: &[Gateway], silence: Duration) -> Vec<&Gateway> {
         .filter(|gateway| gateway.ready && gateway.silent >= silence)
         .filter(|gateway| {
             gateways.iter().any(|other| {
-                other.namespace == gateway.namespace && other.ready && other.silent < silence && other.uid != gateway.uid
+                other.namespace == gateway.namespace
+                    && other.ready
+                    && other.silent < silence
+                    && other.uid != gateway.uid
             })
         })
         .collect()

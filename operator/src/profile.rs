@@ -167,14 +167,22 @@ fn compute_profile_status(
         }
     };
     let nodes_matched = if matched.is_empty() {
-        let message = format!("no node has {}: check the node labeller's flags and match of this profile", describe_match(profile));
+        let message = format!(
+            "no node has {}: check the node labeller's flags and match of this profile",
+            describe_match(profile)
+        );
         condition(ProfileCondition::NodesMatched, false, "NoMatchingNode", message)
     } else {
         let count = matched.len();
         condition(ProfileCondition::NodesMatched, true, "Matched", format!("{count} node(s) carry this card"))
     };
     let unambiguous = if problems.is_empty() {
-        condition(ProfileCondition::Unambiguous, true, "OneKind", "no matched node has another card or profile".into())
+        condition(
+            ProfileCondition::Unambiguous,
+            true,
+            "OneKind",
+            "no matched node has another card or profile".into(),
+        )
     } else {
         let message = format!("{}: engines check their card at start", problems.join("; "));
         condition(ProfileCondition::Unambiguous, false, "Ambiguous", message)
@@ -198,8 +206,8 @@ pub async fn create_defaults(client: &Client, path: &Path) -> Result<usize, Defa
     let text = tokio::fs::read_to_string(path)
         .await
         .map_err(|source| DefaultsError::Read { path: path.display().to_string(), source })?;
-    let profiles =
-        parse_defaults(&text).map_err(|source| DefaultsError::Parse { path: path.display().to_string(), source })?;
+    let profiles = parse_defaults(&text)
+        .map_err(|source| DefaultsError::Parse { path: path.display().to_string(), source })?;
     let api: Api<GpuProfile> = Api::all(client.clone());
     let mut created = 0;
     for profile in profiles {
@@ -238,7 +246,9 @@ mod tests {
     #[test]
     fn default_profiles_are_read_from_documents_and_lists() {
         let one = |name: &str| {
-            format!("apiVersion: atlas.gillsystems.com/v1alpha1\nkind: GpuProfile\nmetadata: {{name: {name}}}\nspec: {{product: P, vram: 8Gi, backend: Cpu}}\n")
+            format!(
+                "apiVersion: atlas.gillsystems.com/v1alpha1\nkind: GpuProfile\nmetadata: {{name: {name}}}\nspec: {{product: P, vram: 8Gi, backend: Cpu}}\n"
+            )
         };
         let names = |text: &str| -> Vec<String> {
             parse_defaults(text).unwrap().iter().map(|profile| profile.name_any()).collect()

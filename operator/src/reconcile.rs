@@ -160,15 +160,17 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         now: Timestamp::now(),
     };
     let (status, moves) = compute_status(&observed);
-    write_status(object, &previous, status, context, &namespace).await.map_err(ReconcileError::Status).map(|status| {
-        if let Some(status) = status {
-            let moves = context.news(&uid, moves);
-            context.events.publish_all(object, build_events(&previous, &status, &moves));
-        } else {
-            let moves = context.news(&uid, moves);
-            context.events.publish_all(object, build_events(&previous, &previous, &moves));
-        }
-    })?;
+    write_status(object, &previous, status, context, &namespace).await.map_err(ReconcileError::Status).map(
+        |status| {
+            if let Some(status) = status {
+                let moves = context.news(&uid, moves);
+                context.events.publish_all(object, build_events(&previous, &status, &moves));
+            } else {
+                let moves = context.news(&uid, moves);
+                context.events.publish_all(object, build_events(&previous, &previous, &moves));
+            }
+        },
+    )?;
 
     let taken = outcome.as_ref().is_some_and(|(_, applied)| !applied.taken.is_empty());
     let starting = tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
@@ -212,7 +214,12 @@ async fn act(
         .collect();
     let plan = plan(
         model,
-        &PlanInputs { nodes: &inputs.nodes, models: &inputs.models, pods: &inputs.engine_pods, rollouts: &rollouts },
+        &PlanInputs {
+            nodes: &inputs.nodes,
+            models: &inputs.models,
+            pods: &inputs.engine_pods,
+            rollouts: &rollouts,
+        },
     );
     // A tier that waits keeps its live template, so that everything else of it can still change.
     for ((planned, live), template) in plan.tiers.iter().zip(&live).zip(&mut templates) {
@@ -253,7 +260,9 @@ async fn delete_lost_pods(namespace: &str, inputs: &Inputs, context: &Context) -
             ..DeleteParams::default()
         };
         match api.delete(&pod.name_any(), &params).await {
-            Ok(_) => tracing::info!(pod = pod.name_any(), node, "deleted a pod past its grace on a lost node"),
+            Ok(_) => {
+                tracing::info!(pod = pod.name_any(), node, "deleted a pod past its grace on a lost node")
+            }
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
             Err(source) => return Err(ReconcileError::DeletePod { pod: pod.name_any(), source }),
         }
@@ -269,7 +278,9 @@ async fn ask_engines(tiers: &mut [TierPods]) {
         .filter(|pod| !pod.ready && !pod.terminating && pod.address.is_some())
         .map(|pod| async move {
             let address = pod.address.clone().unwrap_or_default();
-            pod.engine = fetch_status::<EngineStatus>(&address, names::ENGINE_INTERNAL_PORT, ENGINE_PATIENCE).await.ok();
+            pod.engine = fetch_status::<EngineStatus>(&address, names::ENGINE_INTERNAL_PORT, ENGINE_PATIENCE)
+                .await
+                .ok();
         });
     futures::future::join_all(asked).await;
 }
@@ -282,7 +293,9 @@ async fn write_status(
     context: &Context,
     namespace: &str,
 ) -> Result<Option<AtlasModelStatus>, kube::Error> {
-    if object.status.as_ref() == Some(&status) || (context.memory_of_object(object).status.is_some() && previous == &status) {
+    if object.status.as_ref() == Some(&status)
+        || (context.memory_of_object(object).status.is_some() && previous == &status)
+    {
         return Ok(None);
     }
     let api: Api<AtlasModel> = Api::namespaced(context.client.clone(), namespace);
@@ -293,7 +306,12 @@ async fn write_status(
         "status": status,
     });
     context.metrics.writes.with_label_values(&["AtlasModel"]).inc();
-    api.patch_status(&object.name_any(), &PatchParams::apply(names::FIELD_MANAGER).force(), &Patch::Apply(body)).await?;
+    api.patch_status(
+        &object.name_any(),
+        &PatchParams::apply(names::FIELD_MANAGER).force(),
+        &Patch::Apply(body),
+    )
+    .await?;
     context.remember(object, |memory| memory.status = Some(status.clone()));
     Ok(Some(status))
 }
@@ -330,7 +348,11 @@ pub fn on_error(object: Arc<AtlasModel>, error: &ReconcileError, context: Arc<Co
     context.metrics.errors.with_label_values(&[CONTROLLER, error.label()]).inc();
     match error.retry() {
         Retry::Never => {
-            tracing::error!(model = object.name_any(), error = error as &dyn std::error::Error, "reconcile failed for good");
+            tracing::error!(
+                model = object.name_any(),
+                error = error as &dyn std::error::Error,
+                "reconcile failed for good"
+            );
             Action::await_change()
         }
         Retry::Backoff => {
@@ -339,7 +361,12 @@ pub fn on_error(object: Arc<AtlasModel>, error: &ReconcileError, context: Arc<Co
                 memory.failures = memory.failures.saturating_add(1);
                 tries = memory.failures;
             });
-            tracing::warn!(model = object.name_any(), tries, error = error as &dyn std::error::Error, "reconcile failed");
+            tracing::warn!(
+                model = object.name_any(),
+                tries,
+                error = error as &dyn std::error::Error,
+                "reconcile failed"
+            );
             Action::requeue(backoff(tries))
         }
     }

@@ -54,7 +54,11 @@ impl Stores {
     /// Starts every watch; each ends when the token is cancelled.
     #[must_use]
     pub fn start(client: &Client, tasks: &TaskTracker, stop: &CancellationToken) -> Arc<Self> {
-        let ours = watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::FIELD_MANAGER));
+        let ours = watcher::Config::default().labels(&format!(
+            "{}={}",
+            names::LABEL_MANAGED_BY,
+            names::FIELD_MANAGER
+        ));
         let (models, models_writer) = kube::runtime::reflector::store();
         let (profiles, profiles_writer) = kube::runtime::reflector::store();
         let (pods, pods_writer) = kube::runtime::reflector::store();
@@ -83,7 +87,8 @@ impl Stores {
             move |event: &watcher::Event<AtlasModel>| match event {
                 watcher::Event::Apply(model) => {
                     // A status write of our own changes no generation, and needs no reconcile.
-                    let key = (model.uid(), model.metadata.generation, model.metadata.deletion_timestamp.is_some());
+                    let key =
+                        (model.uid(), model.metadata.generation, model.metadata.deletion_timestamp.is_some());
                     if seen.insert(ObjectRef::from_obj(model), key.clone()) != Some(key) {
                         stores.model_changed(model);
                     }
@@ -130,11 +135,19 @@ impl Stores {
         for (kind, writer) in writers {
             let stores = Arc::clone(&stores);
             let api = Api::all_with(client.clone(), &kind.api_resource());
-            spawn.watch_with(api, ours.clone(), Some(writer), kind.api_resource(), move |event| match event {
-                watcher::Event::Apply(object) | watcher::Event::Delete(object) => stores.child_changed(object),
-                watcher::Event::InitDone => stores.trigger_everything(),
-                watcher::Event::Init | watcher::Event::InitApply(_) => {}
-            });
+            spawn.watch_with(
+                api,
+                ours.clone(),
+                Some(writer),
+                kind.api_resource(),
+                move |event| match event {
+                    watcher::Event::Apply(object) | watcher::Event::Delete(object) => {
+                        stores.child_changed(object)
+                    }
+                    watcher::Event::InitDone => stores.trigger_everything(),
+                    watcher::Event::Init | watcher::Event::InitApply(_) => {}
+                },
+            );
         }
         stores
     }
@@ -169,7 +182,8 @@ impl Stores {
     pub fn children_of(&self, kind: Kind, namespace: &str, model: &str) -> Vec<Arc<DynamicObject>> {
         let Some(store) = self.children.get(kind.index()) else { return Vec::new() };
         store.state_filter(|object| {
-            object.metadata.namespace.as_deref() == Some(namespace) && label(object, names::LABEL_MODEL) == Some(model)
+            object.metadata.namespace.as_deref() == Some(namespace)
+                && label(object, names::LABEL_MODEL) == Some(model)
         })
     }
 
@@ -307,7 +321,8 @@ impl Stores {
 
     fn node_changed(&self, before: Option<&NodeView>, now: Option<&NodeView>) {
         for profile in self.profiles.state() {
-            let concerned = [before, now].into_iter().flatten().any(|node| match_node(&profile, node).is_some());
+            let concerned =
+                [before, now].into_iter().flatten().any(|node| match_node(&profile, node).is_some());
             if concerned {
                 self.trigger_profile(&profile.name_any());
                 for model in self.models_using(&profile.name_any()) {
@@ -375,7 +390,11 @@ impl Spawn<'_> {
                         on_event(&event);
                     }
                     Some(Err(error)) => {
-                        tracing::warn!(kind, error = &error as &dyn std::error::Error, "a watch broke and is begun anew");
+                        tracing::warn!(
+                            kind,
+                            error = &error as &dyn std::error::Error,
+                            "a watch broke and is begun anew"
+                        );
                     }
                     None => return,
                 }

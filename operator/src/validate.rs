@@ -135,7 +135,10 @@ impl fmt::Display for Refusal {
         match self {
             Self::ProfileNotFound { tier, profile, known } => {
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                write!(f, "tier {tier}: GpuProfile {profile:?} does not exist (there are: {known}): create it, or use one of these")
+                write!(
+                    f,
+                    "tier {tier}: GpuProfile {profile:?} does not exist (there are: {known}): create it, or use one of these"
+                )
             }
             Self::BatchTooLarge { tier, batch, profile, allowed } => write!(
                 f,
@@ -164,7 +167,11 @@ pub fn validate(model: &AtlasModel, profiles: &[Arc<GpuProfile>]) -> Result<Vali
         refusals.push(Refusal::NotImplemented { field: field.to_owned(), value: value.to_owned(), remedy });
     };
     if let Some(access) = &spec.access {
-        not_implemented("access.apiKeysSecret", &access.api_keys_secret, "remove access; a NetworkPolicy limits who may ask");
+        not_implemented(
+            "access.apiKeysSecret",
+            &access.api_keys_secret,
+            "remove access; a NetworkPolicy limits who may ask",
+        );
     }
     if spec.resume.across_models {
         not_implemented("resume.acrossModels", "true", "set it to false");
@@ -174,7 +181,11 @@ pub fn validate(model: &AtlasModel, profiles: &[Arc<GpuProfile>]) -> Result<Vali
         ExposeType::NodePort => "NodePort",
         ExposeType::LoadBalancer => "LoadBalancer",
         ExposeType::HTTPRoute => {
-            not_implemented("expose.type", "HTTPRoute", "use ClusterIP and write the HTTPRoute to the Service by hand");
+            not_implemented(
+                "expose.type",
+                "HTTPRoute",
+                "use ClusterIP and write the HTTPRoute to the Service by hand",
+            );
             "ClusterIP"
         }
     };
@@ -230,14 +241,22 @@ fn validate_tier(
         not_implemented(field("kvCacheType"), "Q8_0".into(), "use F16");
     }
     if tier.cpu_offload_layers > 0 {
-        not_implemented(field("cpuOffloadLayers"), tier.cpu_offload_layers.to_string(), "use a smaller model or quantization");
+        not_implemented(
+            field("cpuOffloadLayers"),
+            tier.cpu_offload_layers.to_string(),
+            "use a smaller model or quantization",
+        );
     }
     if tier.standby != Standby::Hot {
         not_implemented(field("standby"), format!("{:?}", tier.standby), "use Hot");
     }
     let source = match tier.model.source.parse::<ModelSource>() {
         Ok(ModelSource::S3 { .. }) => {
-            not_implemented(field("model.source"), tier.model.source.clone(), "use an hf://, https:// or file:// source");
+            not_implemented(
+                field("model.source"),
+                tier.model.source.clone(),
+                "use an hf://, https:// or file:// source",
+            );
             None
         }
         Ok(source) => Some(source),

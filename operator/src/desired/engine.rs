@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use atlas_crds::{names, profile::{Backend, ModelCache}, quantity::parse_bytes};
+use atlas_crds::{
+    names,
+    profile::{Backend, ModelCache},
+    quantity::parse_bytes,
+};
 use atlas_operator_core::inventory::{Expression, node_selector_terms};
 use serde_json::{Value, json};
 
@@ -10,7 +14,10 @@ use super::{
     Desired, RenderError, Settings, Template,
     meta::{Labels, Parts, TEMPLATE_ANNOTATION, assemble, base_labels, controller_of, hash_of, labels},
 };
-use crate::{kinds::Kind, validate::{ValidatedModel, ValidatedTier}};
+use crate::{
+    kinds::Kind,
+    validate::{ValidatedModel, ValidatedTier},
+};
 
 /// Id of the image's user.
 pub const USER_ID: i64 = 65532;
@@ -43,7 +50,12 @@ pub fn template_hash(template: &Value) -> String {
     hash_of(template)
 }
 
-pub fn build_deployment(model: &ValidatedModel, tier: &ValidatedTier, replicas: i32, template: Template) -> Desired {
+pub fn build_deployment(
+    model: &ValidatedModel,
+    tier: &ValidatedTier,
+    replicas: i32,
+    template: Template,
+) -> Desired {
     assemble(Parts {
         kind: Kind::Deployment,
         namespace: &model.namespace,
@@ -94,7 +106,12 @@ pub fn build_pod_template(
     if let Some(claim) = &profile.model_cache.claim {
         security["fsGroup"] = claim.fs_group.into();
     }
-    let mut tolerations = profile.tolerations.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>().map_err(RenderError::Json)?;
+    let mut tolerations = profile
+        .tolerations
+        .iter()
+        .map(serde_json::to_value)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(RenderError::Json)?;
     for key in ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"] {
         tolerations.push(json!({
             "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS,
@@ -209,9 +226,10 @@ fn model_volume(cache: &ModelCache) -> Value {
     match (claim, host_path, empty_dir) {
         (Some(claim), _, _) => source("persistentVolumeClaim", json!({"claimName": claim.claim_name})),
         (None, Some(host), _) => source("hostPath", json!({"path": host.path, "type": "DirectoryOrCreate"})),
-        (None, None, Some(dir)) => {
-            source("emptyDir", dir.size_limit.as_ref().map_or_else(|| json!({}), |limit| json!({"sizeLimit": limit.0})))
-        }
+        (None, None, Some(dir)) => source(
+            "emptyDir",
+            dir.size_limit.as_ref().map_or_else(|| json!({}), |limit| json!({"sizeLimit": limit.0})),
+        ),
         (None, None, None) => source("emptyDir", json!({})),
     }
 }
@@ -222,7 +240,10 @@ pub fn terms(terms: &[Vec<Expression>]) -> Value {
         Some(value) => json!({"key": e.key, "operator": e.operator.as_str(), "values": [value]}),
         None => json!({"key": e.key, "operator": e.operator.as_str()}),
     };
-    terms.iter().map(|term| json!({"matchExpressions": term.iter().map(expression).collect::<Vec<_>>()})).collect()
+    terms
+        .iter()
+        .map(|term| json!({"matchExpressions": term.iter().map(expression).collect::<Vec<_>>()}))
+        .collect()
 }
 
 fn whole_seconds(duration: Duration) -> u64 {
@@ -230,5 +251,9 @@ fn whole_seconds(duration: Duration) -> u64 {
 }
 
 fn duration_text(duration: Duration) -> String {
-    if duration.subsec_nanos() == 0 { format!("{}s", duration.as_secs()) } else { format!("{}ms", duration.as_millis()) }
+    if duration.subsec_nanos() == 0 {
+        format!("{}s", duration.as_secs())
+    } else {
+        format!("{}ms", duration.as_millis())
+    }
 }

@@ -20,7 +20,10 @@ const GRACE_SECONDS: i64 = 330;
 
 /// Labels that select a namespace's gateways.
 pub fn selector() -> Labels {
-    labels([("app.kubernetes.io/name", names::GATEWAY_NAME), (names::LABEL_COMPONENT, names::COMPONENT_GATEWAY)])
+    labels([
+        ("app.kubernetes.io/name", names::GATEWAY_NAME),
+        (names::LABEL_COMPONENT, names::COMPONENT_GATEWAY),
+    ])
 }
 
 /// What a namespace's gateway is made from.
@@ -74,9 +77,7 @@ pub fn build_gateway(inputs: &GatewayInputs, settings: &Settings) -> Vec<Desired
 fn deployment(inputs: &GatewayInputs, settings: &Settings) -> Value {
     let mut pod_labels = base_labels(names::GATEWAY_NAME);
     pod_labels.extend(selector());
-    let tolerate = |key: &str| {
-        json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS})
-    };
+    let tolerate = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS});
     json!({
         "replicas": settings.gateway_replicas,
         // With one gateway a node, a surge would have no place on a small cluster.
@@ -140,9 +141,11 @@ fn preferences(inputs: &GatewayInputs) -> Value {
         "weight": 100,
         "preference": {"matchExpressions": AMD_MARKER_KEYS.iter().map(|key| absent(key)).collect::<Vec<_>>()},
     })];
-    let classes: BTreeSet<&str> = inputs.first_tier_nodes.iter().map(|node| node.vram_class.as_str()).collect();
+    let classes: BTreeSet<&str> =
+        inputs.first_tier_nodes.iter().map(|node| node.vram_class.as_str()).collect();
     if !classes.is_empty() {
-        let mut expressions = vec![json!({"key": "amd.com/gpu.vram", "operator": "NotIn", "values": classes})];
+        let mut expressions =
+            vec![json!({"key": "amd.com/gpu.vram", "operator": "NotIn", "values": classes})];
         expressions.extend(classes.iter().map(|class| absent(&format!("amd.com/gpu.vram.{class}"))));
         terms.push(json!({"weight": 50, "preference": {"matchExpressions": expressions}}));
     }

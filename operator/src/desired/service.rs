@@ -9,7 +9,10 @@ use super::{
     gateway,
     meta::{Labels, Parts, assemble, base_labels, controller_of},
 };
-use crate::{kinds::Kind, validate::{ValidatedModel, ValidatedTier}};
+use crate::{
+    kinds::Kind,
+    validate::{ValidatedModel, ValidatedTier},
+};
 
 /// The headless Service whose EndpointSlices tell the gateways where a tier's engines are.
 pub fn build_tier_service(model: &ValidatedModel, tier: &ValidatedTier) -> Desired {

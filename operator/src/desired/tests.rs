@@ -88,7 +88,11 @@ fn gateway() -> Vec<Desired> {
         namespace: model.namespace.clone(),
         owners: vec![
             Owner { name: "code".into(), uid: model.uid.clone(), controller: false },
-            Owner { name: "other".into(), uid: "66666666-7777-8888-9999-000000000000".into(), controller: false },
+            Owner {
+                name: "other".into(),
+                uid: "66666666-7777-8888-9999-000000000000".into(),
+                controller: false,
+            },
         ],
         first_tier_nodes: vec![model.tiers[0].profile.spec.node_match.clone().unwrap()],
     };

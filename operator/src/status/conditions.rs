@@ -91,14 +91,19 @@ fn accepted(observed: &Observed<'_>) -> Draft {
 fn planned<'a>(observed: &'a Observed<'_>) -> Result<(&'a ValidatedModel, &'a Plan), Draft> {
     match &observed.verdict {
         Verdict::Planned { model, plan, .. } => Ok((model, plan)),
-        Verdict::Refused(_) => {
-            Err(draft(State::Unknown, "NotAccepted", "the specification is not accepted: see condition Accepted"))
-        }
+        Verdict::Refused(_) => Err(draft(
+            State::Unknown,
+            "NotAccepted",
+            "the specification is not accepted: see condition Accepted",
+        )),
     }
 }
 
 /// Failures of engines that belong to one condition, the first tier's first.
-fn failure<'a>(observed: &'a Observed<'_>, condition: ModelCondition) -> Option<(&'a TierPods, &'a PodView, &'a Failure)> {
+fn failure<'a>(
+    observed: &'a Observed<'_>,
+    condition: ModelCondition,
+) -> Option<(&'a TierPods, &'a PodView, &'a Failure)> {
     observed.tiers.iter().find_map(|tier| {
         tier.current().find_map(|pod| {
             let failure = pod.failure.as_ref().filter(|failure| failure.exit.condition() == condition)?;
@@ -108,11 +113,18 @@ fn failure<'a>(observed: &'a Observed<'_>, condition: ModelCondition) -> Option<
 }
 
 fn failure_draft((tier, pod, failure): (&TierPods, &PodView, &Failure)) -> Draft {
-    let said = if failure.message.is_empty() { "the engine left no message" } else { failure.message.as_str() };
+    let said =
+        if failure.message.is_empty() { "the engine left no message" } else { failure.message.as_str() };
     draft(
         State::False,
         failure.exit.reason(),
-        format!("tier {}: {said} (pod {}, exit code {}): {}", tier.tier, pod.name, failure.code, failure.exit.remedy()),
+        format!(
+            "tier {}: {said} (pod {}, exit code {}): {}",
+            tier.tier,
+            pod.name,
+            failure.code,
+            failure.exit.remedy()
+        ),
     )
 }
 
@@ -177,7 +189,8 @@ fn placement_problem(model: &ValidatedModel, plan: &Plan, index: usize, tier: &T
     let name = &tier.tier;
     match &planned.placement {
         Placement::CardInUse(holders) => {
-            let who = if holders.is_empty() { "this model's other tiers".to_owned() } else { holders.join(", ") };
+            let who =
+                if holders.is_empty() { "this model's other tiers".to_owned() } else { holders.join(", ") };
             return Some(draft(
                 State::False,
                 "CardInUse",
@@ -225,12 +238,14 @@ fn model_cached(observed: &Observed<'_>) -> Draft {
         return failure_draft(found);
     }
     let fetching = observed.tiers.iter().find_map(|tier| {
-        let engine = tier.current().find_map(|pod| pod.engine.as_ref().filter(|engine| engine.phase == "Fetching"))?;
+        let engine =
+            tier.current().find_map(|pod| pod.engine.as_ref().filter(|engine| engine.phase == "Fetching"))?;
         Some((tier, engine))
     });
     if let Some((tier, engine)) = fetching {
         let download = engine.download.clone().unwrap_or_default();
-        let total = download.total_bytes.map_or_else(|| "an unknown number of".to_owned(), |total| total.to_string());
+        let total =
+            download.total_bytes.map_or_else(|| "an unknown number of".to_owned(), |total| total.to_string());
         return draft(
             State::False,
             "Downloading",
@@ -240,7 +255,9 @@ fn model_cached(observed: &Observed<'_>) -> Draft {
     let cached = |tier: &TierPods| {
         tier.ready() > 0
             || tier.current().any(|pod| {
-                pod.engine.as_ref().is_some_and(|e| matches!(e.phase.as_str(), "Loading" | "WarmingUp" | "Serving"))
+                pod.engine
+                    .as_ref()
+                    .is_some_and(|e| matches!(e.phase.as_str(), "Loading" | "WarmingUp" | "Serving"))
             })
     };
     let missing: Vec<&str> =
@@ -248,14 +265,19 @@ fn model_cached(observed: &Observed<'_>) -> Draft {
     if missing.is_empty() {
         draft(State::True, "Cached", "the weights of every tier are on their nodes")
     } else {
-        draft(State::Unknown, "NotStarted", format!("no engine looked for its weights yet: {}", missing.join(", ")))
+        draft(
+            State::Unknown,
+            "NotStarted",
+            format!("no engine looked for its weights yet: {}", missing.join(", ")),
+        )
     }
 }
 
 fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
     match active.and_then(|index| observed.tiers.get(index)) {
         Some(tier) => {
-            let node = tier.current().find(|pod| pod.ready).and_then(|pod| pod.node.as_deref()).unwrap_or("-");
+            let node =
+                tier.current().find(|pod| pod.ready).and_then(|pod| pod.node.as_deref()).unwrap_or("-");
             draft(State::True, "Serving", format!("tier {} serves on node {node}", tier.tier))
         }
         None if matches!(&observed.verdict, Verdict::Planned { model, .. } if model.suspended) => {
@@ -263,9 +285,15 @@ fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
         }
         None => {
             let why: Vec<String> = (0..observed.tiers.len())
-                .filter_map(|index| Some(format!("{}: {}", observed.tiers[index].tier, tier_message(observed, index)?)))
+                .filter_map(|index| {
+                    Some(format!("{}: {}", observed.tiers[index].tier, tier_message(observed, index)?))
+                })
                 .collect();
-            draft(State::False, "NoTierServes", if why.is_empty() { "no tier serves".to_owned() } else { why.join("; ") })
+            draft(
+                State::False,
+                "NoTierServes",
+                if why.is_empty() { "no tier serves".to_owned() } else { why.join("; ") },
+            )
         }
     }
 }
@@ -283,7 +311,8 @@ fn degraded(observed: &Observed<'_>, active: Option<usize>) -> Draft {
             let why = if pinned {
                 "failover.mode is Pinned".to_owned()
             } else {
-                tier_message(observed, 0).unwrap_or_else(|| "waits to have been healthy for failover.failbackAfter".to_owned())
+                tier_message(observed, 0)
+                    .unwrap_or_else(|| "waits to have been healthy for failover.failbackAfter".to_owned())
             };
             draft(
                 State::True,
@@ -302,8 +331,10 @@ fn progressing(observed: &Observed<'_>) -> Draft {
     if let Some(found) = failure(observed, ModelCondition::Progressing) {
         return failure_draft(found);
     }
-    if let Some((tier, reason)) =
-        observed.tiers.iter().find_map(|tier| Some((tier, tier.current().find_map(|pod| pod.waiting.as_ref())?)))
+    if let Some((tier, reason)) = observed
+        .tiers
+        .iter()
+        .find_map(|tier| Some((tier, tier.current().find_map(|pod| pod.waiting.as_ref())?)))
     {
         return draft(State::False, "ContainerNotStarted", format!("tier {}: {reason}", tier.tier));
     }
@@ -325,7 +356,8 @@ fn progressing(observed: &Observed<'_>) -> Draft {
         .zip(&plan.tiers)
         .filter(|(tier, planned)| tier.ready() < planned.replicas)
         .map(|(tier, planned)| {
-            let phase = tier.current().find_map(|pod| pod.engine.as_ref()).map_or("", |engine| engine.phase.as_str());
+            let phase =
+                tier.current().find_map(|pod| pod.engine.as_ref()).map_or("", |engine| engine.phase.as_str());
             let phase = if phase.is_empty() { String::new() } else { format!(", {phase}") };
             format!("tier {} ({} of {} ready{phase})", tier.tier, tier.ready(), planned.replicas)
         })

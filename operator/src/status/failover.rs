@@ -134,7 +134,10 @@ mod tests {
         let (status, moves) = fold_switches(None, &gateways, &["p", "f"]);
         let status = status.unwrap();
         assert_eq!((status.count, status.last_millis), (1, Some(40)));
-        assert_eq!(moves.iter().map(|m| m.kind).collect::<Vec<_>>(), [MoveKind::FailedOver, MoveKind::FailedBack]);
+        assert_eq!(
+            moves.iter().map(|m| m.kind).collect::<Vec<_>>(),
+            [MoveKind::FailedOver, MoveKind::FailedBack]
+        );
         let (again, moves) = fold_switches(Some(&status), &gateways, &["p", "f"]);
         assert_eq!(again.as_ref(), Some(&status));
         assert!(moves.iter().all(|m| m.kind == MoveKind::FailedBack));

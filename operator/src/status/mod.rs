@@ -97,7 +97,9 @@ pub fn compute_status(observed: &Observed<'_>) -> (AtlasModelStatus, Vec<Move>) 
         .tiers
         .iter()
         .enumerate()
-        .map(|(index, tier)| tier_status(observed, index, tier, validated(index).and_then(|t| t.available_bytes)))
+        .map(|(index, tier)| {
+            tier_status(observed, index, tier, validated(index).and_then(|t| t.available_bytes))
+        })
         .collect();
     let accepted = matches!(&observed.verdict, Verdict::Planned { taken, .. } if taken.is_empty());
     let status = AtlasModelStatus {
@@ -106,7 +108,10 @@ pub fn compute_status(observed: &Observed<'_>) -> (AtlasModelStatus, Vec<Move>) 
         active_tier: active.and_then(|index| order.get(index)).map(|tier| (*tier).to_owned()),
         active_model: active.and_then(validated).map(|tier| tier.display_name.clone()),
         active_gpu: active.and_then(validated).map(|tier| tier.profile.spec.product.clone()),
-        replicas: observed.tiers.first().map(|tier| i32::try_from(tier.current().count()).unwrap_or(i32::MAX)),
+        replicas: observed
+            .tiers
+            .first()
+            .map(|tier| i32::try_from(tier.current().count()).unwrap_or(i32::MAX)),
         selector: order.first().map(|tier| {
             format!(
                 "{}={name},{}={tier},{}={}",
@@ -118,21 +123,27 @@ pub fn compute_status(observed: &Observed<'_>) -> (AtlasModelStatus, Vec<Move>) 
         }),
         tiers,
         failover,
-        conditions: stamp(&observed.previous.conditions, drafts, observed.object.metadata.generation, observed.now),
+        conditions: stamp(
+            &observed.previous.conditions,
+            drafts,
+            observed.object.metadata.generation,
+            observed.now,
+        ),
     };
     (status, moves)
 }
 
 fn tier_status(observed: &Observed<'_>, index: usize, tier: &TierPods, available: Option<u64>) -> TierStatus {
-    let download = tier.current().find_map(|pod| pod.engine.as_ref()?.download.as_ref()).map(|d| DownloadStatus {
-        bytes: d.bytes,
-        total_bytes: d.total_bytes,
-        percent: d
-            .total_bytes
-            .filter(|total| *total > 0)
-            .and_then(|total| i32::try_from(d.bytes.saturating_mul(100) / total).ok()),
-        attempts: d.attempts,
-    });
+    let download =
+        tier.current().find_map(|pod| pod.engine.as_ref()?.download.as_ref()).map(|d| DownloadStatus {
+            bytes: d.bytes,
+            total_bytes: d.total_bytes,
+            percent: d
+                .total_bytes
+                .filter(|total| *total > 0)
+                .and_then(|total| i32::try_from(d.bytes.saturating_mul(100) / total).ok()),
+            attempts: d.attempts,
+        });
     TierStatus {
         name: tier.tier.clone(),
         node: tier.current().find_map(|pod| pod.node.clone()),
@@ -142,7 +153,8 @@ fn tier_status(observed: &Observed<'_>, index: usize, tier: &TierPods, available
             Verdict::Refused(_) => 0,
         },
         message: conditions::tier_message(observed, index),
-        vram: available.map(|bytes| VramStatus { available: Some(format_bytes(bytes)), ..VramStatus::default() }),
+        vram: available
+            .map(|bytes| VramStatus { available: Some(format_bytes(bytes)), ..VramStatus::default() }),
         download,
     }
 }
@@ -165,7 +177,8 @@ fn stamp(
                 message,
                 observed_generation: generation,
                 // Seconds are what the API server keeps.
-                last_transition_time: before.map_or_else(|| Time(whole_seconds(now)), |c| c.last_transition_time.clone()),
+                last_transition_time: before
+                    .map_or_else(|| Time(whole_seconds(now)), |c| c.last_transition_time.clone()),
             }
         })
         .collect()
