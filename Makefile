@@ -44,6 +44,7 @@ fmt: ## format the code
 
 generate: ## write the generated files: CRDs, chart CRDs, plain manifests
 	cargo run --quiet -p atlas-crds --bin crdgen
+	ATLAS_UPDATE=1 cargo test --quiet -p atlas-tests --test chart plain_manifests
 
 bench: ## measure what docs/benchmarks.md reports
 	@tests/setup.sh run

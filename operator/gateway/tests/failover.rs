@@ -1,5 +1,8 @@
 //! What a client of the gateway sees while engines come, go, hang and break.
 
+// Helpers of tests are tests too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::{sync::Arc, time::Duration};
