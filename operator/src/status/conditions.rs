@@ -284,9 +284,15 @@ fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
             draft(State::False, "Suspended", "spec.suspend is true: set it to false to serve")
         }
         None => {
-            let why: Vec<String> = (0..observed.tiers.len())
-                .filter_map(|index| {
-                    Some(format!("{}: {}", observed.tiers[index].tier, tier_message(observed, index)?))
+            let why: Vec<String> = observed
+                .tiers
+                .iter()
+                .enumerate()
+                .filter_map(|(index, tier)| {
+                    let message = tier_message(observed, index)?;
+                    // Messages that stand alone elsewhere name their tier already.
+                    let named = message.starts_with("tier ");
+                    Some(if named { message } else { format!("tier {}: {message}", tier.tier) })
                 })
                 .collect();
             draft(
