@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 use super::sandbox::STARTED;
@@ -71,14 +71,16 @@ impl Process {
         let outer = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let outer = outer.ok_or_else(|| StartError::Setup("it ended at once".into()))?;
         let mut process = Self { child, outer };
+        let pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()).map_err(StartError::Spawn)?;
+        let mut pipe = BufReader::new(pipe);
         let mut said = Vec::new();
-        let mut pipe =
-            tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()).map_err(StartError::Spawn)?;
-        pipe.read_to_end(&mut said).await.map_err(StartError::Spawn)?;
-        let said = String::from_utf8_lossy(&said);
-        if said.lines().last() == Some(STARTED) {
-            return Ok(process);
+        // Line by line, not to the end: `unshare` keeps its end of the pipe open for as long as the container lives.
+        while pipe.read_until(b'\n', &mut said).await.map_err(StartError::Spawn)? > 0 {
+            if String::from_utf8_lossy(&said).lines().last() == Some(STARTED) {
+                return Ok(process);
+            }
         }
+        let said = String::from_utf8_lossy(&said);
         process.kill_now();
         process.wait().await;
         Err(StartError::Setup(said.trim().to_owned()))

@@ -69,7 +69,7 @@ pub fn binary(name: &str) -> Result<PathBuf, NotBuilt> {
     if path.is_file() { Ok(path) } else { Err(NotBuilt(path)) }
 }
 
-/// Sends the library's logs to the test's output; `RUST_LOG` chooses, warnings by default. May be called again.
+/// Sends the library's logs to the test's output; `RUST_LOG` chooses; by default warnings, but not of connections that a start waits for. May be called again.
 pub fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         // The client calls every connection that is refused an error, and a server that starts refuses many.
