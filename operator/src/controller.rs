@@ -49,9 +49,6 @@ pub enum ControllerError {
         #[source]
         source: std::io::Error,
     },
-    /// The default profiles could not be created.
-    #[error("the default profiles could not be created")]
-    Defaults(#[source] profile::DefaultsError),
     /// Another replica leads now.
     #[error("the Lease was lost: another replica leads")]
     LeaseLost,
@@ -64,7 +61,7 @@ pub enum ControllerError {
 ///
 /// # Errors
 ///
-/// A listener or the default profiles failed, or the leadership was lost.
+/// A listener failed, or the leadership was lost.
 pub async fn run(
     args: ControllerArgs,
     client: Client,
@@ -143,6 +140,7 @@ fn build_context(
         metrics: Arc::clone(metrics),
         events: Events::new(client.clone(), args.pod_name.clone()),
         memory: Mutex::default(),
+        taken_gateways: Mutex::default(),
         started: Timestamp::now(),
     }
 }
@@ -177,13 +175,13 @@ async fn lead(
     };
     let start = async {
         if let Some(path) = &args.default_profiles {
-            profile::create_defaults(&client, path).await.map_err(ControllerError::Defaults)?;
+            profile::create_defaults_until_done(&client, path).await;
         }
-        std::future::pending::<Result<(), ControllerError>>().await
+        std::future::pending::<()>().await;
     };
     tokio::select! {
         held = held => if held { Ok(()) } else { Err(ControllerError::LeaseLost) },
-        failed = start => failed,
+        () = start => Ok(()),
     }
 }
 

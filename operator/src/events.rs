@@ -1,9 +1,9 @@
 //! Kubernetes Events: one for each change of a condition, and one for each move between tiers.
 
-use atlas_crds::{AtlasModel, ModelCondition, status::AtlasModelStatus};
-use k8s_openapi::api::core::v1::ObjectReference;
+use atlas_crds::{ModelCondition, status::AtlasModelStatus};
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
-    Client, Resource,
+    Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
@@ -25,11 +25,11 @@ impl Events {
     }
 
     /// Publishes in the background: an Event that is lost changes nothing.
-    pub fn publish_all(&self, object: &AtlasModel, events: Vec<Event>) {
+    pub fn publish_all(&self, reference: ObjectReference, events: Vec<Event>) {
         if events.is_empty() {
             return;
         }
-        let (recorder, reference) = (self.recorder.clone(), object.object_ref(&()));
+        let recorder = self.recorder.clone();
         tokio::spawn(async move { publish(&recorder, &reference, events).await });
     }
 }
@@ -43,6 +43,32 @@ async fn publish(recorder: &Recorder, reference: &ObjectReference, events: Vec<E
                 "an Event was lost"
             );
         }
+    }
+}
+
+/// The Events that tell what changed about a profile's nodes.
+#[must_use]
+pub fn build_profile_events(previous: &[Condition], now: &[Condition]) -> Vec<Event> {
+    now.iter()
+        .filter(|condition| {
+            let before = previous.iter().find(|c| c.type_ == condition.type_);
+            // A default profile whose card this cluster does not have is no news when it is created.
+            before.map_or(condition.reason == "Ambiguous", |before| before.status != condition.status)
+        })
+        .map(|condition| {
+            let bad = condition.status == "False";
+            condition_event(condition, if bad { EventType::Warning } else { EventType::Normal })
+        })
+        .collect()
+}
+
+fn condition_event(condition: &Condition, type_: EventType) -> Event {
+    Event {
+        type_,
+        reason: condition.reason.clone(),
+        note: Some(clip(&format!("{}={}: {}", condition.type_, condition.status, condition.message))),
+        action: format!("{}Changed", condition.type_),
+        secondary: None,
     }
 }
 
@@ -62,13 +88,8 @@ pub fn build_events(previous: &AtlasModelStatus, now: &AtlasModelStatus, moves: 
                 // A new object tells what is wrong with it, not what is not known yet.
                 None => bad && condition.reason != "NoTierServes",
             };
-            changed.then(|| Event {
-                type_: if bad { EventType::Warning } else { EventType::Normal },
-                reason: condition.reason.clone(),
-                note: Some(clip(&format!("{}={}: {}", condition.type_, condition.status, condition.message))),
-                action: format!("{}Changed", condition.type_),
-                secondary: None,
-            })
+            changed
+                .then(|| condition_event(condition, if bad { EventType::Warning } else { EventType::Normal }))
         })
         .collect();
     events.extend(moves.iter().map(|m| Event {

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -94,6 +94,7 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
         .collect();
     owners.sort();
     if owners.is_empty() {
+        context.taken_gateways.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace);
         return Ok(true);
     }
     let mut first_tier_nodes: Vec<_> = models
@@ -110,12 +111,21 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
         .apply_objects(&build_gateway(&inputs, &context.settings), Ownership::Labelled)
         .await?;
     timer.observe_duration();
-    if !applied.taken.is_empty() {
-        tracing::error!(
+    let free = applied.taken.is_empty();
+    let before = {
+        let mut all = context.taken_gateways.lock().unwrap_or_else(PoisonError::into_inner);
+        if free { all.remove(namespace) } else { all.insert(namespace.to_owned(), applied.taken.clone()) }
+    };
+    // The models' conditions say so; a model that is told twice writes nothing the second time.
+    if before.unwrap_or_default() != applied.taken {
+        tracing::info!(
             namespace,
             taken = applied.taken.join(", "),
-            "the gateway's name is taken: delete or rename that object"
+            "names that the gateway needs and others hold"
         );
+        for model in &models {
+            context.stores.trigger_model(ObjectRef::from_obj(&**model));
+        }
     }
-    Ok(applied.taken.is_empty())
+    Ok(free)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use atlas_crds::{AtlasModel, GpuProfile, names, profile::Backend};
 use atlas_operator_core::{
-    inventory::{NodeView, describe_match, match_node},
+    inventory::{NodeView, describe_match, match_node, unambiguous_problems},
     tiers::{CardClaim, RolloutStep, TierRollout, allot_cards, plan_rollout},
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -16,6 +16,8 @@ use crate::{observe::TierPods, validate::ValidatedModel};
 
 /// What a plan is made from besides the model.
 pub struct PlanInputs<'a> {
+    /// Every profile.
+    pub profiles: &'a [Arc<GpuProfile>],
     /// Every node.
     pub nodes: &'a [Arc<NodeView>],
     /// Every model, this one too.
@@ -42,6 +44,8 @@ pub struct TierPlan {
     pub replicas: i32,
     /// Where it can run.
     pub placement: Placement,
+    /// Why its nodes may hand out another card than its profile's.
+    pub ambiguities: Vec<String>,
     /// Whether its wanted pod template is applied.
     pub step: RolloutStep,
 }
@@ -71,10 +75,16 @@ pub fn plan(model: &ValidatedModel, inputs: &PlanInputs<'_>) -> Plan {
         .map(|(index, (tier, step))| {
             let wanted = if model.suspended { 0 } else { tier.replicas };
             let (replicas, placement) = place(model, index, &tier.profile, wanted, inputs);
-            TierPlan { wanted, replicas, placement, step }
+            TierPlan { wanted, replicas, placement, ambiguities: ambiguities(&tier.profile, inputs), step }
         })
         .collect();
     Plan { tiers }
+}
+
+fn ambiguities(profile: &GpuProfile, inputs: &PlanInputs<'_>) -> Vec<String> {
+    let profiles: Vec<&GpuProfile> = inputs.profiles.iter().map(AsRef::as_ref).collect();
+    let nodes: Vec<&NodeView> = inputs.nodes.iter().map(AsRef::as_ref).collect();
+    unambiguous_problems(profile, &profiles, &nodes)
 }
 
 fn place(

@@ -15,14 +15,17 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
     runtime::controller::Action,
 };
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::{observe::TierPods, reconcile::Context, status::whole_seconds};
+use crate::{
+    error::backoff, events::build_profile_events, observe::TierPods, reconcile::Context,
+    status::whole_seconds,
+};
 
 const CONTROLLER: &str = "gpuprofile";
 
@@ -116,8 +119,12 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
         context.metrics.writes.with_label_values(&["GpuProfile"]).inc();
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
         match api.patch_status(&name, &params, &Patch::Apply(body)).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Ok(_) => {
+                let before = object.status.as_ref().map(|status| status.conditions.as_slice());
+                let events = build_profile_events(before.unwrap_or_default(), &status.conditions);
+                context.events.publish_all(object.object_ref(&()), events);
+            }
+            Err(kube::Error::Api(answer)) if answer.code == 404 => {}
             Err(source) => return Err(ProfileError::Status { name, source }),
         }
     }
@@ -197,30 +204,45 @@ fn compute_profile_status(
     }
 }
 
+/// Creates the missing default profiles, again and again until it succeeds: what exists is reconciled meanwhile, and
+/// a mended ConfigMap reaches the file without a restart.
+pub async fn create_defaults_until_done(client: &Client, path: &Path) {
+    let mut tries = 0;
+    while let Err(error) = create_defaults(client, path).await {
+        tries += 1;
+        if tries == 1 {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the default profiles could not be created: trying again until they are"
+            );
+        }
+        tokio::time::sleep(backoff(tries)).await;
+    }
+    if tries > 0 {
+        tracing::info!(tries, "the default profiles are there now");
+    }
+}
+
 /// Creates the profiles of a file that do not exist, and leaves those that do as they are.
 ///
 /// # Errors
 ///
 /// The file is missing or holds something else, or the API server refuses a profile.
-pub async fn create_defaults(client: &Client, path: &Path) -> Result<usize, DefaultsError> {
+async fn create_defaults(client: &Client, path: &Path) -> Result<(), DefaultsError> {
     let text = tokio::fs::read_to_string(path)
         .await
         .map_err(|source| DefaultsError::Read { path: path.display().to_string(), source })?;
     let profiles = parse_defaults(&text)
         .map_err(|source| DefaultsError::Parse { path: path.display().to_string(), source })?;
     let api: Api<GpuProfile> = Api::all(client.clone());
-    let mut created = 0;
     for profile in profiles {
         match api.create(&PostParams::default(), &profile).await {
-            Ok(_) => {
-                created += 1;
-                tracing::info!(profile = profile.name_any(), "created a default GpuProfile");
-            }
+            Ok(_) => tracing::info!(profile = profile.name_any(), "created a default GpuProfile"),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(source) => return Err(DefaultsError::Create { name: profile.name_any(), source }),
         }
     }
-    Ok(created)
+    Ok(())
 }
 
 fn parse_defaults(text: &str) -> Result<Vec<GpuProfile>, serde_yaml_ng::Error> {

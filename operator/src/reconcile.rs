@@ -16,7 +16,7 @@ use atlas_operator_core::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
     runtime::controller::Action,
 };
@@ -65,6 +65,8 @@ pub struct Context {
     pub events: Events,
     /// Per model uid, what the stores may not show yet.
     pub memory: Mutex<HashMap<String, Memory>>,
+    /// Per namespace, the gateway's objects that belong to somebody else, as `Kind/name`.
+    pub taken_gateways: Mutex<HashMap<String, Vec<String>>>,
     /// Moves before this are an earlier process's news.
     pub started: Timestamp,
 }
@@ -144,8 +146,12 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     delete_lost_pods(&namespace, &inputs, context).await?;
     ask_engines(&mut tiers).await;
 
+    // The gateway's names are every model's of the namespace.
+    let mut taken = outcome.as_ref().map(|(_, applied)| applied.taken.clone()).unwrap_or_default();
+    let own_taken = !taken.is_empty();
+    taken.extend(context.gateway_taken(&namespace));
     let verdict = match (&validated, &outcome) {
-        (Ok(model), Some((plan, applied))) => Verdict::Planned { model, plan, taken: &applied.taken },
+        (Ok(model), Some((plan, _))) => Verdict::Planned { model, plan, taken: &taken },
         (Err(refusals), _) => Verdict::Refused(refusals),
         (Ok(_), None) => Verdict::Refused(&[]),
     };
@@ -160,24 +166,17 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         now: Timestamp::now(),
     };
     let (status, moves) = compute_status(&observed);
-    write_status(object, &previous, status, context, &namespace).await.map_err(ReconcileError::Status).map(
-        |status| {
-            if let Some(status) = status {
-                let moves = context.news(&uid, moves);
-                context.events.publish_all(object, build_events(&previous, &status, &moves));
-            } else {
-                let moves = context.news(&uid, moves);
-                context.events.publish_all(object, build_events(&previous, &previous, &moves));
-            }
-        },
-    )?;
+    let written = write_status(object, &previous, status, context, &namespace).await;
+    let written = written.map_err(ReconcileError::Status)?;
+    let moves = context.news(&uid, moves);
+    let events = build_events(&previous, written.as_ref().unwrap_or(&previous), &moves);
+    context.events.publish_all(object.object_ref(&()), events);
 
-    let taken = outcome.as_ref().is_some_and(|(_, applied)| !applied.taken.is_empty());
     let starting = tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
     let draining = inputs.own_pods.iter().any(|pod| pod.metadata.deletion_timestamp.is_some());
     Ok(Action::requeue(if starting || draining {
         WHILE_STARTING
-    } else if taken {
+    } else if own_taken {
         WHILE_TAKEN
     } else {
         RESYNC
@@ -215,6 +214,7 @@ async fn act(
     let plan = plan(
         model,
         &PlanInputs {
+            profiles: &inputs.profiles,
             nodes: &inputs.nodes,
             models: &inputs.models,
             pods: &inputs.engine_pods,
@@ -319,6 +319,11 @@ async fn write_status(
 impl Context {
     fn memory_of(&self, uid: &str) -> Memory {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned().unwrap_or_default()
+    }
+
+    fn gateway_taken(&self, namespace: &str) -> Vec<String> {
+        let all = self.taken_gateways.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(namespace).cloned().unwrap_or_default()
     }
 
     fn memory_of_object(&self, object: &AtlasModel) -> Memory {

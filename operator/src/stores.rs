@@ -107,13 +107,14 @@ impl Stores {
             move |event: &watcher::Event<GpuProfile>| match event {
                 watcher::Event::Apply(profile) => {
                     let generation = profile.metadata.generation;
+                    // Every profile and model is concerned: they say which others there are and which share nodes.
                     if generations.insert(profile.name_any(), generation) != Some(generation) {
-                        stores.profile_changed(&profile.name_any());
+                        stores.trigger_everything();
                     }
                 }
                 watcher::Event::Delete(profile) => {
                     generations.remove(&profile.name_any());
-                    stores.profile_changed(&profile.name_any());
+                    stores.trigger_everything();
                 }
                 watcher::Event::InitDone => stores.trigger_everything(),
                 watcher::Event::Init | watcher::Event::InitApply(_) => {}
@@ -246,17 +247,6 @@ impl Stores {
         self.models.state_filter(|model| model.spec.tiers.iter().any(|tier| tier.gpu_profile == profile))
     }
 
-    fn profile_changed(&self, name: &str) {
-        for profile in self.profiles.state() {
-            self.trigger_profile(&profile.name_any());
-        }
-        // A model names the profiles that exist when one of its own does not.
-        for model in self.models_using(name) {
-            self.trigger_namespace(model.namespace());
-            self.trigger_model(ObjectRef::from_obj(&*model));
-        }
-    }
-
     fn pod_changed(&self, pod: &Pod, event: &watcher::Event<Pod>) {
         let labels = pod.labels();
         let (Some(model), Some(tier), Some(namespace)) =
@@ -282,8 +272,12 @@ impl Stores {
 
     fn child_changed(&self, object: &DynamicObject) {
         let namespace = object.metadata.namespace.clone();
-        match (label(object, names::LABEL_MODEL), &namespace) {
-            (Some(model), Some(namespace)) => self.trigger_model(ObjectRef::new(model).within(namespace)),
+        // Not by label: the Service of the stable URL carries none, or its EndpointSlices would look like engines'.
+        let controller = object.owner_references().iter().find(|owner| owner.controller == Some(true));
+        match (controller, &namespace) {
+            (Some(model), Some(namespace)) => {
+                self.trigger_model(ObjectRef::new(&model.name).within(namespace));
+            }
             _ => self.trigger_namespace(namespace),
         }
     }

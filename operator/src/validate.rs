@@ -240,6 +240,13 @@ fn validate_tier(
     if tier.kv_cache_type == KvCacheType::Q8_0 {
         not_implemented(field("kvCacheType"), "Q8_0".into(), "use F16");
     }
+    if let Some(cap) = &tier.max_vram {
+        not_implemented(
+            field("maxVram"),
+            cap.0.clone(),
+            "remove it, and lower contextTokens or maxBatch to use less memory",
+        );
+    }
     if tier.cpu_offload_layers > 0 {
         not_implemented(
             field("cpuOffloadLayers"),
@@ -265,11 +272,6 @@ fn validate_tier(
             None
         }
     };
-    if let Some(cap) = &tier.max_vram
-        && parse_bytes(cap).is_none()
-    {
-        refusals.push(Refusal::InvalidQuantity { field: field("maxVram"), value: cap.0.clone() });
-    }
     let profile = profiles.iter().find(|profile| profile.name_any() == tier.gpu_profile);
     match profile {
         None => {

@@ -15,8 +15,8 @@ use crate::kinds::Kind;
 
 /// How long a gateway stays bound to a node that is not reachable.
 const UNREACHABLE_SECONDS: i64 = 5;
-/// Running answers get this long when a gateway stops.
-const GRACE_SECONDS: i64 = 330;
+/// More than the gateway's own drain: 3 s in which clients learn that it goes, 30 s for running answers.
+const GRACE_SECONDS: i64 = 45;
 
 /// Labels that select a namespace's gateways.
 pub fn selector() -> Labels {

@@ -67,6 +67,7 @@ fn objects() -> Vec<Desired> {
                 wanted: tier.replicas,
                 replicas: tier.replicas,
                 placement: Placement::Possible,
+                ambiguities: Vec::new(),
                 step: RolloutStep::Apply,
             })
             .collect(),

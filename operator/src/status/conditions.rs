@@ -1,5 +1,7 @@
 //! Every condition of a model, recomputed each time from this one place.
 
+use std::collections::BTreeSet;
+
 use atlas_crds::ModelCondition;
 use atlas_operator_core::tiers::RolloutStep;
 
@@ -79,7 +81,7 @@ fn accepted(observed: &Observed<'_>) -> Draft {
             State::False,
             "NameTaken",
             format!(
-                "{} exists and does not belong to this AtlasModel: delete or rename it, or give the AtlasModel another name",
+                "{} exists and does not belong to this AtlasModel: delete it or create it under another name; an AtlasModel's own objects follow its name",
                 taken.join(", ")
             ),
         ),
@@ -158,9 +160,12 @@ fn scheduled(observed: &Observed<'_>) -> Draft {
     if model.suspended {
         return draft(State::True, "Suspended", "spec.suspend is true: no pod is wanted");
     }
+    let draft = |state, reason, message: String| {
+        draft(state, reason, std::iter::once(message).chain(ambiguities(plan)).collect::<Vec<_>>().join("; "))
+    };
     for (index, tier) in observed.tiers.iter().enumerate() {
         if let Some(problem) = placement_problem(model, plan, index, tier) {
-            return problem;
+            return draft(problem.state, problem.reason, problem.message);
         }
     }
     let waiting: Vec<String> = observed
@@ -174,10 +179,16 @@ fn scheduled(observed: &Observed<'_>) -> Draft {
         })
         .collect();
     if waiting.is_empty() {
-        draft(State::True, "AllScheduled", "every wanted pod has a node")
+        draft(State::True, "AllScheduled", "every wanted pod has a node".to_owned())
     } else {
         draft(State::Unknown, "Scheduling", format!("pods wait for the scheduler: {}", waiting.join(", ")))
     }
+}
+
+/// What makes a tier's card uncertain: worth a word, but no reason to keep a pod from a node.
+fn ambiguities(plan: &Plan) -> BTreeSet<String> {
+    let told = |problem: &String| format!("{problem}: the engine checks its card at start");
+    plan.tiers.iter().flat_map(|tier| &tier.ambiguities).map(told).collect()
 }
 
 fn placement_problem(model: &ValidatedModel, plan: &Plan, index: usize, tier: &TierPods) -> Option<Draft> {

@@ -12,6 +12,9 @@ use crate::probe::GatewayModel;
 /// Gateways that move for one cause do so within this time of each other.
 const SAME_MOVE: SignedDuration = SignedDuration::from_secs(3);
 
+/// Cause that a gateway gives for a return to a better tier.
+const FAILED_BACK: &str = "FailedBack";
+
 /// Direction of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MoveKind {
@@ -87,9 +90,11 @@ fn moves_of(gateway: &GatewayModel, order: &[&str]) -> Vec<Move> {
         let (Some(from), Some(to)) = (from, switch.to.as_deref()) else { continue };
         let (Some(a), Some(b)) = (index(from), index(to)) else { continue };
         let kind = match b.cmp(&a) {
+            std::cmp::Ordering::Equal => continue,
+            // The gateway names its own returns; a tier list that was reordered meanwhile does not make them failovers.
+            _ if switch.cause.as_deref() == Some(FAILED_BACK) => MoveKind::FailedBack,
             std::cmp::Ordering::Greater => MoveKind::FailedOver,
             std::cmp::Ordering::Less => MoveKind::FailedBack,
-            std::cmp::Ordering::Equal => continue,
         };
         moves.push(Move {
             kind,
@@ -144,5 +149,9 @@ mod tests {
         let later = [gateway(&[(p, None, 300, 0), (None, f, 301, 900)])];
         assert_eq!(fold_switches(Some(&status), &later, &["p", "f"]).0.unwrap().count, 2);
         assert_eq!(fold_switches(None, &[gateway(&[(None, p, 1, 0)])], &["p", "f"]).0, None);
+        let mut returned = gateway(&[(p, f, 400, 0)]);
+        returned.switches[0].cause = Some("FailedBack".into());
+        let (status, moves) = fold_switches(None, &[returned], &["p", "f"]);
+        assert_eq!((status, moves[0].kind), (None, MoveKind::FailedBack));
     }
 }

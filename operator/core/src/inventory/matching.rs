@@ -128,6 +128,10 @@ pub fn describe_match(profile: &GpuProfile) -> String {
 #[must_use]
 pub fn unambiguous_problems(profile: &GpuProfile, all: &[&GpuProfile], nodes: &[&NodeView]) -> Vec<String> {
     let mut problems = Vec::new();
+    // Any CPU is as good as another: profiles that share nodes are no mistake there.
+    if profile.spec.backend == Backend::Cpu {
+        return problems;
+    }
     for node in nodes {
         let Some(matched) = match_node(profile, node) else { continue };
         if matched.mixed {
