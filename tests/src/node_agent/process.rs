@@ -114,11 +114,11 @@ impl Process {
 }
 
 /// Kills a container; its PID namespace dies with its first process.
+///
+/// `unshare` goes first: it cannot pass its child's SIGKILL on and would end with 1 instead of 137.
 fn kill_container(outer: Pid) {
     let inner = children(outer);
-    if inner.is_empty() {
-        send(outer, Signal::SIGKILL);
-    }
+    send(outer, Signal::SIGKILL);
     for pid in inner {
         send(pid, Signal::SIGKILL);
     }
