@@ -1,9 +1,16 @@
 //! The controllers against a real API server: what an object causes, what is put back, what is refused and how.
 //!
 //! Nothing runs pods here: where a kubelet or the Deployment controller would write a status, the test does.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "operator/bench.rs"]
 mod bench;
+#[path = "operator/cards.rs"]
+mod cards;
+#[path = "operator/gateways.rs"]
+mod gateways;
+#[path = "operator/pace.rs"]
+mod pace;
 #[path = "operator/scenarios.rs"]
 mod scenarios;
 
@@ -13,14 +20,18 @@ use bench::Bench;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     let bench = Bench::start().await?;
-    scenarios::default_profiles_are_created_once_and_never_overwritten(&bench).await?;
-    scenarios::a_profile_without_nodes_says_what_was_looked_for(&bench).await?;
+    cards::default_profiles_are_created_once_and_never_overwritten(&bench).await?;
+    cards::a_profile_without_nodes_says_what_was_looked_for(&bench).await?;
     scenarios::objects_appear_with_owners_and_drift_is_put_back(&bench).await?;
     scenarios::mistakes_are_told_where_people_look(&bench).await?;
     scenarios::a_name_that_is_taken_is_never_forced(&bench).await?;
     scenarios::engine_exits_become_conditions_and_readiness_becomes_ready(&bench).await?;
     scenarios::changed_tiers_roll_last_first_while_the_next_is_ready(&bench).await?;
-    scenarios::two_models_and_one_card(&bench).await?;
-    scenarios::the_gateway_stays_while_a_model_lives(&bench).await?;
+    cards::two_models_and_one_card(&bench).await?;
+    cards::two_profiles_of_one_node_are_told(&bench).await?;
+    gateways::the_gateway_stays_while_a_model_lives(&bench).await?;
+    gateways::a_name_that_the_gateway_needs_is_never_forced(&bench).await?;
+    gateways::what_gateways_measure_becomes_status_and_events(&bench).await?;
+    pace::objects_follow_soon_and_then_all_is_quiet(&bench).await?;
     scenarios::a_second_replica_takes_over_at_once(&bench).await
 }

@@ -9,7 +9,7 @@ use atlas_tests::{
 };
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
 };
 use serde_json::{Value, json};
@@ -56,9 +56,9 @@ impl Bench {
         let server = ApiServer::start().await?;
         server.apply_crds().await?;
         let folder = tempfile::tempdir()?;
-        std::fs::write(folder.path().join("profiles.yaml"), PROFILES)?;
         let client = server.client();
         let bench = Self { server, folder, client, operator: Mutex::new(None) };
+        bench.write_profiles(PROFILES)?;
         bench.create("Namespace", None, json!({"metadata": {"name": "atlas-system"}})).await?;
         let operator = bench.spawn_operator("operator-a").await?;
         bench.replace_operator(Some(operator));
@@ -165,6 +165,39 @@ impl Bench {
         .await
     }
 
+    pub async fn remove_model(&self, at: (&str, &str)) -> Result<()> {
+        self.api("AtlasModel", Some(at.0)).delete(at.1, &DeleteParams::background()).await?;
+        Ok(())
+    }
+
+    /// Deletes a pod as a kubelet does at the end of its grace.
+    pub async fn remove_pod(&self, at: (&str, &str)) -> Result<()> {
+        self.api("Pod", Some(at.0)).delete(at.1, &DeleteParams::default().grace_period(0)).await?;
+        Ok(())
+    }
+
+    /// Writes the file of default profiles, as a changed ConfigMap does.
+    pub fn write_profiles(&self, text: &str) -> Result<()> {
+        Ok(std::fs::write(self.folder.path().join("profiles.yaml"), text)?)
+    }
+
+    /// Waits for an Event with this reason about an object of this name, and returns its note.
+    pub async fn event(&self, namespace: &str, about: &str, reason: &str) -> Result<String> {
+        let api = self.api("Event", Some(namespace));
+        let what = format!("an Event {reason} about {about}");
+        let waited = wait_until(&what, LONG, async || {
+            let events = api.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+            let found = events
+                .iter()
+                .find(|e| e.data["reason"] == reason && e.data["regarding"]["name"] == about)
+                .map(|e| e.data["note"].as_str().unwrap_or_default().to_owned());
+            let others =
+                || events.iter().map(|e| e.data["reason"].to_string()).collect::<Vec<_>>().join(", ");
+            found.ok_or_else(|| format!("others: {}", others()))
+        });
+        waited.await.with_context(|| self.log("operator-a"))
+    }
+
     /// Waits for an object to satisfy a check; what it lacks goes into the error.
     pub async fn wait_for(
         &self,
@@ -256,7 +289,8 @@ pub fn tier(name: &str, profile: &str) -> Value {
     json!({"name": name, "gpuProfile": profile, "model": {"source": format!("hf://acme/models/{name}-7b.gguf")}})
 }
 
-const PROFILES: &str = "
+/// The default profiles of every scenario.
+pub const PROFILES: &str = "
 apiVersion: atlas.gillsystems.com/v1alpha1
 kind: GpuProfile
 metadata: {name: big}

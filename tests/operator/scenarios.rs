@@ -10,64 +10,6 @@ use serde_json::{Value, json};
 
 use crate::bench::{Bench, LONG, holds, tier};
 
-pub async fn default_profiles_are_created_once_and_never_overwritten(bench: &Bench) -> Result<()> {
-    for name in ["big", "small"] {
-        bench.wait_for("GpuProfile", (None, name), |_| Ok(())).await?;
-    }
-    let api = bench.api("GpuProfile", None);
-    let patch = kube::api::Patch::Merge(json!({"spec": {"boardPowerWatts": 999}}));
-    api.patch("big", &kube::api::PatchParams::default(), &patch).await?;
-    // A restart meets the changed one and leaves it.
-    drop(bench.replace_operator(None));
-    let operator = bench.spawn_operator("operator-a").await?;
-    bench.replace_operator(Some(operator));
-    bench.wait_for("GpuProfile", (None, "small"), |p| has_status(p, "NodesMatched")).await?;
-    ensure!(api.get("big").await?.data["spec"]["boardPowerWatts"] == 999);
-    Ok(())
-}
-
-fn has_status(object: &DynamicObject, condition: &str) -> Result<(), String> {
-    let text = object.data["status"]["conditions"].to_string();
-    if text.contains(condition) { Ok(()) } else { Err(text) }
-}
-
-pub async fn a_profile_without_nodes_says_what_was_looked_for(bench: &Bench) -> Result<()> {
-    bench
-        .wait_for("GpuProfile", (None, "big"), |object| {
-            holds(object, "NodesMatched", "False", "NoMatchingNode", &["amd.com/gpu.vram=24G"])
-        })
-        .await?;
-    bench.namespace("nodeless").await?;
-    bench.model(("nodeless", "code"), &[tier("primary", "big")], json!({})).await?;
-    bench
-        .condition(
-            ("nodeless", "code"),
-            "Scheduled",
-            "False",
-            "NoMatchingNode",
-            &["big", "amd.com/gpu.cu-count=96", "node labeller"],
-        )
-        .await?;
-    bench.card_node("xtx", "24G", "96").await?;
-    bench.card_node("rx", "8G", "32").await?;
-    bench
-        .condition(("nodeless", "code"), "Scheduled", "Unknown", "Scheduling", &["primary (0 of 1)"])
-        .await?;
-    bench
-        .wait_for("GpuProfile", (None, "big"), |p| {
-            holds(p, "NodesMatched", "True", "Matched", &[])?;
-            holds(p, "Unambiguous", "True", "OneKind", &[])?;
-            if p.data["status"]["capacity"] == 1 { Ok(()) } else { Err(p.data["status"].to_string()) }
-        })
-        .await?;
-    remove_model(bench, ("nodeless", "code")).await
-}
-
-async fn remove_model(bench: &Bench, at: (&str, &str)) -> Result<()> {
-    bench.api("AtlasModel", Some(at.0)).delete(at.1, &DeleteParams::background()).await?;
-    Ok(())
-}
-
 pub async fn objects_appear_with_owners_and_drift_is_put_back(bench: &Bench) -> Result<()> {
     let at = ("own", "code");
     bench.namespace(at.0).await?;
@@ -147,8 +89,11 @@ pub async fn objects_appear_with_owners_and_drift_is_put_back(bench: &Bench) -> 
         bench.api("AtlasModel", Some(at.0)).get(at.1).await?.resource_version() == version,
         "the status settled"
     );
-    remove_model(bench, at).await
+    bench.remove_model(at).await
 }
+
+/// Name, tiers, further fields, and the reason and parts of the message that they are refused with.
+type Mistake<'a> = (&'a str, Vec<Value>, Value, &'a str, &'a [&'a str]);
 
 pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
     let namespace = "mistakes";
@@ -158,7 +103,7 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
         tier[key] = value;
         vec![tier]
     };
-    let cases: Vec<(&str, Vec<Value>, Value, &str, &[&str])> = vec![
+    let cases: Vec<Mistake<'_>> = vec![
         (
             "profile",
             vec![tier("primary", "rx-9999")],
@@ -175,6 +120,7 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
             "NotImplemented",
             &["cpuOffloadLayers", "3"],
         ),
+        ("cap", with("maxVram", "21Gi".into()), json!({}), "NotImplemented", &["maxVram", "21Gi"]),
         ("standby", with("standby", "Warm".into()), json!({}), "NotImplemented", &["standby", "Warm"]),
         (
             "bucket",
@@ -213,27 +159,14 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
             bench.api("Deployment", Some(namespace)).get_opt(&format!("{name}-t-primary")).await?;
         ensure!(deployments.is_none(), "{name}: what is not accepted makes no pods");
     }
-    wait_until("an Event of the refusal", LONG, async || {
-        let events = bench
-            .api("Event", Some(namespace))
-            .list(&ListParams::default())
-            .await
-            .map_err(|e| e.to_string())?;
-        let told = events.iter().any(|e| {
-            e.data["reason"] == "ProfileNotFound"
-                && e.data["type"] == "Warning"
-                && e.data["regarding"]["name"] == "profile"
-        });
-        if told { Ok(()) } else { Err(format!("{} other events", events.items.len())) }
-    })
-    .await?;
+    bench.event(namespace, "profile", "ProfileNotFound").await?;
     // The profile that was missing appears: nobody has to touch the model.
     bench
         .create("GpuProfile", None, json!({"metadata": {"name": "rx-9999"}, "spec": {"product": "P", "gfxTarget": "gfx1100", "vram": "16Gi", "match": {"vramClass": "16G", "computeUnits": 60}}}))
         .await?;
     bench.condition((namespace, "profile"), "Accepted", "True", "Valid", &[]).await?;
     for model in bench.api("AtlasModel", Some(namespace)).list(&ListParams::default()).await? {
-        remove_model(bench, (namespace, &model.name_any())).await?;
+        bench.remove_model((namespace, &model.name_any())).await?;
     }
     Ok(())
 }
@@ -249,7 +182,7 @@ pub async fn a_name_that_is_taken_is_never_forced(bench: &Bench) -> Result<()> {
     ensure!(
         service.data["spec"]["selector"] == json!({"app": "theirs"}) && service.owner_references().is_empty()
     );
-    remove_model(bench, at).await
+    bench.remove_model(at).await
 }
 
 pub async fn engine_exits_become_conditions_and_readiness_becomes_ready(bench: &Bench) -> Result<()> {
@@ -260,10 +193,16 @@ pub async fn engine_exits_become_conditions_and_readiness_becomes_ready(bench: &
     bench.condition(at, "Scheduled", "True", "AllScheduled", &[]).await?;
     for exit in atlas_operator_core::engine_contract::EngineExit::ALL {
         let message = format!("engine said {}", exit.code());
-        let ended = json!({"exitCode": exit.code(), "message": message, "reason": "Error"});
-        bench
-            .patch_status("Pod", (Some(at.0), &pod), pod_status(false, json!({"terminated": ended})))
-            .await?;
+        let ended = json!({"terminated": {"exitCode": exit.code(), "message": message, "reason": "Error"}});
+        // Just ended, or waiting for its next start: a pod is seen in both.
+        let status = if exit.code() % 2 == 0 {
+            pod_status(false, ended)
+        } else {
+            let mut status = pod_status(false, json!({"waiting": {"reason": "CrashLoopBackOff"}}));
+            status["containerStatuses"][0]["lastState"] = ended;
+            status
+        };
+        bench.patch_status("Pod", (Some(at.0), &pod), status).await?;
         bench
             .condition(at, exit.condition().as_str(), "False", exit.reason(), &[&message, exit.remedy()])
             .await?;
@@ -280,11 +219,12 @@ pub async fn engine_exits_become_conditions_and_readiness_becomes_ready(bench: &
         "{status}"
     );
     ensure!(status["activeGpu"] == "Radeon RX 7900 XTX" && status["activeModel"] == "primary-7b", "{status}");
-    bench.api("Pod", Some(at.0)).delete(&pod, &DeleteParams::default().grace_period(0)).await?;
+    bench.remove_pod((at.0, &pod)).await?;
     bench.condition(at, "Ready", "False", "NoTierServes", &[]).await?;
-    remove_model(bench, at).await
+    bench.remove_model(at).await
 }
 
+/// What a kubelet writes about an engine's pod.
 fn pod_status(ready: bool, state: Value) -> Value {
     json!({
         "phase": "Running",
@@ -342,9 +282,9 @@ pub async fn changed_tiers_roll_last_first_while_the_next_is_ready(bench: &Bench
         })
         .await?;
     }
-    remove_model(bench, at).await?;
+    bench.remove_model(at).await?;
     for pod in ["code-t-primary-0", "code-t-fallback-0"] {
-        bench.api("Pod", Some(at.0)).delete(pod, &DeleteParams::default().grace_period(0)).await?;
+        bench.remove_pod((at.0, pod)).await?;
     }
     Ok(())
 }
@@ -357,57 +297,6 @@ async fn settle(bench: &Bench, namespace: &str, name: &str) -> Result<()> {
         "replicas": 1, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1,
     });
     bench.patch_status("Deployment", (Some(namespace), name), status).await
-}
-
-pub async fn two_models_and_one_card(bench: &Bench) -> Result<()> {
-    let (old, young) = (("cards", "old"), ("cards", "young"));
-    bench.namespace("cards").await?;
-    bench.model(old, &[tier("primary", "big")], json!({})).await?;
-    let replicas = |wanted: i64| {
-        move |object: &DynamicObject| {
-            let found = &object.data["spec"]["replicas"];
-            if *found == wanted { Ok(()) } else { Err(found.to_string()) }
-        }
-    };
-    bench.wait_for("Deployment", (Some("cards"), "old-t-primary"), replicas(1)).await?;
-    let pod = bench.engine_pod(old, "primary", Some("xtx")).await?;
-    bench
-        .wait_for("GpuProfile", (None, "big"), |p| {
-            if p.data["status"]["inUse"] == 1 { Ok(()) } else { Err(p.data["status"].to_string()) }
-        })
-        .await?;
-    bench.model(young, &[tier("primary", "big"), tier("fallback", "small")], json!({})).await?;
-    bench.condition(young, "Scheduled", "False", "CardInUse", &["cards/old", "big"]).await?;
-    bench.wait_for("Deployment", (Some("cards"), "young-t-primary"), replicas(0)).await?;
-    bench.wait_for("Deployment", (Some("cards"), "young-t-fallback"), replicas(1)).await?;
-    // It starts when the card is free.
-    remove_model(bench, old).await?;
-    bench.api("Pod", Some("cards")).delete(&pod, &DeleteParams::default().grace_period(0)).await?;
-    bench.wait_for("Deployment", (Some("cards"), "young-t-primary"), replicas(1)).await?;
-    remove_model(bench, young).await
-}
-
-pub async fn the_gateway_stays_while_a_model_lives(bench: &Bench) -> Result<()> {
-    bench.namespace("shared").await?;
-    let a = bench.model(("shared", "a"), &[tier("primary", "big")], json!({})).await?.uid();
-    let b = bench.model(("shared", "b"), &[tier("primary", "small")], json!({})).await?.uid();
-    let owned_by = |expected: Vec<Option<String>>| {
-        move |object: &DynamicObject| {
-            let mut owners: Vec<_> = object.owner_references().iter().map(|o| Some(o.uid.clone())).collect();
-            let mut expected = expected.clone();
-            owners.sort();
-            expected.sort();
-            if owners == expected { Ok(()) } else { Err(format!("{owners:?}")) }
-        }
-    };
-    for kind in ["Deployment", "ServiceAccount", "RoleBinding", "PodDisruptionBudget"] {
-        bench.wait_for(kind, (Some("shared"), "atlas-gateway"), owned_by(vec![a.clone(), b.clone()])).await?;
-    }
-    remove_model(bench, ("shared", "a")).await?;
-    for kind in ["Deployment", "ServiceAccount", "RoleBinding", "PodDisruptionBudget"] {
-        bench.wait_for(kind, (Some("shared"), "atlas-gateway"), owned_by(vec![b.clone()])).await?;
-    }
-    remove_model(bench, ("shared", "b")).await
 }
 
 pub async fn a_second_replica_takes_over_at_once(bench: &Bench) -> Result<()> {
