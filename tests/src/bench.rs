@@ -4,6 +4,7 @@
 //! These are benchmarks, never tests: nothing fails because a shared machine was slow.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     time::{Duration, Instant},
 };
@@ -91,7 +92,8 @@ struct Figures {
 /// The cluster does not come up, or something under measurement never happens.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let screen = Screen::default();
-    let mut stage = Stage::Local(Box::new(LocalStage::start(&screen, &mut Report::default()).await?));
+    let mut stage =
+        Stage::Local(Box::new(LocalStage::start(&screen, &mut Report::default(), BTreeMap::new()).await?));
     let figures = measure(&args, &screen, &mut stage).await;
     stage.stop().await;
     let figures = figures?;

@@ -1,6 +1,6 @@
 //! What `make run` and `make bench` start: the tour on a local cluster or on the current one, and the benchmarks.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use atlas_tests::{
     bench,
@@ -101,7 +101,7 @@ async fn play(
     place: &mut Option<Stage>,
 ) -> anyhow::Result<()> {
     let stage = match cluster {
-        Where::Local => Stage::Local(Box::new(LocalStage::start(screen, report).await?)),
+        Where::Local => Stage::Local(Box::new(LocalStage::start(screen, report, BTreeMap::new()).await?)),
         Where::Current => Stage::Current(CurrentStage::connect().await?),
     };
     let stage = place.insert(stage);

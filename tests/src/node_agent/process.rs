@@ -71,7 +71,8 @@ impl Process {
         let outer = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let outer = outer.ok_or_else(|| StartError::Setup("it ended at once".into()))?;
         let mut process = Self { child, outer };
-        let pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()).map_err(StartError::Spawn)?;
+        let pipe =
+            tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into()).map_err(StartError::Spawn)?;
         let mut pipe = BufReader::new(pipe);
         let mut said = Vec::new();
         // Line by line, not to the end: `unshare` keeps its end of the pipe open for as long as the container lives.

@@ -1,6 +1,6 @@
 //! The cluster that the tour makes itself, with the operator installed from the chart.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
     super::{
@@ -19,18 +19,23 @@ pub struct LocalStage {
 }
 
 impl LocalStage {
-    /// Starts the control plane and the nodes and installs the chart.
+    /// Starts the control plane and the nodes and installs the chart; `models` are files that the model server has
+    /// besides the sample's.
     ///
     /// # Errors
     ///
     /// The first of these that does not come up.
-    pub async fn start(screen: &Screen, report: &mut Report) -> anyhow::Result<Self> {
+    pub async fn start(
+        screen: &Screen,
+        report: &mut Report,
+        models: BTreeMap<String, PathBuf>,
+    ) -> anyhow::Result<Self> {
         screen.heading("A cluster on this machine");
         let mut lab = step(
             screen,
             report,
             "control plane up (etcd, API server, controllers, scheduler, proxy)",
-            Lab::start(BTreeMap::new()),
+            Lab::start(models),
         )
         .await?;
         step(screen, report, "three nodes registered", lab.add_nodes()).await?;
