@@ -1,5 +1,8 @@
 //! The local cluster itself: networks, the API server alone, the whole control plane.
 
+// Helpers of tests are tests too.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -14,6 +14,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::bench::{Bench, tier};
 
+const OBJECTS: [&str; 5] =
+    ["Deployment", "ServiceAccount", "RoleBinding", "PodDisruptionBudget", "NetworkPolicy"];
+
 pub async fn the_gateway_stays_while_a_model_lives(bench: &Bench) -> Result<()> {
     bench.namespace("shared").await?;
     let a = bench.model(("shared", "a"), &[tier("primary", "big")], json!({})).await?.uid();
@@ -27,11 +30,11 @@ pub async fn the_gateway_stays_while_a_model_lives(bench: &Bench) -> Result<()> 
             if owners == expected { Ok(()) } else { Err(format!("{owners:?}")) }
         }
     };
-    for kind in ["Deployment", "ServiceAccount", "RoleBinding", "PodDisruptionBudget"] {
+    for kind in OBJECTS {
         bench.wait_for(kind, (Some("shared"), "atlas-gateway"), owned_by(vec![a.clone(), b.clone()])).await?;
     }
     bench.remove_model(("shared", "a")).await?;
-    for kind in ["Deployment", "ServiceAccount", "RoleBinding", "PodDisruptionBudget"] {
+    for kind in OBJECTS {
         bench.wait_for(kind, (Some("shared"), "atlas-gateway"), owned_by(vec![b.clone()])).await?;
     }
     bench.remove_model(("shared", "b")).await

@@ -102,7 +102,7 @@ async fn play(
 ) -> anyhow::Result<()> {
     let stage = match cluster {
         Where::Local => Stage::Local(Box::new(LocalStage::start(screen, report, BTreeMap::new()).await?)),
-        Where::Current => Stage::Current(CurrentStage::connect().await?),
+        Where::Current => Stage::Current(Box::new(CurrentStage::connect().await?)),
     };
     let stage = place.insert(stage);
     tour::run(stage, screen, report).await?;

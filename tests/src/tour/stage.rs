@@ -21,7 +21,7 @@ pub enum Stage {
     /// The cluster that the tour made itself.
     Local(Box<LocalStage>),
     /// The cluster of `KUBECONFIG`.
-    Current(CurrentStage),
+    Current(Box<CurrentStage>),
 }
 
 impl Stage {
