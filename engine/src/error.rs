@@ -81,9 +81,6 @@ pub enum Fatal {
         "--backend hip: this build has no HIP backend; use the engine image for AMD cards, or --backend cpu"
     )]
     NoHip,
-    /// The number of threads could not be set.
-    #[error("cannot set the number of threads")]
-    Threads(#[from] atlas_kernels::ThreadsError),
     /// The worker stopped.
     #[error("the worker stopped: {reason}")]
     Worker {
@@ -107,6 +104,7 @@ impl Fatal {
         match self {
             Self::Fetch(error) => error.exit_code(),
             Self::Open { .. } => ExitCode::ModelUnavailable,
+            Self::Model(ModelError::Threads(_)) => ExitCode::Internal,
             Self::Model(_) | Self::Tokenizer(_) | Self::Template(_) | Self::Vocabulary { .. } => {
                 ExitCode::ModelInvalid
             }
@@ -115,9 +113,7 @@ impl Fatal {
             Self::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
                 ExitCode::PortInUse
             }
-            Self::Listen { .. } | Self::Threads(_) | Self::Worker { .. } | Self::System { .. } => {
-                ExitCode::Internal
-            }
+            Self::Listen { .. } | Self::Worker { .. } | Self::System { .. } => ExitCode::Internal,
             Self::NoHip => ExitCode::NoRuntime,
         }
     }

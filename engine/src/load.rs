@@ -51,8 +51,8 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
         metrics: app.metrics.clone(),
     };
     let context_tokens = arguments.context_tokens.get();
-    let max_batch = arguments.max_batch.get();
-    let loaded = tokio::task::spawn_blocking(move || read(&path, context_tokens, max_batch)).await;
+    let (max_batch, threads) = (arguments.max_batch.get(), arguments.thread_count());
+    let loaded = tokio::task::spawn_blocking(move || read(&path, context_tokens, max_batch, threads)).await;
     let Loaded { model, tokenizer, template } =
         loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     let limits = Limits { context_tokens, vocabulary: model.config().vocabulary };
@@ -71,9 +71,10 @@ struct Loaded {
     template: Option<ChatTemplate>,
 }
 
-fn read(path: &Path, context_tokens: usize, max_batch: usize) -> Result<Loaded, Fatal> {
+fn read(path: &Path, context_tokens: usize, max_batch: usize, threads: usize) -> Result<Loaded, Fatal> {
     let began = std::time::Instant::now();
     let file = MappedFile::open(path).map_err(|source| Fatal::Open { path: path.to_owned(), source })?;
+    let file = Arc::new(file);
     let header = Gguf::parse_file(&file).map_err(ModelError::from)?;
     let config = ModelConfig::from_gguf(&header)?;
     if context_tokens > config.trained_context {
@@ -87,7 +88,7 @@ fn read(path: &Path, context_tokens: usize, max_batch: usize) -> Result<Loaded, 
     let (bos, eos) = tokenizer.special_texts();
     let template = header.str("tokenizer.chat_template").map_err(ModelError::from)?;
     let template = template.map(|source| ChatTemplate::compile(source, bos, eos)).transpose()?;
-    let model = Llama::load(&header, &file)?;
+    let model = Llama::load(&header, &file, threads)?;
     tracing::info!(
         model = config.name,
         layers = config.layers,

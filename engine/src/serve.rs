@@ -23,8 +23,6 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// Whatever keeps the model from being served; the caller turns it into the exit code.
 pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
-    // Before any thread starts: see set_worker_threads.
-    atlas_kernels::set_worker_threads(arguments.thread_count())?;
     check_backend(arguments)?;
     let metrics = Metrics::new().map_err(|error| Fatal::Worker { reason: error.to_string() })?;
     let status = Arc::new(Status::new(arguments));

@@ -1,5 +1,7 @@
 //! The real binary on the real model, over HTTP. `make setup` fetches the model.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,10 +1,18 @@
-//! The only crate with `unsafe`: today the memory map of a weight file and the number of worker threads.
+//! The only crate with `unsafe`: the memory map of a weight file, the thread pool, and the products and the attention
+//! of the CPU backend, for AVX-512, AVX2 and any other processor, chosen at run time.
 //!
-//! CPU intrinsics and the HIP runtime join it with their own issues.
+//! The HIP runtime joins it with its own issue. It knows nothing of models: bytes and f32 slices in, f32 slices out.
 //! Every `unsafe` block stands behind a safe function that checks what the block relies on.
 
+mod attention;
+mod blocks;
+mod lanes;
 mod map;
-mod threads;
+mod pool;
+mod product;
 
+pub use attention::attend;
+pub use blocks::BlockType;
 pub use map::MappedFile;
-pub use threads::{ThreadsError, set_worker_threads};
+pub use pool::Pool;
+pub use product::{ShapeError, Weights};

@@ -1,9 +1,9 @@
-//! Attention of a step's rows, shared out over the threads of the numeric library.
+//! Attention of a step's rows, shared out over the compute threads.
 
 use super::config::ModelConfig;
-use super::kv::{SequenceKv, attend};
-use candle_core::utils::barrier_pool;
-use std::sync::Mutex;
+use super::kv::SequenceKv;
+use atlas_kernels::{Pool, attend};
+use std::sync::{Mutex, PoisonError};
 
 /// Where one row stands.
 #[derive(Clone, Copy)]
@@ -18,20 +18,26 @@ pub struct Row<'a> {
 ///
 /// # Shapes
 /// `queries` and the result: `[T, heads * head_size]`.
-pub fn attend_rows(config: &ModelConfig, layer: usize, queries: &[f32], rows: &[Row<'_>]) -> Vec<f32> {
+pub fn attend_rows(
+    pool: &Pool,
+    config: &ModelConfig,
+    layer: usize,
+    queries: &[f32],
+    rows: &[Row<'_>],
+) -> Vec<f32> {
     let group = config.group() * config.head_size;
     let mut out = vec![0.0; queries.len()];
     // One item a row and KV head. The locks are never contended: each item is taken by one thread once.
     let items: Vec<Mutex<&mut [f32]>> = out.chunks_exact_mut(group).map(Mutex::new).collect();
-    barrier_pool().execute_chunked(items.len(), |range| {
-        for item in range {
-            let (row, head) = (rows[item / config.kv_heads], item % config.kv_heads);
-            let queries = &queries[item * group..(item + 1) * group];
-            let mut out = items[item].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let heads = queries.chunks_exact(config.head_size).zip(out.chunks_exact_mut(config.head_size));
-            for (query, out) in heads {
-                attend(row.kv, layer, head, row.position + 1, query, out);
-            }
+    pool.run(items.len(), &|item| {
+        let (row, head) = (rows[item / config.kv_heads], item % config.kv_heads);
+        let queries = &queries[item * group..(item + 1) * group];
+        let mut out = items[item].lock().unwrap_or_else(PoisonError::into_inner);
+        let blocks: Vec<_> = row.kv.blocks(layer, head, row.position + 1).collect();
+        let mut scores = Vec::with_capacity(row.position + 1);
+        let heads = queries.chunks_exact(config.head_size).zip(out.chunks_exact_mut(config.head_size));
+        for (query, out) in heads {
+            attend(query, &blocks, &mut scores, out);
         }
     });
     drop(items);

@@ -1,7 +1,6 @@
 //! Keys and values of one sequence, in blocks of 64 positions that are filled in place and never moved.
 
 use super::config::ModelConfig;
-use super::math::{add_scaled, dot};
 
 /// Positions a block.
 pub const BLOCK: usize = 64;
@@ -49,30 +48,5 @@ impl SequenceKv {
             let (keys, values) = (head * size, (self.kv_heads + head) * size);
             (&block[keys..keys + length], &block[values..values + length])
         })
-    }
-}
-
-/// Attention of one query over a sequence's first `count` positions: `out = softmax(q K^T / sqrt(d)) V`.
-///
-/// Sums run over absolute positions in order, so the result does not depend on chunks or batches.
-pub fn attend(kv: &SequenceKv, layer: usize, head: usize, count: usize, query: &[f32], out: &mut [f32]) {
-    let size = query.len();
-    let scale = 1.0 / (size as f32).sqrt();
-    let mut scores = Vec::with_capacity(count);
-    for (keys, _) in kv.blocks(layer, head, count) {
-        scores.extend(keys.chunks_exact(size).map(|key| dot(query, key) * scale));
-    }
-    let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut total = 0.0;
-    for score in &mut scores {
-        *score = (*score - maximum).exp();
-        total += *score;
-    }
-    out.fill(0.0);
-    let mut weights = scores.iter();
-    for (_, values) in kv.blocks(layer, head, count) {
-        for (value, weight) in values.chunks_exact(size).zip(weights.by_ref()) {
-            add_scaled(out, weight / total, value);
-        }
     }
 }

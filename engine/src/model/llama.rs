@@ -9,7 +9,9 @@ use super::rope::Rope;
 use super::weights::{Matrix, Tensors};
 use atlas_engine_core::{SequenceId, StepPlan};
 use atlas_format::Gguf;
+use atlas_kernels::{MappedFile, Pool};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 struct Layer {
     attention_norm: Vec<f32>,
@@ -33,14 +35,15 @@ pub struct Llama {
     output: Option<Matrix>,
     rope: Rope,
     kv: HashMap<SequenceId, SequenceKv>,
+    pool: Pool,
 }
 
 impl Llama {
-    /// Copies the weights out of a mapped file.
+    /// Finds the weights in a mapped file, which stays mapped, and starts the threads that compute with them.
     ///
     /// # Errors
-    /// The architecture is another one, or a tensor is missing or wrong.
-    pub fn load(header: &Gguf, file: &[u8]) -> Result<Self, ModelError> {
+    /// The architecture is another one, a tensor is missing or wrong, or a thread cannot be started.
+    pub fn load(header: &Gguf, file: &Arc<MappedFile>, threads: usize) -> Result<Self, ModelError> {
         let config = ModelConfig::from_gguf(header)?;
         let tensors = Tensors::new(header, file);
         let (hidden, vocabulary) = (config.hidden, config.vocabulary);
@@ -59,6 +62,7 @@ impl Llama {
             output,
             rope: Rope::new(&config, factors.as_deref()),
             kv: HashMap::new(),
+            pool: Pool::new(threads)?,
             config,
         })
     }
@@ -68,7 +72,7 @@ impl Llama {
         &self.config
     }
 
-    /// Bytes of weights in memory.
+    /// Bytes of weights in the file.
     pub fn weight_bytes(&self) -> usize {
         let of_layer = |layer: &Layer| {
             let Layer {
@@ -102,7 +106,7 @@ impl Llama {
     /// T rows, one a token of the plan; each result has one logit a vocabulary entry.
     ///
     /// # Errors
-    /// The numeric library refuses an operation.
+    /// None for a model that loaded.
     pub fn forward(&mut self, plan: &StepPlan) -> Result<Vec<Vec<f32>>, ModelError> {
         let tokens: Vec<u32> = plan.chunks.iter().flat_map(|chunk| chunk.tokens.iter().copied()).collect();
         let places: Vec<(SequenceId, usize)> = plan
@@ -114,12 +118,13 @@ impl Llama {
             self.kv.entry(*sequence).or_insert_with(|| SequenceKv::new(&self.config));
         }
         let angles: Vec<_> = places.iter().map(|(_, position)| self.rope.angles(*position)).collect();
-        let epsilon = self.config.norm_epsilon;
+        let (pool, epsilon) = (&self.pool, self.config.norm_epsilon);
         let mut x = self.embedding.rows(&tokens)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = rms_norm(&x, &layer.attention_norm, epsilon);
-            let (mut queries, mut keys) = (layer.query.apply(&normed)?, layer.key.apply(&normed)?);
-            let values = layer.value.apply(&normed)?;
+            let (mut queries, mut keys) =
+                (layer.query.apply(pool, &normed)?, layer.key.apply(pool, &normed)?);
+            let values = layer.value.apply(pool, &normed)?;
             let (query_size, kv_size) = (queries.len() / tokens.len(), keys.len() / tokens.len());
             for (row, angles) in queries.chunks_exact_mut(query_size).zip(&angles) {
                 self.rope.turn(row, angles);
@@ -137,12 +142,12 @@ impl Llama {
                     self.kv.get(sequence).map(|kv| Row { kv, position: *position })
                 })
                 .collect();
-            let attended = attend_rows(&self.config, index, &queries, &rows);
-            add(&mut x, &layer.attention_output.apply(&attended)?);
+            let attended = attend_rows(pool, &self.config, index, &queries, &rows);
+            add(&mut x, &layer.attention_output.apply(pool, &attended)?);
             let normed = rms_norm(&x, &layer.feed_forward_norm, epsilon);
-            let mut gate = layer.gate.apply(&normed)?;
-            swiglu(&mut gate, &layer.up.apply(&normed)?);
-            add(&mut x, &layer.down.apply(&gate)?);
+            let mut gate = layer.gate.apply(pool, &normed)?;
+            swiglu(&mut gate, &layer.up.apply(pool, &normed)?);
+            add(&mut x, &layer.down.apply(pool, &gate)?);
         }
         self.logits(plan, &x)
     }
@@ -162,7 +167,7 @@ impl Llama {
             return Ok(Vec::new());
         }
         let normed = rms_norm(&wanted, &self.output_norm, self.config.norm_epsilon);
-        let logits = self.output.as_ref().unwrap_or(&self.embedding).apply(&normed)?;
+        let logits = self.output.as_ref().unwrap_or(&self.embedding).apply(&self.pool, &normed)?;
         Ok(logits.chunks_exact(self.config.vocabulary).map(<[f32]>::to_vec).collect())
     }
 }

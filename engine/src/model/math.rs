@@ -28,7 +28,7 @@ pub fn swiglu(gate: &mut [f32], up: &[f32]) {
 }
 
 /// The inner product, summed in a fixed order of sixteen lanes that the compiler can vectorise.
-pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+fn dot(x: &[f32], y: &[f32]) -> f32 {
     let (x_chunks, x_rest) = x.as_chunks::<16>();
     let (y_chunks, y_rest) = y.as_chunks::<16>();
     let mut lanes = [0.0_f32; 16];
@@ -45,13 +45,6 @@ pub fn dot(x: &[f32], y: &[f32]) -> f32 {
         half /= 2;
     }
     lanes[0] + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f32>()
-}
-
-/// `y += factor * x`.
-pub fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += factor * x;
-    }
 }
 
 #[cfg(test)]

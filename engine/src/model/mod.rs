@@ -1,8 +1,7 @@
 //! The model: from a memory-mapped GGUF to logits.
 //!
-//! Activations are f32 slices; the products with quantized weights are candle's, everything between them is here.
-//! An output row depends on its own inputs alone for the weight types whose candle kernels keep that property
-//! (Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K): attention and norms here never mix rows.
+//! Activations are f32 slices; products and attention are atlas-kernels', everything between them is here.
+//! An output row depends on its own inputs alone, however many rows, chunks or threads a step has.
 //! It knows nothing of requests, sampling or text.
 
 mod attention;
@@ -79,7 +78,10 @@ pub enum ModelError {
         /// Its type.
         tensor_type: String,
     },
-    /// The numeric library refused an operation.
-    #[error("the numeric library failed")]
-    Compute(#[from] candle_core::Error),
+    /// A tensor's bytes are not those of its shape.
+    #[error("a tensor's bytes do not fit its shape")]
+    Bytes(#[from] atlas_kernels::ShapeError),
+    /// The compute threads cannot be started.
+    #[error("cannot start the compute threads")]
+    Threads(#[from] std::io::Error),
 }
