@@ -209,13 +209,13 @@ unsafe fn tile<L: Lanes, const R: usize, const T: usize>(
         let mut at = 0;
         while at < whole {
             let mut weights = [L::zero(); R];
-            for r in 0..R {
-                weights[r] = L::load(w.as_ptr().add(r * columns + at));
+            for (r, weights) in weights.iter_mut().enumerate() {
+                *weights = L::load(w.as_ptr().add(r * columns + at));
             }
-            for t in 0..T {
+            for (t, sums) in sums.iter_mut().enumerate() {
                 let x = L::load(x.as_ptr().add(t * columns + at));
-                for r in 0..R {
-                    sums[t][r] = sums[t][r].add_product(weights[r], x);
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    *sum = sum.add_product(weights, x);
                 }
             }
             at += LANES;
