@@ -75,6 +75,8 @@ impl Client {
     ///
     /// The HTTP client cannot be built.
     pub fn new(base: &str, model: &str) -> Result<Self, reqwest::Error> {
+        // The client wants a TLS provider even for plain HTTP; one that is installed already serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(120)).no_proxy().build()?;
         Ok(Self { http, base: base.to_owned(), model: model.to_owned() })
     }
