@@ -23,6 +23,7 @@ mod status;
 mod stores;
 mod telemetry;
 mod validate;
+mod watch;
 
 use anyhow::Context as _;
 use clap::Parser;

@@ -4,27 +4,24 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt::Debug,
     sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use atlas_crds::{AtlasModel, GpuProfile, names};
 use atlas_operator_core::inventory::{NodeView, match_node};
-use futures::{StreamExt, channel::mpsc::UnboundedSender, pin_mut};
+use futures::channel::mpsc::UnboundedSender;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Api, Client, ResourceExt,
     api::DynamicObject,
     runtime::{
-        WatchStreamExt,
         reflector::{ObjectRef, Store, store::Writer},
         watcher,
     },
 };
-use serde::de::DeserializeOwned;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::kinds::Kind;
+use crate::{kinds::Kind, watch::Spawn};
 
 /// Where triggers go while this replica leads.
 pub struct Queues {
@@ -331,68 +328,4 @@ impl Stores {
 #[must_use]
 pub fn label<'a>(object: &'a impl ResourceExt, key: &str) -> Option<&'a str> {
     object.labels().get(key).map(String::as_str)
-}
-
-struct Spawn<'a> {
-    tasks: &'a TaskTracker,
-    stop: &'a CancellationToken,
-}
-
-impl Spawn<'_> {
-    fn watch<K>(
-        &self,
-        api: Api<K>,
-        config: watcher::Config,
-        writer: Option<Writer<K>>,
-        on_event: impl FnMut(&watcher::Event<K>) + Send + 'static,
-    ) where
-        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-    {
-        self.watch_with(api, config, writer, (), on_event);
-    }
-
-    /// The store is written before `on_event` sees an event, so a reconcile never reads what is older than its cause.
-    fn watch_with<K>(
-        &self,
-        api: Api<K>,
-        config: watcher::Config,
-        writer: Option<Writer<K>>,
-        dyntype: K::DynamicType,
-        mut on_event: impl FnMut(&watcher::Event<K>) + Send + 'static,
-    ) where
-        K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-        K::DynamicType: Eq + std::hash::Hash + Clone + Send + Sync + Unpin + Debug,
-    {
-        let kind = K::kind(&dyntype).into_owned();
-        let mut writer = writer;
-        let stream = watcher(api, config).default_backoff().modify(|object| {
-            object.meta_mut().managed_fields = None;
-        });
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            pin_mut!(stream);
-            loop {
-                let event = tokio::select! {
-                    event = stream.next() => event,
-                    () = stop.cancelled() => return,
-                };
-                match event {
-                    Some(Ok(event)) => {
-                        if let Some(writer) = &mut writer {
-                            writer.apply_watcher_event(&event);
-                        }
-                        on_event(&event);
-                    }
-                    Some(Err(error)) => {
-                        tracing::warn!(
-                            kind,
-                            error = &error as &dyn std::error::Error,
-                            "a watch broke and is begun anew"
-                        );
-                    }
-                    None => return,
-                }
-            }
-        });
-    }
 }

@@ -37,7 +37,6 @@ pub async fn objects_follow_soon_and_then_all_is_quiet(bench: &Bench) -> Result<
         }
         millis.push(asked.elapsed().as_micros() as f64 / 1000.0);
     }
-    eprintln!("{millis:?}");
     millis.sort_by(f64::total_cmp);
     println!(
         "apply of an AtlasModel to its Deployments: p50 {:.1} ms, slowest of {MODELS} {:.1} ms",

@@ -122,7 +122,8 @@ pub fn build_pod_template(
         "spec": {
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
-            "terminationGracePeriodSeconds": whole_seconds(model.drain_timeout),
+            // With 0 the API server forgets a pod before its node has stopped it, and its card would be promised twice.
+            "terminationGracePeriodSeconds": whole_seconds(model.drain_timeout).max(1),
             "securityContext": security,
             "affinity": {
                 "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {

@@ -37,7 +37,7 @@ pub struct GatewayInputs {
     pub first_tier_nodes: Vec<NodeMatch>,
 }
 
-/// ServiceAccount, RoleBinding, Deployment and budget of a namespace's gateway.
+/// ServiceAccount, RoleBinding, Deployment, budget and NetworkPolicy of a namespace's gateway.
 #[must_use]
 pub fn build_gateway(inputs: &GatewayInputs, settings: &Settings) -> Vec<Desired> {
     let object = |kind, fields: Value| {
@@ -69,6 +69,19 @@ pub fn build_gateway(inputs: &GatewayInputs, settings: &Settings) -> Vec<Desired
                 "maxUnavailable": 1,
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
                 "selector": {"matchLabels": selector()},
+            }}),
+        ),
+        // Clients may come from anywhere, the controller and the kubelet ask the internal port: a namespace that
+        // denies by default would cut them off.
+        object(
+            Kind::NetworkPolicy,
+            json!({"spec": {
+                "podSelector": {"matchLabels": selector()},
+                "policyTypes": ["Ingress"],
+                "ingress": [{"ports": [
+                    {"port": names::GATEWAY_PORT, "protocol": "TCP"},
+                    {"port": names::GATEWAY_INTERNAL_PORT, "protocol": "TCP"},
+                ]}],
             }}),
         ),
     ]

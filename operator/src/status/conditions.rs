@@ -1,14 +1,15 @@
 //! Every condition of a model, recomputed each time from this one place.
 
-use std::collections::BTreeSet;
-
 use atlas_crds::ModelCondition;
 use atlas_operator_core::tiers::RolloutStep;
 
-use super::{Observed, Verdict};
+use super::{
+    Observed, Verdict,
+    scheduled::{placement_problem, scheduled},
+};
 use crate::{
     observe::{Failure, PodView, TierPods},
-    plan::{Placement, Plan},
+    plan::Plan,
     validate::ValidatedModel,
 };
 
@@ -46,7 +47,8 @@ pub struct Draft {
     pub message: String,
 }
 
-fn draft(state: State, reason: &'static str, message: impl Into<String>) -> Draft {
+/// A condition in one call.
+pub fn draft(state: State, reason: &'static str, message: impl Into<String>) -> Draft {
     Draft { state, reason, message: message.into() }
 }
 
@@ -90,7 +92,7 @@ fn accepted(observed: &Observed<'_>) -> Draft {
 }
 
 /// The plan, or the draft of a condition that cannot be told without one.
-fn planned<'a>(observed: &'a Observed<'_>) -> Result<(&'a ValidatedModel, &'a Plan), Draft> {
+pub fn planned<'a>(observed: &'a Observed<'_>) -> Result<(&'a ValidatedModel, &'a Plan), Draft> {
     match &observed.verdict {
         Verdict::Planned { model, plan, .. } => Ok((model, plan)),
         Verdict::Refused(_) => Err(draft(
@@ -102,7 +104,7 @@ fn planned<'a>(observed: &'a Observed<'_>) -> Result<(&'a ValidatedModel, &'a Pl
 }
 
 /// Failures of engines that belong to one condition, the first tier's first.
-fn failure<'a>(
+pub fn failure<'a>(
     observed: &'a Observed<'_>,
     condition: ModelCondition,
 ) -> Option<(&'a TierPods, &'a PodView, &'a Failure)> {
@@ -114,7 +116,8 @@ fn failure<'a>(
     })
 }
 
-fn failure_draft((tier, pod, failure): (&TierPods, &PodView, &Failure)) -> Draft {
+/// The condition that a failure becomes.
+pub fn failure_draft((tier, pod, failure): (&TierPods, &PodView, &Failure)) -> Draft {
     let said =
         if failure.message.is_empty() { "the engine left no message" } else { failure.message.as_str() };
     draft(
@@ -147,98 +150,6 @@ fn vram_fits(observed: &Observed<'_>) -> Draft {
         "HeaderUnread",
         format!("the engine checks when it loads the model; not loaded yet: {}", unchecked.join(", ")),
     )
-}
-
-fn scheduled(observed: &Observed<'_>) -> Draft {
-    let (model, plan) = match planned(observed) {
-        Ok(found) => found,
-        Err(unknown) => return unknown,
-    };
-    if let Some(found) = failure(observed, ModelCondition::Scheduled) {
-        return failure_draft(found);
-    }
-    if model.suspended {
-        return draft(State::True, "Suspended", "spec.suspend is true: no pod is wanted");
-    }
-    let draft = |state, reason, message: String| {
-        draft(state, reason, std::iter::once(message).chain(ambiguities(plan)).collect::<Vec<_>>().join("; "))
-    };
-    for (index, tier) in observed.tiers.iter().enumerate() {
-        if let Some(problem) = placement_problem(model, plan, index, tier) {
-            return draft(problem.state, problem.reason, problem.message);
-        }
-    }
-    let waiting: Vec<String> = observed
-        .tiers
-        .iter()
-        .zip(&plan.tiers)
-        .filter_map(|(tier, planned)| {
-            let bound = tier.current().filter(|pod| pod.node.is_some()).count();
-            (i32::try_from(bound).unwrap_or(i32::MAX) < planned.replicas)
-                .then(|| format!("{} ({bound} of {})", tier.tier, planned.replicas))
-        })
-        .collect();
-    if waiting.is_empty() {
-        draft(State::True, "AllScheduled", "every wanted pod has a node".to_owned())
-    } else {
-        draft(State::Unknown, "Scheduling", format!("pods wait for the scheduler: {}", waiting.join(", ")))
-    }
-}
-
-/// What makes a tier's card uncertain: worth a word, but no reason to keep a pod from a node.
-fn ambiguities(plan: &Plan) -> BTreeSet<String> {
-    let told = |problem: &String| format!("{problem}: the engine checks its card at start");
-    plan.tiers.iter().flat_map(|tier| &tier.ambiguities).map(told).collect()
-}
-
-fn placement_problem(model: &ValidatedModel, plan: &Plan, index: usize, tier: &TierPods) -> Option<Draft> {
-    let (validated, planned) = (model.tiers.get(index)?, plan.tiers.get(index)?);
-    let profile = validated.profile.metadata.name.as_deref().unwrap_or_default();
-    if planned.wanted == 0 {
-        return None;
-    }
-    let name = &tier.tier;
-    match &planned.placement {
-        Placement::CardInUse(holders) => {
-            let who =
-                if holders.is_empty() { "this model's other tiers".to_owned() } else { holders.join(", ") };
-            return Some(draft(
-                State::False,
-                "CardInUse",
-                format!(
-                    "tier {name}: {} of {} wanted cards of GpuProfile {profile}; {who} holds the rest and keeps it: the tier starts when a card is free",
-                    planned.replicas, planned.wanted
-                ),
-            ));
-        }
-        Placement::NoMatchingNode(labels) => {
-            return Some(draft(
-                State::False,
-                "NoMatchingNode",
-                format!(
-                    "tier {name}: no node matches GpuProfile {profile}; looked for {labels}: add such a node, let the AMD node labeller set these labels, or correct match of the profile"
-                ),
-            ));
-        }
-        Placement::NoCardOffered(nodes) if tier.ready() == 0 => {
-            return Some(draft(
-                State::False,
-                "NoCardOffered",
-                format!(
-                    "tier {name}: {} has the labels of GpuProfile {profile} but offers no {}: restart the AMD device plugin's pod there",
-                    nodes.join(", "),
-                    validated.profile.spec.resource_name
-                ),
-            ));
-        }
-        Placement::NoCardOffered(_) | Placement::Possible => {}
-    }
-    let unschedulable = tier.current().find_map(|pod| Some((pod, pod.unschedulable.as_ref()?)))?;
-    Some(draft(
-        State::False,
-        "Unschedulable",
-        format!("tier {name}: pod {}: {}", unschedulable.0.name, unschedulable.1),
-    ))
 }
 
 fn model_cached(observed: &Observed<'_>) -> Draft {

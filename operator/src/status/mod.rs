@@ -4,6 +4,7 @@
 
 mod conditions;
 mod failover;
+mod scheduled;
 
 use atlas_crds::{
     AtlasModel, ModelCondition, names,

@@ -1,0 +1,114 @@
+//! Condition `Scheduled`: what keeps a tier's pods from a node with its card, and what to do about it.
+
+use std::collections::BTreeSet;
+
+use atlas_crds::ModelCondition;
+
+use super::{
+    Observed,
+    conditions::{Draft, State, draft, failure, failure_draft, planned},
+};
+use crate::{
+    observe::TierPods,
+    plan::{Placement, Plan},
+    validate::ValidatedModel,
+};
+
+/// Condition `Scheduled`.
+pub fn scheduled(observed: &Observed<'_>) -> Draft {
+    let (model, plan) = match planned(observed) {
+        Ok(found) => found,
+        Err(unknown) => return unknown,
+    };
+    if let Some(found) = failure(observed, ModelCondition::Scheduled) {
+        return failure_draft(found);
+    }
+    if model.suspended {
+        return draft(State::True, "Suspended", "spec.suspend is true: no pod is wanted");
+    }
+    let draft = |state, reason, message: String| {
+        draft(state, reason, std::iter::once(message).chain(ambiguities(plan)).collect::<Vec<_>>().join("; "))
+    };
+    for (index, tier) in observed.tiers.iter().enumerate() {
+        if let Some(problem) = placement_problem(model, plan, index, tier) {
+            return draft(problem.state, problem.reason, problem.message);
+        }
+    }
+    let waiting: Vec<String> = observed
+        .tiers
+        .iter()
+        .zip(&plan.tiers)
+        .filter_map(|(tier, planned)| {
+            let bound = tier.current().filter(|pod| pod.node.is_some()).count();
+            (i32::try_from(bound).unwrap_or(i32::MAX) < planned.replicas)
+                .then(|| format!("{} ({bound} of {})", tier.tier, planned.replicas))
+        })
+        .collect();
+    if waiting.is_empty() {
+        draft(State::True, "AllScheduled", "every wanted pod has a node".to_owned())
+    } else {
+        draft(State::Unknown, "Scheduling", format!("pods wait for the scheduler: {}", waiting.join(", ")))
+    }
+}
+
+/// What makes a tier's card uncertain: worth a word, but no reason to keep a pod from a node.
+fn ambiguities(plan: &Plan) -> BTreeSet<String> {
+    let told = |problem: &String| format!("{problem}: the engine checks its card at start");
+    plan.tiers.iter().flat_map(|tier| &tier.ambiguities).map(told).collect()
+}
+
+/// Why a tier's pods have no node, where it is known.
+pub fn placement_problem(
+    model: &ValidatedModel,
+    plan: &Plan,
+    index: usize,
+    tier: &TierPods,
+) -> Option<Draft> {
+    let (validated, planned) = (model.tiers.get(index)?, plan.tiers.get(index)?);
+    let profile = validated.profile.metadata.name.as_deref().unwrap_or_default();
+    if planned.wanted == 0 {
+        return None;
+    }
+    let name = &tier.tier;
+    match &planned.placement {
+        Placement::CardInUse(holders) => {
+            let who =
+                if holders.is_empty() { "this model's other tiers".to_owned() } else { holders.join(", ") };
+            return Some(draft(
+                State::False,
+                "CardInUse",
+                format!(
+                    "tier {name}: {} of {} wanted cards of GpuProfile {profile}; {who} holds the rest and keeps it: the tier starts when a card is free",
+                    planned.replicas, planned.wanted
+                ),
+            ));
+        }
+        Placement::NoMatchingNode(labels) => {
+            return Some(draft(
+                State::False,
+                "NoMatchingNode",
+                format!(
+                    "tier {name}: no node matches GpuProfile {profile}; looked for {labels}: add such a node, let the AMD node labeller set these labels, or correct match of the profile"
+                ),
+            ));
+        }
+        Placement::NoCardOffered(nodes) if tier.ready() == 0 => {
+            return Some(draft(
+                State::False,
+                "NoCardOffered",
+                format!(
+                    "tier {name}: {} has the labels of GpuProfile {profile} but offers no {}: restart the AMD device plugin's pod there",
+                    nodes.join(", "),
+                    validated.profile.spec.resource_name
+                ),
+            ));
+        }
+        Placement::NoCardOffered(_) | Placement::Possible => {}
+    }
+    let unschedulable = tier.current().find_map(|pod| Some((pod, pod.unschedulable.as_ref()?)))?;
+    Some(draft(
+        State::False,
+        "Unschedulable",
+        format!("tier {name}: pod {}: {}", unschedulable.0.name, unschedulable.1),
+    ))
+}
