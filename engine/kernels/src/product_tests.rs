@@ -1,3 +1,5 @@
+//! The products against candle, over every type, instruction set and random shape.
+
 use super::*;
 use candle_core::quantized::GgmlDType;
 use std::borrow::Cow;

@@ -1,8 +1,10 @@
 //! The data path: one OpenAI-compatible URL in front of every tier of a model.
 //!
-//!     HTTP -> identify model -> authorise -> choose (pure routing policy over the tiers' live health)
-//!          -> forward -> [error before the first byte: next endpoint, then next tier] -> stream back
-//!     probes + request outcomes + watch events -> health state -> routing policy
+//! ```text
+//! HTTP -> identify model -> authorise -> choose (pure routing policy over the tiers' live health)
+//!      -> forward -> [error before the first byte: next endpoint, then next tier] -> stream back
+//! probes + request outcomes + watch events -> health state -> routing policy
+//! ```
 //!
 //! The gateway reads the cluster and never writes to it, and it needs the controller for nothing: with the
 //! controller or the API server away it serves and fails over from its last view.
