@@ -13,6 +13,8 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Keep tokens of at least this share of the most likely one's probability.
     pub min_p: f32,
+    /// Keep the tokens whose surprise is nearest to the expected one, with this probability in all; 1 keeps all.
+    pub typical_p: f32,
     /// Divides the logits of tokens that prompt or answer hold already; 1 changes nothing.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens that the answer holds already.
@@ -23,6 +25,10 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Random draws are a function of this and the position alone.
     pub seed: u64,
+    /// No end before this many tokens.
+    pub min_tokens: usize,
+    /// Tell the chosen token's log-probability, and those of this many most likely tokens.
+    pub top_logprobs: Option<usize>,
 }
 
 impl SamplingParams {
@@ -34,12 +40,21 @@ impl SamplingParams {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             seed: 0,
+            min_tokens: 0,
+            top_logprobs: None,
         }
+    }
+
+    /// The same with the seed of one of several choices: the first has the request's own.
+    #[must_use]
+    pub fn for_choice(&self, choice: usize) -> Self {
+        Self { seed: self.seed.wrapping_add(choice as u64), ..self.clone() }
     }
 }
 
@@ -54,7 +69,34 @@ pub struct Draft {
     pub sampling: SamplingParams,
     /// Go on after end-of-generation tokens.
     pub ignore_eos: bool,
+    /// Further tokens that end the answer.
+    pub stop_tokens: Vec<TokenId>,
+    /// How many answers.
+    pub choices: usize,
+    /// Tokens that each choice has already, from an engine that broke off; empty, or one entry a choice.
+    pub resumed: Vec<Vec<TokenId>>,
 }
+
+impl Draft {
+    /// One greedy answer to a prompt, as long as the context takes.
+    #[must_use]
+    pub fn greedy(prompt: Vec<TokenId>) -> Self {
+        Self {
+            prompt,
+            max_tokens: None,
+            sampling: SamplingParams::greedy(),
+            ignore_eos: false,
+            stop_tokens: Vec::new(),
+            choices: 1,
+            resumed: Vec::new(),
+        }
+    }
+}
+
+/// Answers that one request may ask for.
+pub const MAX_CHOICES: usize = 64;
+/// Alternatives that a request may see at each position.
+pub const MAX_TOP_LOGPROBS: usize = 20;
 
 /// What the model and the server can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +138,22 @@ pub enum RequestError {
         /// The range.
         expected: &'static str,
     },
+    /// Resumed tokens do not go with the choices.
+    #[error("resume_tokens has {given} arrays for {choices} choices: give one for each")]
+    ResumedChoices {
+        /// Arrays given.
+        given: usize,
+        /// Choices asked for.
+        choices: usize,
+    },
+    /// More tokens were resumed than the answer may have.
+    #[error("resume_tokens has {given} tokens for an answer of at most {max_tokens}")]
+    ResumedLength {
+        /// Tokens given.
+        given: usize,
+        /// The answer's limit.
+        max_tokens: usize,
+    },
     /// A token id is not in the vocabulary.
     #[error("{param} names token {token}, and the vocabulary has {vocabulary} tokens")]
     UnknownToken {
@@ -115,6 +173,7 @@ impl RequestError {
         match self {
             Self::EmptyPrompt | Self::ContextLength { .. } => None,
             Self::OutOfRange { param, .. } | Self::UnknownToken { param, .. } => Some(param),
+            Self::ResumedChoices { .. } | Self::ResumedLength { .. } => Some("resume_tokens"),
         }
     }
 }
@@ -126,6 +185,9 @@ pub struct ValidRequest {
     max_tokens: usize,
     sampling: SamplingParams,
     ignore_eos: bool,
+    stop_tokens: Vec<TokenId>,
+    choices: usize,
+    resumed: Vec<Vec<TokenId>>,
 }
 
 impl ValidRequest {
@@ -134,13 +196,16 @@ impl ValidRequest {
     /// # Errors
     /// A field is out of range, or prompt and answer exceed the context.
     pub fn new(draft: Draft, limits: &Limits) -> Result<Self, RequestError> {
-        let Draft { prompt, max_tokens, sampling, ignore_eos } = draft;
+        let Draft { prompt, max_tokens, sampling, ignore_eos, stop_tokens, choices, resumed } = draft;
         if prompt.is_empty() {
             return Err(RequestError::EmptyPrompt);
         }
         check_tokens("prompt", prompt.iter().copied(), limits)?;
         check_tokens("logit_bias", sampling.logit_bias.iter().map(|(token, _)| *token), limits)?;
+        check_tokens("stop_token_ids", stop_tokens.iter().copied(), limits)?;
+        check_tokens("resume_tokens", resumed.iter().flatten().copied(), limits)?;
         check_sampling(&sampling)?;
+        check_count("n", choices, 1, MAX_CHOICES, "between 1 and 64")?;
         if max_tokens == Some(0) {
             return Err(RequestError::OutOfRange { param: "max_tokens", value: 0.0, expected: "at least 1" });
         }
@@ -150,7 +215,14 @@ impl ValidRequest {
         if requested > context {
             return Err(RequestError::ContextLength { context, requested, prompt: prompt.len(), completion });
         }
-        Ok(Self { prompt, max_tokens: completion, sampling, ignore_eos })
+        check_count("min_tokens", sampling.min_tokens, 0, completion, "at most max_tokens")?;
+        if !resumed.is_empty() && resumed.len() != choices {
+            return Err(RequestError::ResumedChoices { given: resumed.len(), choices });
+        }
+        if let Some(longest) = resumed.iter().map(Vec::len).find(|length| *length > completion) {
+            return Err(RequestError::ResumedLength { given: longest, max_tokens: completion });
+        }
+        Ok(Self { prompt, max_tokens: completion, sampling, ignore_eos, stop_tokens, choices, resumed })
     }
 
     /// Token ids of the prompt; never empty.
@@ -176,6 +248,24 @@ impl ValidRequest {
     pub fn ignore_eos(&self) -> bool {
         self.ignore_eos
     }
+
+    /// Further tokens that end the answer, also where end-of-generation tokens do not.
+    #[must_use]
+    pub fn stop_tokens(&self) -> &[TokenId] {
+        &self.stop_tokens
+    }
+
+    /// How many answers; at least one.
+    #[must_use]
+    pub fn choices(&self) -> usize {
+        self.choices
+    }
+
+    /// Tokens that a choice has already.
+    #[must_use]
+    pub fn resumed(&self, choice: usize) -> &[TokenId] {
+        self.resumed.get(choice).map_or(&[], Vec::as_slice)
+    }
 }
 
 fn check_tokens(
@@ -189,23 +279,42 @@ fn check_tokens(
     }
 }
 
+fn check_count(
+    param: &'static str,
+    value: usize,
+    least: usize,
+    most: usize,
+    expected: &'static str,
+) -> Result<(), RequestError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(RequestError::OutOfRange { param, value: value as f64, expected })
+}
+
 fn check_sampling(sampling: &SamplingParams) -> Result<(), RequestError> {
-    // Destructured so that a new field is not forgotten here; top_k and seed take any value.
+    // Destructured so that a new field is not forgotten here; top_k and seed take any value, min_tokens is
+    // compared with the token limit.
     let SamplingParams {
         temperature,
         top_k: _,
         top_p,
         min_p,
+        typical_p,
         repetition_penalty,
         presence_penalty,
         frequency_penalty,
         logit_bias,
         seed: _,
+        min_tokens: _,
+        top_logprobs,
     } = sampling;
-    let ranges: [(&'static str, f32, bool, &'static str); 6] = [
+    check_count("top_logprobs", top_logprobs.unwrap_or(0), 0, MAX_TOP_LOGPROBS, "between 0 and 20")?;
+    let ranges: [(&'static str, f32, bool, &'static str); 7] = [
         ("temperature", *temperature, (0.0..=2.0).contains(temperature), "between 0 and 2"),
         ("top_p", *top_p, *top_p > 0.0 && *top_p <= 1.0, "above 0 and at most 1"),
         ("min_p", *min_p, (0.0..=1.0).contains(min_p), "between 0 and 1"),
+        ("typical_p", *typical_p, *typical_p > 0.0 && *typical_p <= 1.0, "above 0 and at most 1"),
         (
             "repetition_penalty",
             *repetition_penalty,
@@ -238,7 +347,7 @@ mod tests {
     const LIMITS: Limits = Limits { context_tokens: 10, vocabulary: 100 };
 
     fn draft(prompt: usize, max_tokens: Option<usize>) -> Draft {
-        Draft { prompt: vec![1; prompt], max_tokens, sampling: SamplingParams::greedy(), ignore_eos: false }
+        Draft { max_tokens, ..Draft::greedy(vec![1; prompt]) }
     }
 
     #[test]
@@ -271,6 +380,9 @@ mod tests {
             (SamplingParams { temperature: -0.1, ..greedy() }, "temperature"),
             (SamplingParams { top_p: 0.0, ..greedy() }, "top_p"),
             (SamplingParams { min_p: 1.5, ..greedy() }, "min_p"),
+            (SamplingParams { typical_p: 0.0, ..greedy() }, "typical_p"),
+            (SamplingParams { min_tokens: 10, ..greedy() }, "min_tokens"),
+            (SamplingParams { top_logprobs: Some(21), ..greedy() }, "top_logprobs"),
             (SamplingParams { repetition_penalty: 0.0, ..greedy() }, "repetition_penalty"),
             (SamplingParams { presence_penalty: 3.0, ..greedy() }, "presence_penalty"),
             (SamplingParams { frequency_penalty: -3.0, ..greedy() }, "frequency_penalty"),
@@ -283,5 +395,15 @@ mod tests {
         }
         assert_eq!(ValidRequest::new(draft(0, None), &LIMITS), Err(RequestError::EmptyPrompt));
         assert_eq!(ValidRequest::new(draft(1, Some(0)), &LIMITS).unwrap_err().param(), Some("max_tokens"));
+        for (draft, param) in [
+            (Draft { choices: 0, ..draft(1, None) }, "n"),
+            (Draft { choices: 65, ..draft(1, None) }, "n"),
+            (Draft { stop_tokens: vec![100], ..draft(1, None) }, "stop_token_ids"),
+            (Draft { resumed: vec![vec![100]], ..draft(1, None) }, "resume_tokens"),
+            (Draft { resumed: vec![vec![1]; 2], ..draft(1, None) }, "resume_tokens"),
+            (Draft { resumed: vec![vec![1; 4]], ..draft(1, Some(3)) }, "resume_tokens"),
+        ] {
+            assert_eq!(ValidRequest::new(draft, &LIMITS).unwrap_err().param(), Some(param));
+        }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! The draw is a function of seed and position, never of what else is in the batch or of a generator's history, so a
 //! sequence that is resumed or recomputed elsewhere draws the same.
-//! Order of the steps: bias and penalties, greedy where the temperature is 0, temperature, top-k, min-p, top-p, draw.
-//! Min-p and top-p see the probabilities after the temperature.
+//! Order of the steps: logprobs of the model's own distribution, bias and penalties, what may not come now (grammar,
+//! ends before `min_tokens`), greedy where the temperature is 0, temperature, top-k, typical, min-p, top-p, draw.
+//! Typical, min-p and top-p see the probabilities after the temperature.
 
 use crate::request::SamplingParams;
 use crate::sequence::TokenId;
@@ -19,42 +20,181 @@ pub struct History<'a> {
     pub generated: &'a [TokenId],
 }
 
+/// What may come at this position, whatever the model likes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rules<'a> {
+    /// Tokens that end the answer; they cannot come before `min_tokens`.
+    pub ends: &'a [TokenId],
+    /// A bit a token, 32 a word, lowest first: the tokens that a grammar allows. Everything where there is none.
+    pub allowed: Option<&'a [u32]>,
+}
+
+/// Log-probabilities at one position, of the model's own distribution: before bias, penalties, grammar and temperature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The chosen token's.
+    pub chosen: f32,
+    /// The most likely tokens', most likely first; as many as were asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// A picked token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub token: TokenId,
+    /// Where the request asks for them.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// A token and its logit, later its weight.
+type Candidate = (TokenId, f32);
+
 /// Picks a token; `logits` has one value a vocabulary entry and is changed in place.
 ///
 /// The position of the new token is the length of the history, so equal histories draw alike.
 #[must_use]
-pub fn sample(logits: &mut [f32], params: &SamplingParams, history: &History<'_>) -> TokenId {
+pub fn sample(
+    logits: &mut [f32],
+    params: &SamplingParams,
+    history: &History<'_>,
+    rules: &Rules<'_>,
+) -> Sampled {
+    let distribution = params.top_logprobs.map(|count| Distribution::of(logits, count));
     for (token, bias) in &params.logit_bias {
         if let Some(logit) = logits.get_mut(*token as usize) {
             *logit += bias;
         }
     }
     apply_penalties(logits, params, history);
-    if params.temperature <= 0.0 {
-        return argmax(logits);
+    apply_rules(logits, params, history, rules);
+    let token = if params.temperature <= 0.0 {
+        argmax(logits)
+    } else {
+        let position = (history.prompt.len() + history.generated.len()) as u64;
+        draw(&weighted(logits, params), uniform(params.seed, position))
+    };
+    Sampled { token, logprobs: distribution.map(|distribution| distribution.choose(token)) }
+}
+
+/// The model's distribution at one position, before anything changes it.
+struct Distribution {
+    /// Logarithm of the sum of the logits' exponentials.
+    log_sum: f32,
+    /// The logits as they were: the chosen token is not known yet.
+    logits: Vec<f32>,
+    top: Vec<Candidate>,
+}
+
+impl Distribution {
+    fn of(logits: &[f32], count: usize) -> Self {
+        let maximum = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|logit| f64::from(logit - maximum).exp()).sum();
+        let log_sum = maximum + sum.ln() as f32;
+        let mut top = if count == 0 { Vec::new() } else { largest(finite(logits), count) };
+        for (_, logit) in &mut top {
+            *logit -= log_sum;
+        }
+        Self { log_sum, logits: logits.to_vec(), top }
     }
-    let mut candidates = candidates(logits, params.top_k);
-    let maximum = candidates.first().map_or(0.0, |(_, logit)| *logit);
+
+    fn choose(self, token: TokenId) -> TokenLogprobs {
+        let chosen = self.logits.get(token as usize).map_or(f32::NEG_INFINITY, |logit| logit - self.log_sum);
+        TokenLogprobs { chosen, top: self.top }
+    }
+}
+
+fn apply_rules(logits: &mut [f32], params: &SamplingParams, history: &History<'_>, rules: &Rules<'_>) {
+    let Rules { ends, allowed } = rules;
+    if let Some(words) = allowed {
+        for (token, logit) in logits.iter_mut().enumerate() {
+            if words.get(token / 32).is_none_or(|word| word >> (token % 32) & 1 == 0) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+    if history.generated.len() < params.min_tokens {
+        // Where a grammar leaves nothing but an end, the end comes.
+        let banned = |token: usize| ends.contains(&(token as TokenId));
+        let others =
+            logits.iter().enumerate().any(|(token, logit)| *logit > f32::NEG_INFINITY && !banned(token));
+        for token in ends.iter().filter(|_| others) {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
+/// The tokens to draw from with their weights: after temperature and all cuts.
+fn weighted(logits: &[f32], params: &SamplingParams) -> Vec<Candidate> {
+    let mut candidates = match params.top_k {
+        0 => finite(logits),
+        count => largest(finite(logits), count),
+    };
+    let maximum = candidates.iter().map(|(_, logit)| *logit).fold(f32::NEG_INFINITY, f32::max);
+    // Infinities would make NaN of the difference; equal ones weigh the same.
+    let weight =
+        |logit: f32| if logit == maximum { 1.0 } else { ((logit - maximum) / params.temperature).exp() };
     for (_, value) in &mut candidates {
-        *value = ((*value - maximum) / params.temperature).exp();
+        *value = weight(*value);
+    }
+    if params.typical_p < 1.0 {
+        keep_typical(&mut candidates, params.typical_p);
     }
     if params.min_p > 0.0 {
-        // The first candidate's value is 1: the others are already shares of it.
-        let kept = candidates.iter().take_while(|(_, value)| *value >= params.min_p).count();
-        candidates.truncate(kept.max(1));
+        let largest = candidates.iter().map(|(_, weight)| *weight).fold(0.0, f32::max);
+        candidates.retain(|(_, weight)| *weight >= params.min_p * largest);
     }
     if params.top_p < 1.0 {
-        let total: f32 = candidates.iter().map(|(_, value)| value).sum();
-        let mut sum = 0.0;
-        let below = candidates.iter().take_while(|(_, value)| {
-            let wanted = sum < params.top_p * total;
-            sum += value;
-            wanted
-        });
-        let kept = below.count();
-        candidates.truncate(kept.max(1));
+        candidates = keep_likely(candidates, params.top_p);
     }
-    draw(&candidates, uniform(params.seed, (history.prompt.len() + history.generated.len()) as u64))
+    candidates
+}
+
+/// The most likely candidates that together have `share` of the weight, most likely first.
+fn keep_likely(candidates: Vec<Candidate>, share: f32) -> Vec<Candidate> {
+    let total: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    // A few hundred nearly always hold the share; sorting a whole vocabulary for them would be felt.
+    let mut count = 256;
+    loop {
+        let everything = count >= candidates.len();
+        let mut kept = largest(candidates.clone(), count);
+        if let Some(length) = covering(&kept, f64::from(share) * total) {
+            kept.truncate(length);
+            return kept;
+        }
+        if everything {
+            return kept;
+        }
+        count *= 8;
+    }
+}
+
+/// How many candidates from the front reach a weight, at least one; `None` where all together do not.
+fn covering(candidates: &[Candidate], wanted: f64) -> Option<usize> {
+    let mut sum = 0.0;
+    let reached = candidates.iter().position(|(_, weight)| {
+        sum += f64::from(*weight);
+        sum >= wanted
+    });
+    reached.map(|index| index + 1)
+}
+
+/// Keeps the candidates whose surprise is nearest to the expected one, as many as have `share` of the weight (Meister
+/// et al., "Locally Typical Sampling", 2022).
+fn keep_typical(candidates: &mut Vec<Candidate>, share: f32) {
+    let total: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    let surprise = |weight: f32| -(f64::from(weight) / total).ln();
+    let entropy: f64 = candidates
+        .iter()
+        .filter(|(_, weight)| *weight > 0.0)
+        .map(|(_, weight)| f64::from(*weight) / total * surprise(*weight))
+        .sum();
+    let distance = |candidate: &Candidate| (surprise(candidate.1) - entropy).abs();
+    candidates.sort_by(|left, right| distance(left).total_cmp(&distance(right)).then(left.0.cmp(&right.0)));
+    let kept = covering(candidates, f64::from(share) * total).unwrap_or(candidates.len());
+    candidates.truncate(kept);
 }
 
 fn apply_penalties(logits: &mut [f32], params: &SamplingParams, history: &History<'_>) {
@@ -97,22 +237,23 @@ fn argmax(logits: &[f32]) -> TokenId {
     best.0 as TokenId
 }
 
-/// The `top_k` largest logits (all for 0), largest first; equal ones in the order of their ids, NaN last.
-fn candidates(logits: &[f32], top_k: usize) -> Vec<(TokenId, f32)> {
-    let mut all: Vec<(TokenId, f32)> = logits
-        .iter()
-        .enumerate()
-        .map(|(token, logit)| (token as TokenId, if logit.is_nan() { f32::NEG_INFINITY } else { *logit }))
-        .collect();
-    let larger = |left: &(TokenId, f32), right: &(TokenId, f32)| -> Ordering {
+/// All tokens with their logits; NaN counts as impossible.
+fn finite(logits: &[f32]) -> Vec<Candidate> {
+    let clean = |logit: f32| if logit.is_nan() { f32::NEG_INFINITY } else { logit };
+    logits.iter().enumerate().map(|(token, logit)| (token as TokenId, clean(*logit))).collect()
+}
+
+/// The `count` largest candidates, largest first; equal ones in the order of their ids.
+fn largest(mut candidates: Vec<Candidate>, count: usize) -> Vec<Candidate> {
+    let larger = |left: &Candidate, right: &Candidate| -> Ordering {
         right.1.total_cmp(&left.1).then(left.0.cmp(&right.0))
     };
-    if top_k > 0 && top_k < all.len() {
-        all.select_nth_unstable_by(top_k - 1, larger);
-        all.truncate(top_k);
+    if count > 0 && count < candidates.len() {
+        candidates.select_nth_unstable_by(count - 1, larger);
+        candidates.truncate(count);
     }
-    all.sort_unstable_by(larger);
-    all
+    candidates.sort_unstable_by(larger);
+    candidates
 }
 
 /// The candidate at `point` (0 to 1) of the weights' sum.
@@ -126,7 +267,8 @@ fn draw(candidates: &[(TokenId, f32)], point: f64) -> TokenId {
         }
     }
     // Rounding may leave a crumb; it belongs to the most likely one.
-    candidates.first().map_or(0, |(token, _)| *token)
+    let likeliest = candidates.iter().rev().max_by(|left, right| left.1.total_cmp(&right.1));
+    likeliest.map_or(0, |(token, _)| *token)
 }
 
 /// A number from 0 (inclusive) to 1 (exclusive) for a seed and a position: SplitMix64 (Steele, Lea, Flood 2014) over
@@ -143,91 +285,5 @@ fn uniform(seed: u64, position: u64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const NOTHING: History<'_> = History { prompt: &[], generated: &[] };
-
-    fn warm() -> SamplingParams {
-        SamplingParams { temperature: 1.0, ..SamplingParams::greedy() }
-    }
-
-    fn drawn(logits: &[f32], params: &SamplingParams) -> Vec<TokenId> {
-        let mut all: Vec<_> = (0..300)
-            .map(|seed| sample(&mut logits.to_vec(), &SamplingParams { seed, ..params.clone() }, &NOTHING))
-            .collect();
-        all.sort_unstable();
-        all.dedup();
-        all
-    }
-
-    #[test]
-    fn greedy_takes_the_largest_and_the_first_among_equals() {
-        let greedy = SamplingParams::greedy();
-        assert_eq!(sample(&mut [0.5, 2.0, f32::NAN, 2.0], &greedy, &NOTHING), 1);
-    }
-
-    #[test]
-    fn cuts_leave_the_right_candidates() {
-        let logits = [0.0, 3.0, 2.0, 1.0, -1.0];
-        assert_eq!(drawn(&logits, &warm()), vec![0, 1, 2, 3, 4]);
-        assert_eq!(drawn(&logits, &SamplingParams { top_k: 2, ..warm() }), vec![1, 2]);
-        // Shares of the largest: 1, 0.37, 0.14, 0.05, 0.02.
-        assert_eq!(drawn(&logits, &SamplingParams { min_p: 0.1, ..warm() }), vec![1, 2, 3]);
-        // Probabilities: 0.64, 0.23, 0.09, 0.03, 0.01.
-        assert_eq!(drawn(&logits, &SamplingParams { top_p: 0.6, ..warm() }), vec![1]);
-        assert_eq!(drawn(&logits, &SamplingParams { top_p: 0.7, ..warm() }), vec![1, 2]);
-    }
-
-    #[test]
-    fn penalties_and_bias_move_the_choice() {
-        let greedy = SamplingParams::greedy();
-        let history = History { prompt: &[1], generated: &[2, 2] };
-        let pick = |params: &SamplingParams| sample(&mut [1.0, 1.6, 1.7, -5.0], params, &history);
-        assert_eq!(pick(&greedy), 2);
-        assert_eq!(pick(&SamplingParams { presence_penalty: 0.2, ..greedy.clone() }), 1);
-        assert_eq!(pick(&SamplingParams { frequency_penalty: 0.06, ..greedy.clone() }), 1);
-        assert_eq!(pick(&SamplingParams { repetition_penalty: 1.9, ..greedy.clone() }), 0);
-        assert_eq!(pick(&SamplingParams { logit_bias: vec![(3, 100.0)], ..greedy }), 3);
-    }
-
-    #[test]
-    fn draws_follow_the_probabilities() {
-        let logits = [0.0, 2.0_f32.ln()];
-        let ones = (0..6000).filter(|seed| {
-            let params = SamplingParams { seed: *seed, ..warm() };
-            sample(&mut logits.to_vec(), &params, &NOTHING) == 1
-        });
-        let share = ones.count() as f64 / 6000.0;
-        // Four standard deviations of a share of 2/3 over 6000 draws are 0.024.
-        assert!((share - 2.0 / 3.0).abs() < 0.024, "{share}");
-    }
-
-    proptest! {
-        #[test]
-        fn the_draw_depends_on_seed_and_position_alone(
-            logits in prop::collection::vec(-20.0_f32..20.0, 1..50), seed: u64, length in 0_usize..20,
-            temperature in 0.01_f32..2.0, top_p in 0.01_f32..=1.0, top_k in 0_usize..60, min_p in 0.0_f32..=1.0,
-        ) {
-            let params = SamplingParams { temperature, top_p, top_k, min_p, seed, ..SamplingParams::greedy() };
-            let tokens = vec![0; length];
-            let pick = |split: usize| {
-                let history = History { prompt: &tokens[..split], generated: &tokens[split..] };
-                sample(&mut logits.clone(), &params, &history)
-            };
-            let token = pick(0);
-            prop_assert!((token as usize) < logits.len());
-            prop_assert_eq!(token, pick(length));
-        }
-
-        #[test]
-        fn broken_logits_still_give_a_token(
-            logits in prop::collection::vec(prop::num::f32::ANY, 1..20), seed: u64,
-        ) {
-            let count = logits.len();
-            let params = SamplingParams { seed, top_p: 0.9, ..warm() };
-            prop_assert!((sample(&mut logits.clone(), &params, &NOTHING) as usize) < count);
-        }
-    }
-}
+#[path = "sampler_tests.rs"]
+mod tests;

@@ -130,7 +130,7 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Draft, Limits, SamplingParams, ValidRequest};
+    use crate::request::{Draft, Limits, ValidRequest};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -138,12 +138,7 @@ mod tests {
 
     fn sequence(id: u64, prompt: usize, max_tokens: usize) -> Sequence {
         let prompt = (0..prompt).map(|index| 100 + index as u32).collect();
-        let draft = Draft {
-            prompt,
-            max_tokens: Some(max_tokens),
-            sampling: SamplingParams::greedy(),
-            ignore_eos: false,
-        };
+        let draft = Draft { max_tokens: Some(max_tokens), ..Draft::greedy(prompt) };
         let limits = Limits { context_tokens: 1000, vocabulary: 1000 };
         Sequence::new(SequenceId(id), ValidRequest::new(draft, &limits).unwrap())
     }

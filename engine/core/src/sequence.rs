@@ -90,7 +90,8 @@ impl Sequence {
     /// Appends a sampled token, and says whether it is the last.
     pub(crate) fn push(&mut self, token: TokenId, end_tokens: &[TokenId]) -> Option<FinishReason> {
         self.generated.push(token);
-        if !self.request.ignore_eos() && end_tokens.contains(&token) {
+        let ends = !self.request.ignore_eos() && end_tokens.contains(&token);
+        if ends || self.request.stop_tokens().contains(&token) {
             return Some(FinishReason::Stop);
         }
         (self.generated.len() >= self.request.max_tokens()).then_some(FinishReason::Length)

@@ -4,7 +4,7 @@ use super::handle::{EngineHandle, Inbox, Submission, TokenEvent};
 use crate::metrics::Metrics;
 use crate::model::{Llama, ModelError};
 use crate::status::Status;
-use atlas_engine_core::sampler::{History, sample};
+use atlas_engine_core::sampler::{History, Rules, sample};
 use atlas_engine_core::{Chunk, Scheduler, Sequence, SequenceId, StepPlan, TokenId};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -106,7 +106,8 @@ impl Worker {
             let sequence = self.scheduler.running().iter().find(|sequence| sequence.id() == chunk.sequence);
             sampled.push(sequence.map_or(0, |sequence| {
                 let history = History { prompt: sequence.prompt(), generated: sequence.generated() };
-                sample(logits, sequence.sampling(), &history)
+                let rules = Rules::default();
+                sample(logits, sequence.sampling(), &history, &rules).token
             }));
         }
         let advances = self.scheduler.commit(&plan, &sampled);

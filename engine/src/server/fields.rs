@@ -151,6 +151,9 @@ impl Fields {
                 .read("logit_bias", "an object of token ids and numbers", logit_bias)?
                 .unwrap_or_default(),
             seed: seed.unwrap_or_else(rand::random),
+            typical_p: self.float("typical_p")?.unwrap_or(1.0),
+            min_tokens: self.count("min_tokens")?.unwrap_or(0),
+            top_logprobs: None,
         })
     }
 

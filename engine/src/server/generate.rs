@@ -68,6 +68,7 @@ impl Generation {
             max_tokens: common.max_tokens,
             sampling: common.sampling.clone(),
             ignore_eos: common.ignore_eos,
+            ..Draft::greedy(Vec::new())
         };
         let request = ValidRequest::new(draft, &engine.limits);
         let request = request.map_err(|error| ApiError::from_request(&error, prompt_param))?;
