@@ -1,16 +1,21 @@
 //! Downloads over HTTP: resumed by range, retried with growing pauses.
+//!
+//! The server's ETag is kept beside the `.part` file, and a continuation asks for the rest of that version only
+//! (`If-Range`, RFC 9110 section 13.1.5), so that a file which changed in between starts over instead of being mixed.
 
 use super::source::Remote;
 use super::{FetchError, verify};
 use crate::status::Download;
-use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
+use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
 use reqwest::{Client, Response, StatusCode};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt;
 
-const ATTEMPTS: u32 = 6;
+/// Attempts in a row that bring nothing; a large file over a bad line may break any number of times.
+const FRUITLESS_ATTEMPTS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence within a download.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,6 +43,54 @@ pub enum Interrupted {
     StalePart,
 }
 
+/// What lies on the disk while a file is on its way.
+struct Part {
+    /// The bytes so far.
+    file: PathBuf,
+    /// Which version of the file they are of, where the server tells.
+    etag: PathBuf,
+}
+
+impl Part {
+    fn of(path: &Path) -> Self {
+        let with = |suffix: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        Self { file: with(".part"), etag: with(".part.etag") }
+    }
+
+    async fn len(&self) -> u64 {
+        fs::metadata(&self.file).await.map_or(0, |metadata| metadata.len())
+    }
+
+    async fn etag(&self) -> Option<String> {
+        fs::read_to_string(&self.etag).await.ok().filter(|etag| !etag.is_empty())
+    }
+
+    /// Notes the version that is about to be written from its first byte on. Weak ETags cannot vouch for bytes.
+    async fn note(&self, response: &Response) -> Result<(), std::io::Error> {
+        let etag = response.headers().get(ETAG).and_then(|etag| etag.to_str().ok());
+        match etag.filter(|etag| etag.starts_with('"')) {
+            Some(etag) => fs::write(&self.etag, etag).await,
+            None => remove_if_there(&self.etag).await,
+        }
+    }
+
+    async fn remove(&self) -> Result<(), std::io::Error> {
+        remove_if_there(&self.etag).await?;
+        remove_if_there(&self.file).await
+    }
+}
+
+async fn remove_if_there(path: &Path) -> Result<(), std::io::Error> {
+    match fs::remove_file(path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// One attempt's end.
 enum Attempt {
     Done,
@@ -54,14 +107,15 @@ pub async fn download(
     let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
     let client = client.user_agent(concat!("atlas-engine/", env!("CARGO_PKG_VERSION"))).build();
     let client = client.map_err(FetchError::Client)?;
-    let part = part_path(path);
+    let part = Part::of(path);
     if let Some(folder) = path.parent() {
         let failed = |source| FetchError::Cache { path: folder.to_owned(), source };
         fs::create_dir_all(folder).await.map_err(failed)?;
     }
-    let mut pause = Duration::from_secs(1);
-    for attempt in 1.. {
+    let (mut fruitless, mut pause) = (0, FIRST_PAUSE);
+    loop {
         progress.start_attempt();
+        let before = part.len().await;
         let again = match attempt_once(&client, remote, &part, progress).await? {
             Attempt::Done => match finish(&part, path, sha256, progress).await? {
                 Attempt::Done => return Ok(()),
@@ -69,33 +123,35 @@ pub async fn download(
             },
             Attempt::Again(reason) => reason,
         };
-        if attempt == ATTEMPTS {
-            return Err(FetchError::Broken { url: remote.url.clone(), attempts: attempt, source: again });
+        if part.len().await > before {
+            (fruitless, pause) = (0, FIRST_PAUSE);
+        } else {
+            fruitless += 1;
         }
-        tracing::warn!(url = remote.url, attempt, error = %again, pause_seconds = pause.as_secs(), "download interrupted");
+        if fruitless == FRUITLESS_ATTEMPTS {
+            let attempts = progress.attempts();
+            return Err(FetchError::Broken { url: remote.url.clone(), attempts, source: again });
+        }
+        tracing::warn!(url = remote.url, attempt = progress.attempts(), error = %again, pause_seconds = pause.as_secs(), "download interrupted");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(30));
     }
-    Ok(())
-}
-
-fn part_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    name.into()
 }
 
 async fn attempt_once(
     client: &Client,
     remote: &Remote,
-    part: &Path,
+    part: &Part,
     progress: &Download,
 ) -> Result<Attempt, FetchError> {
-    let failed = |source| FetchError::Cache { path: part.to_owned(), source };
-    let have = fs::metadata(part).await.map_or(0, |metadata| metadata.len());
+    let failed = |source| FetchError::Cache { path: part.file.clone(), source };
+    let have = part.len().await;
     let mut request = client.get(&remote.url);
     if have > 0 {
         request = request.header(RANGE, format!("bytes={have}-"));
+        if let Some(etag) = part.etag().await {
+            request = request.header(IF_RANGE, etag);
+        }
     }
     let token = std::env::var("HF_TOKEN").ok().filter(|token| remote.hugging_face && !token.is_empty());
     if let Some(token) = token {
@@ -111,7 +167,7 @@ async fn attempt_once(
         if total_after_range(&response) == Some(have) {
             return Ok(Attempt::Done);
         }
-        fs::remove_file(part).await.map_err(failed)?;
+        part.remove().await.map_err(failed)?;
         return Ok(Attempt::Again(Interrupted::Status(status)));
     }
     if !status.is_success() {
@@ -130,9 +186,12 @@ async fn attempt_once(
         return Err(FetchError::Refused { url: remote.url.clone(), status: status.as_u16(), hint });
     }
     let start = if status == StatusCode::PARTIAL_CONTENT { have } else { 0 };
+    if start == 0 {
+        part.note(&response).await.map_err(failed)?;
+    }
     let mut options = OpenOptions::new();
     options.create(true).write(true).append(start > 0).truncate(start == 0);
-    let file = options.open(part).await.map_err(failed)?;
+    let file = options.open(&part.file).await.map_err(failed)?;
     receive(response, file, start, progress).await.map_err(failed)
 }
 
@@ -178,19 +237,19 @@ async fn receive(
 
 /// Checks the whole `.part` file and gives it its name. A wrong one is removed.
 async fn finish(
-    part: &Path,
+    part: &Part,
     path: &Path,
     sha256: Option<&str>,
     progress: &Download,
 ) -> Result<Attempt, FetchError> {
-    let failed = |source| FetchError::Cache { path: part.to_owned(), source };
+    let failed = |source| FetchError::Cache { path: part.file.clone(), source };
     if let Some(expected) = sha256 {
-        let file = part.to_owned();
+        let file = part.file.clone();
         let found = tokio::task::spawn_blocking(move || verify::sha256(&file)).await;
         let found =
             found.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map_err(failed)?;
         if found != expected {
-            fs::remove_file(part).await.map_err(failed)?;
+            part.remove().await.map_err(failed)?;
             // What was begun by an earlier process may be of an older file: one more try from the start.
             if progress.attempts() == 1 && progress.was_resumed() {
                 return Ok(Attempt::Again(Interrupted::StalePart));
@@ -200,6 +259,7 @@ async fn finish(
             return Err(FetchError::Checksum { path, found, expected, hint });
         }
     }
-    fs::rename(part, path).await.map_err(failed)?;
+    fs::rename(&part.file, path).await.map_err(failed)?;
+    remove_if_there(&part.etag).await.map_err(failed)?;
     Ok(Attempt::Done)
 }

@@ -16,6 +16,8 @@ use client::{Answer, Client, Load};
 use report::{Report, Screen, TourAnswer, step};
 use stage::Stage;
 
+use crate::support::wait_until;
+
 /// Name of the sample AtlasModel.
 pub const MODEL: &str = "code";
 /// Namespace of the sample AtlasModel.
@@ -168,67 +170,45 @@ async fn failback(client: &Client, tier: &str) -> anyhow::Result<()> {
 
 async fn pods_scheduled(stage: &Stage) -> anyhow::Result<()> {
     let selector = format!("atlas.gillsystems.com/model={MODEL}");
-    stage
-        .until("engine pods are scheduled", Duration::from_secs(60), async || {
-            let nodes = stage
-                .kubectl(&[
-                    "get",
-                    "pods",
-                    "-n",
-                    NAMESPACE,
-                    "-l",
-                    &selector,
-                    "-o",
-                    "jsonpath={range .items[*]}{.spec.nodeName}{\"\\n\"}{end}",
-                ])
-                .await?;
-            let nodes: Vec<&str> = nodes.lines().filter(|line| !line.is_empty()).collect();
-            Ok(if nodes.len() >= 2 { Ok(()) } else { Err(format!("scheduled on {nodes:?}")) })
-        })
-        .await
+    let bound = "jsonpath={range .items[*]}{.spec.nodeName}{\"\\n\"}{end}";
+    let arguments = ["get", "pods", "-n", NAMESPACE, "-l", &selector, "-o", bound];
+    until(stage, "engine pods are scheduled", Duration::from_secs(60), &arguments, |nodes| {
+        nodes.lines().filter(|node| !node.is_empty()).count() >= 2
+    })
+    .await
 }
 
 async fn tiers_ready(stage: &Stage) -> anyhow::Result<()> {
-    stage
-        .until("every tier is ready", Duration::from_secs(300), async || {
-            let ready = stage
-                .kubectl(&[
-                    "get",
-                    "atlasmodel",
-                    "-n",
-                    NAMESPACE,
-                    MODEL,
-                    "-o",
-                    "jsonpath={range .status.tiers[*]}{.name}={.ready} {end}",
-                ])
-                .await?;
-            let all = !ready.trim().is_empty() && ready.split_whitespace().all(|tier| !tier.ends_with("=0"));
-            Ok(if all { Ok(()) } else { Err(format!("tiers ready: {ready}")) })
-        })
-        .await
+    let ready = "jsonpath={range .status.tiers[*]}{.name}={.ready} {end}";
+    let arguments = ["get", "atlasmodel", "-n", NAMESPACE, MODEL, "-o", ready];
+    until(stage, "every tier is ready", Duration::from_secs(300), &arguments, |tiers| {
+        !tiers.trim().is_empty() && tiers.split_whitespace().all(|tier| !tier.ends_with("=0"))
+    })
+    .await
 }
 
 async fn recorded(stage: &Stage) -> anyhow::Result<()> {
-    stage
-        .until("status.failover counts the failover", Duration::from_secs(30), async || {
-            let count = stage
-                .kubectl(&[
-                    "get",
-                    "atlasmodel",
-                    "-n",
-                    NAMESPACE,
-                    MODEL,
-                    "-o",
-                    "jsonpath={.status.failover.count}",
-                ])
-                .await?;
-            Ok(if count.trim().parse::<u64>().is_ok_and(|n| n >= 1) {
-                Ok(())
-            } else {
-                Err(format!("count is {count:?}"))
-            })
-        })
-        .await
+    let arguments = ["get", "atlasmodel", "-n", NAMESPACE, MODEL, "-o", "jsonpath={.status.failover.count}"];
+    until(stage, "status.failover counts the failover", Duration::from_secs(30), &arguments, |count| {
+        count.trim().parse::<u64>().is_ok_and(|count| count >= 1)
+    })
+    .await
+}
+
+/// Asks kubectl until its answer is as wanted; the error tells what it answered last.
+async fn until(
+    stage: &Stage,
+    what: &str,
+    timeout: Duration,
+    arguments: &[&str],
+    wanted: impl Fn(&str) -> bool,
+) -> anyhow::Result<()> {
+    wait_until(what, timeout, || async {
+        let answer = stage.kubectl(arguments).await.map_err(|error| format!("{error:#}"))?;
+        if wanted(&answer) { Ok(()) } else { Err(answer) }
+    })
+    .await?;
+    Ok(())
 }
 
 fn served_by(answer: &Answer) -> String {

@@ -1,9 +1,6 @@
 //! Where the tour plays: the local cluster, or the cluster that a kubeconfig names.
 
-use std::{
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use tokio::process::Command;
@@ -144,29 +141,6 @@ impl Stage {
         match self {
             Self::Local(stage) => stage.return_primary().await,
             Self::Current(stage) => stage.return_primary().await,
-        }
-    }
-
-    /// Polls until `check` answers `Ok`, or `timeout` has passed; the error tells what was seen last.
-    ///
-    /// # Errors
-    ///
-    /// The time is up, or the check itself failed.
-    pub async fn until(
-        &self,
-        what: &str,
-        timeout: Duration,
-        check: impl AsyncFn() -> anyhow::Result<Result<(), String>>,
-    ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            match check().await? {
-                Ok(()) => return Ok(()),
-                Err(seen) if Instant::now() > deadline => {
-                    bail!("waited {} s until {what}; last seen: {seen}", timeout.as_secs())
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
         }
     }
 
