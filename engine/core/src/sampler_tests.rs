@@ -1,3 +1,5 @@
+//! What the sampler picks, over tables and random logits.
+
 use super::*;
 use proptest::prelude::*;
 

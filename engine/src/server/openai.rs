@@ -104,6 +104,8 @@ impl ApiError {
             RequestError::ContextLength { .. } => refused.code("context_length_exceeded"),
             RequestError::EmptyPrompt
             | RequestError::OutOfRange { .. }
+            | RequestError::ResumedChoices { .. }
+            | RequestError::ResumedLength { .. }
             | RequestError::UnknownToken { .. } => refused,
         }
     }

@@ -1,3 +1,5 @@
+//! What an answer shows of its tokens, whole and resumed, over random ones.
+
 use super::*;
 use proptest::prelude::*;
 
