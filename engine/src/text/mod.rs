@@ -13,3 +13,6 @@ pub use chat_template::ChatTemplate;
 pub use detokenizer::Detokenizer;
 pub use stop::StopFilter;
 pub use tokenizer::{TextTokenizer, TokenizerError};
+
+#[cfg(test)]
+mod vocabulary_tests;
