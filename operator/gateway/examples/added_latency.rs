@@ -119,6 +119,7 @@ async fn start_gateway(engine: SocketAddr) -> Result<SocketAddr, Failure> {
         needs_api_key: false,
         tiers: vec![TierConfig { name: "primary".into(), display_model: "m".into(), message: None }],
         pinned_tier: None,
+        active_tier_hint: None,
         unhealthy_after: Duration::from_secs(1),
         failback_after: Duration::from_secs(60),
         timeout: Duration::from_secs(300),

@@ -26,6 +26,10 @@ pub struct Timing {
     pub probe_interval: Duration,
     /// Distance of two looks at the clock: how late a silent endpoint or a due failback may be noticed.
     pub tick: Duration,
+    /// How long an engine that counts its steps may have work and finish none.
+    pub hang_after: Duration,
+    /// How long one that does not may owe an answer without a sign of progress.
+    pub first_byte_after: Duration,
     /// Longest wait for a connection to an engine.
     pub connect_timeout: Duration,
     /// Longest wait of a request for any tier to become ready.
@@ -49,6 +53,8 @@ impl Timing {
         Self {
             probe_interval: Duration::from_millis(200),
             tick: Duration::from_millis(50),
+            hang_after: Duration::from_secs(3),
+            first_byte_after: Duration::from_secs(30),
             connect_timeout: Duration::from_millis(300),
             hold: Duration::from_secs(10),
             first_byte_hold: Duration::from_secs(15),

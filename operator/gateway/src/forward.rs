@@ -17,7 +17,7 @@ use crate::{
     body::{self, AnswerBody},
     error::ApiError,
     headers::{self, Wishes},
-    health::endpoint::{Endpoint, InFlight},
+    health::endpoint::{Awaiting, Endpoint, InFlight},
     metrics::Metrics,
     model::Model,
     pool::{ConnectError, Pooled, Sender},
@@ -201,11 +201,13 @@ async fn attempt(
     let mut loss = endpoint.loss();
     let in_flight = InFlight::begin(Arc::clone(endpoint));
     let begun = Instant::now();
+    let awaiting = Awaiting::begin(endpoint);
     let exchanged = tokio::select! {
         biased;
         exchanged = exchange(model, endpoint, call) => exchanged,
         cause = loss.wait() => Err(Failure::Lost(cause)),
     };
+    drop(awaiting);
     let waited = begun.elapsed();
     let Answer { parts, content } = match exchanged {
         Ok(answer) => answer,

@@ -110,6 +110,7 @@ mod tests {
             needs_api_key: false,
             tiers: Vec::new(),
             pinned_tier: None,
+            active_tier_hint: None,
             unhealthy_after: Duration::ZERO,
             failback_after: Duration::ZERO,
             timeout: Duration::ZERO,

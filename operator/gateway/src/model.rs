@@ -9,8 +9,8 @@ use std::{
 };
 
 use atlas_operator_core::routing::{
-    EndpointView, FailbackState, Health, HealthEvent, HealthSettings, Millis, Mode, RouteInput, TierView,
-    route,
+    EndpointView, FailbackState, Health, HealthEvent, HealthSettings, Millis, Mode, Patience, RouteInput,
+    TierView, route,
 };
 use serde::Serialize;
 use tokio::sync::watch;
@@ -174,7 +174,7 @@ impl Model {
     /// Lets time pass: silent endpoints are noticed, a due failback happens.
     pub fn tick(&self) {
         for endpoint in self.endpoints() {
-            self.report(&endpoint, HealthEvent::Tick);
+            self.report(&endpoint, HealthEvent::Tick { waiting: endpoint.owes_answers() });
         }
         self.reroute();
     }
@@ -207,6 +207,10 @@ impl Model {
         HealthSettings {
             unhealthy_after_ms: millis(self.config().unhealthy_after),
             tick_ms: millis(self.timing.tick).saturating_mul(3),
+            patience: Patience {
+                hang_after_ms: millis(self.timing.hang_after),
+                first_byte_after_ms: millis(self.timing.first_byte_after),
+            },
         }
     }
 
@@ -232,6 +236,7 @@ impl Model {
             tiers: &tiers,
             mode: config.pinned_tier.as_deref().map_or(Mode::Auto, Mode::Pinned),
             failback_after_ms,
+            hint: config.active_tier_hint.as_deref(),
             state: &memory.failback,
             now,
         });

@@ -31,6 +31,8 @@ pub struct ModelConfig {
     pub tiers: Vec<TierConfig>,
     /// The only tier that may serve, in mode Pinned.
     pub pinned_tier: Option<String>,
+    /// The tier that the gateways serve from, as the controller last recorded it.
+    pub active_tier_hint: Option<String>,
     /// Time without a sign of life after which an engine is lost.
     pub unhealthy_after: Duration,
     /// Unbroken health after which traffic returns to a better tier.
@@ -108,6 +110,7 @@ impl ModelConfig {
                 FailoverMode::Auto => None,
                 FailoverMode::Pinned => spec.failover.pinned_tier.clone(),
             },
+            active_tier_hint: model.status.as_ref().and_then(|status| status.active_tier.clone()),
             unhealthy_after: Duration::from(spec.failover.unhealthy_after),
             failback_after: Duration::from(spec.failover.failback_after),
             timeout: Duration::from(spec.requests.timeout),
@@ -210,7 +213,7 @@ mod tests {
                 "failover": {"mode": "Pinned", "pinnedTier": "fallback", "unhealthyAfter": "700ms"},
                 "requests": {"maxBodyBytes": "1Mi", "timeout": "20s"},
             },
-            "status": {"tiers": [{"name": "fallback", "message": "loading"}]},
+            "status": {"activeTier": "primary", "tiers": [{"name": "fallback", "message": "loading"}]},
         }))
         .unwrap();
         let config = ModelConfig::from_model(&model);
@@ -219,6 +222,7 @@ mod tests {
         assert_eq!(config.tiers[1].display_model, "nonsense");
         assert_eq!(config.tiers[1].message.as_deref(), Some("loading"));
         assert_eq!(config.pinned_tier.as_deref(), Some("fallback"));
+        assert_eq!(config.active_tier_hint.as_deref(), Some("primary"));
         assert_eq!(config.unhealthy_after, Duration::from_millis(700));
         assert_eq!((config.max_body_bytes, config.timeout), (1 << 20, Duration::from_secs(20)));
     }

@@ -47,6 +47,7 @@ async fn every_fault_before_the_first_byte_is_answered_by_the_next_tier() {
     for fault in [
         Script::Reset,
         Script::Freeze,
+        Script::Hang,
         Script::FreezeAfterHeaders,
         Script::BreakMidBody,
         Script::Status(503),

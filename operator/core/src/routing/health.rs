@@ -1,11 +1,11 @@
-//! Health of one endpoint: a state machine fed with probe results, request outcomes and readiness.
+//! Health of one endpoint: a state machine fed with probe results, request outcomes, readiness and progress.
 //!
 //! It says whether an endpoint may be chosen, why not, and since when there was trouble.
 //! It deliberately does not know tiers, nor how probes are made.
 
 use std::fmt;
 
-use super::Millis;
+use super::{EngineReport, Millis, Patience, Progress};
 
 /// Server errors in a row after which an endpoint that still passes its probes is taken out for a while.
 const SERVER_ERRORS_IN_A_ROW: u32 = 3;
@@ -29,6 +29,8 @@ pub enum Cause {
     PodNotReady,
     /// Several server errors in a row.
     ServerErrors,
+    /// It has work and gets nowhere, although it answers probes.
+    Hung,
     /// The pod is gone from the cluster's view.
     Gone,
 }
@@ -45,6 +47,7 @@ impl Cause {
             Self::EngineNotReady => "EngineNotReady",
             Self::PodNotReady => "PodNotReady",
             Self::ServerErrors => "ServerErrors",
+            Self::Hung => "Hung",
             Self::Gone => "Gone",
         }
     }
@@ -56,7 +59,7 @@ impl Cause {
     #[must_use]
     pub const fn ends_running_requests(self) -> bool {
         match self {
-            Self::ConnectionRefused | Self::Unreachable | Self::Silent | Self::Gone => true,
+            Self::ConnectionRefused | Self::Unreachable | Self::Silent | Self::Hung | Self::Gone => true,
             Self::ConnectionReset | Self::EngineNotReady | Self::PodNotReady | Self::ServerErrors => false,
         }
     }
@@ -86,13 +89,20 @@ pub struct HealthSettings {
     pub unhealthy_after_ms: Millis,
     /// Longest distance of two ticks that is not the observer's own stall.
     pub tick_ms: Millis,
+    /// How long work may stand still.
+    pub patience: Patience,
 }
 
 /// What happened to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HealthEvent {
     /// Time passed.
-    Tick,
+    Tick {
+        /// Whether the observer has requests there without a byte of their answer.
+        waiting: bool,
+    },
+    /// What the engine says about its work; comes before the result of the probe that brought it.
+    Report(EngineReport),
     /// `/readyz` answered 200 to a probe that was sent at this time.
     ProbeOk {
         /// When the probe was sent: what failed later is not mended by it.
@@ -136,6 +146,7 @@ pub struct EndpointHealth {
     last_tick: Millis,
     trouble_since: Option<Millis>,
     server_errors: u32,
+    progress: Progress,
 }
 
 impl EndpointHealth {
@@ -150,6 +161,7 @@ impl EndpointHealth {
             last_tick: now,
             trouble_since: None,
             server_errors: 0,
+            progress: Progress::new(now),
         }
     }
 
@@ -182,12 +194,20 @@ impl EndpointHealth {
         let stall = now.saturating_sub(self.last_tick).saturating_sub(settings.tick_ms);
         self.last_sign = self.last_sign.saturating_add(stall).min(now);
         self.last_tick = self.last_tick.max(now);
+        self.progress.forgive(stall, now);
         match event {
-            HealthEvent::Tick => {}
+            HealthEvent::Tick { waiting } => self.progress.waiting(waiting),
+            HealthEvent::Report(report) => self.progress.report(report, now, settings.patience),
             HealthEvent::ProbeOk { sent_at } => {
                 self.signs_of_life(now);
                 self.engine_ready = Some(true);
-                if self.fault.is_some_and(|fault| sent_at >= fault.since && now >= fault.not_before) {
+                let stalled = self.progress.is_stalled(now, settings.patience);
+                let mended = |fault: Fault| {
+                    // An answer to a probe says nothing about work that stands still.
+                    let still_hung = fault.cause == Cause::Hung && stalled;
+                    sent_at >= fault.since && now >= fault.not_before && !still_hung
+                };
+                if self.fault.is_some_and(mended) {
                     self.fault = None;
                 }
             }
@@ -210,12 +230,14 @@ impl EndpointHealth {
                 }
             }
             HealthEvent::BytesSeen { at } => {
+                self.progress.progressed(at.min(now));
                 if at > self.last_sign {
                     self.signs_of_life(at.min(now));
                 }
             }
             HealthEvent::Answered => {
                 self.server_errors = 0;
+                self.progress.progressed(now);
                 self.signs_of_life(now);
             }
             HealthEvent::ServerError => {
@@ -236,6 +258,11 @@ impl EndpointHealth {
         if self.fault.is_none() && now.saturating_sub(self.last_sign) >= settings.unhealthy_after_ms {
             self.fail(Cause::Silent, now, now);
         }
+        if self.fault.is_none() && self.progress.is_stalled(now, settings.patience) {
+            // Where the engine counts its steps they tell when it is over; else only time can.
+            let quarantine = if self.progress.counts_steps() { 0 } else { QUARANTINE_MS };
+            self.fail(Cause::Hung, now, now.saturating_add(quarantine));
+        }
         if self.health() == Health::Healthy && self.last_sign == now {
             self.trouble_since = None;
         }
@@ -250,103 +277,17 @@ impl EndpointHealth {
     }
 
     fn fail(&mut self, cause: Cause, now: Millis, not_before: Millis) {
-        // Silence began when the last sign of life was over, not when its limit was reached.
-        self.note_trouble(if cause == Cause::Silent { self.last_sign } else { now });
+        // Silence began when the last sign of life was over, not when its limit was reached; a hang likewise.
+        self.note_trouble(match cause {
+            Cause::Silent => self.last_sign,
+            Cause::Hung => self.progress.since(),
+            _ => now,
+        });
         let not_before = self.fault.map_or(not_before, |fault| fault.not_before.max(not_before));
         self.fault = Some(Fault { cause, since: now, not_before });
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use HealthEvent::*;
-
-    const SETTINGS: HealthSettings = HealthSettings { unhealthy_after_ms: 1_000, tick_ms: 100 };
-
-    /// Plays (time, event) pairs with a tick every 50 ms in between, and returns the health at the end.
-    fn play(events: &[(Millis, HealthEvent)]) -> Health {
-        let mut endpoint = EndpointHealth::new(true, 0);
-        let mut now = 0;
-        for (at, event) in events {
-            while now + 50 < *at {
-                now += 50;
-                endpoint.apply(Tick, now, SETTINGS);
-            }
-            now = *at;
-            endpoint.apply(*event, now, SETTINGS);
-        }
-        endpoint.health()
-    }
-
-    #[test]
-    fn histories_end_in_the_health_that_they_should() {
-        let check = |name: &str, events: &[(Millis, HealthEvent)], expected: Health| {
-            assert_eq!(play(events), expected, "{name}");
-        };
-        let ok = ProbeOk { sent_at: 10 };
-        let refused = ConnectionFailed(Cause::ConnectionRefused);
-        check("new", &[], Health::Unknown);
-        check("probed", &[(12, ok)], Health::Healthy);
-        check("refused at once", &[(12, ok), (13, refused)], Health::Unhealthy(Cause::ConnectionRefused));
-        check(
-            "an answer to a probe from before the fault mends nothing",
-            &[(12, ok), (13, refused), (14, ok)],
-            Health::Unhealthy(Cause::ConnectionRefused),
-        );
-        check("mended", &[(12, ok), (13, refused), (30, ProbeOk { sent_at: 20 })], Health::Healthy);
-        check("quiet for less than the limit", &[(12, ok), (1_000, Tick)], Health::Healthy);
-        check("silent", &[(12, ok), (1_012, Tick)], Health::Unhealthy(Cause::Silent));
-        check(
-            "late probes do not count while bytes arrive",
-            &[(12, ok), (400, ProbeLate), (900, BytesSeen { at: 890 }), (1_800, Tick)],
-            Health::Healthy,
-        );
-        check(
-            "silent after the last byte",
-            &[(12, ok), (900, BytesSeen { at: 890 }), (1_900, Tick)],
-            Health::Unhealthy(Cause::Silent),
-        );
-        check("never answered", &[(1_100, ProbeLate)], Health::Unhealthy(Cause::Silent));
-        check("loading", &[(12, ProbeNotReady)], Health::Unhealthy(Cause::EngineNotReady));
-        check("withdrawn", &[(12, ok), (20, PodReady(false))], Health::Unhealthy(Cause::PodNotReady));
-        check("readiness is back", &[(12, ok), (20, PodReady(false)), (30, PodReady(true))], Health::Healthy);
-        check(
-            "one refused connect after another is quiet for half the limit",
-            &[(12, ok), (400, ConnectTimedOut)],
-            Health::Healthy,
-        );
-        check(
-            "no connect and no sign of life",
-            &[(12, ok), (600, ConnectTimedOut)],
-            Health::Unhealthy(Cause::Silent),
-        );
-        check("two server errors", &[(12, ok), (13, ServerError), (14, ServerError)], Health::Healthy);
-        let errors = [(12, ok), (13, ServerError), (14, ServerError), (15, ServerError)];
-        check("three server errors", &errors, Health::Unhealthy(Cause::ServerErrors));
-        let mut after = errors.to_vec();
-        after.push((900, ProbeOk { sent_at: 890 }));
-        check("probes do not end a quarantine", &after, Health::Unhealthy(Cause::ServerErrors));
-    }
-
-    #[test]
-    fn an_observer_that_was_held_up_blames_nobody() {
-        let mut endpoint = EndpointHealth::new(true, 0);
-        endpoint.apply(ProbeOk { sent_at: 1 }, 2, SETTINGS);
-        endpoint.apply(Tick, 60_000, SETTINGS);
-        assert_eq!(endpoint.health(), Health::Healthy);
-    }
-
-    #[test]
-    fn trouble_begins_with_its_first_sign_and_ends_with_health() {
-        let mut endpoint = EndpointHealth::new(true, 0);
-        endpoint.apply(ProbeOk { sent_at: 0 }, 0, SETTINGS);
-        for now in (50..=1_000).step_by(50) {
-            endpoint.apply(if now == 500 { ProbeLate } else { Tick }, now, SETTINGS);
-        }
-        assert_eq!(endpoint.health(), Health::Unhealthy(Cause::Silent));
-        assert_eq!(endpoint.trouble_since(), Some(500));
-        endpoint.apply(ProbeOk { sent_at: 1_010 }, 1_020, SETTINGS);
-        assert_eq!((endpoint.health(), endpoint.trouble_since()), (Health::Healthy, None));
-    }
-}
+#[path = "health_tests.rs"]
+mod tests;

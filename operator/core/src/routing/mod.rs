@@ -5,11 +5,13 @@
 
 pub mod health;
 pub mod policy;
+pub mod progress;
 
 pub use health::{Cause, EndpointHealth, Health, HealthEvent, HealthSettings};
 pub use policy::{
     Decision, EndpointView, FailbackState, Mode, RouteInput, RoutedEndpoint, Switch, TierView, route,
 };
+pub use progress::{EngineReport, Patience, Progress};
 
 /// Milliseconds of a monotonic clock with an arbitrary origin.
 pub type Millis = u64;

@@ -1,7 +1,7 @@
 //! One engine as the gateway holds it: address, connections, health, and who waits on it.
 
 use std::sync::{
-    Mutex, PoisonError,
+    Arc, Mutex, PoisonError, RwLock,
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
@@ -9,6 +9,7 @@ use atlas_operator_core::routing::{Cause, EndpointHealth, Health, HealthEvent, H
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::facts::EngineFacts;
 use crate::{pool::Pool, table::EndpointConfig};
 
 /// One engine.
@@ -20,11 +21,14 @@ pub struct Endpoint {
     pub pool: Pool,
     /// Requests that it holds.
     pub in_flight: AtomicUsize,
+    /// Those of them without a byte of their answer.
+    awaiting: AtomicUsize,
     /// Ends its prober.
     pub removed: CancellationToken,
     /// Asks its prober to look at once.
     pub look: tokio::sync::Notify,
     health: Mutex<EndpointHealth>,
+    facts: RwLock<Arc<EngineFacts>>,
     last_byte: AtomicU64,
     lost: watch::Sender<Option<Cause>>,
 }
@@ -38,6 +42,8 @@ impl Endpoint {
             config,
             pool: Pool::default(),
             in_flight: AtomicUsize::new(0),
+            awaiting: AtomicUsize::new(0),
+            facts: RwLock::default(),
             removed: CancellationToken::new(),
             look: tokio::sync::Notify::new(),
             last_byte: AtomicU64::new(0),
@@ -55,6 +61,25 @@ impl Endpoint {
     #[must_use]
     pub fn trouble_since(&self) -> Option<Millis> {
         self.lock().trouble_since()
+    }
+
+    /// What the engine last said about itself.
+    #[must_use]
+    pub fn facts(&self) -> Arc<EngineFacts> {
+        Arc::clone(&self.facts.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes in what the engine says about itself.
+    pub fn learn(&self, facts: EngineFacts) {
+        if *self.facts() != facts {
+            *self.facts.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(facts);
+        }
+    }
+
+    /// Whether requests wait here without a byte of their answer.
+    #[must_use]
+    pub fn owes_answers(&self) -> bool {
+        self.awaiting.load(Ordering::Relaxed) > 0
     }
 
     /// Notes that bytes of an answer arrived; cheap enough for every frame. The next tick looks at it.
@@ -129,13 +154,13 @@ impl Loss {
 /// Counts a request on its endpoint for as long as it lives.
 #[derive(Debug)]
 pub struct InFlight {
-    endpoint: std::sync::Arc<Endpoint>,
+    endpoint: Arc<Endpoint>,
 }
 
 impl InFlight {
     /// Counts one request.
     #[must_use]
-    pub fn begin(endpoint: std::sync::Arc<Endpoint>) -> Self {
+    pub fn begin(endpoint: Arc<Endpoint>) -> Self {
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
         Self { endpoint }
     }
@@ -144,5 +169,27 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a request that has no byte of its answer yet. A stream whose client reads slowly is none: what it waits for
+/// is not the engine.
+#[derive(Debug)]
+pub struct Awaiting<'e> {
+    endpoint: &'e Endpoint,
+}
+
+impl<'e> Awaiting<'e> {
+    /// Counts one request.
+    #[must_use]
+    pub fn begin(endpoint: &'e Endpoint) -> Self {
+        endpoint.awaiting.fetch_add(1, Ordering::Relaxed);
+        Self { endpoint }
+    }
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.endpoint.awaiting.fetch_sub(1, Ordering::Relaxed);
     }
 }

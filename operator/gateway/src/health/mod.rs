@@ -3,6 +3,7 @@
 //! The state machine itself is `atlas_operator_core::routing::health`; outcomes of requests come from `forward`.
 
 pub mod endpoint;
+pub mod facts;
 pub mod probe;
 pub mod watch;
 

@@ -1,4 +1,7 @@
-//! Probes: `GET /readyz` on an engine's internal port, over a connection that carries nothing else.
+//! Probes: `GET /internal/status` on an engine's internal port, over a connection that carries nothing else.
+//!
+//! The status says in one answer whether the engine is ready and whether it gets on with its work. Where there is none,
+//! `/readyz` is asked.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,13 +11,13 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use rand::RngExt;
 
-use super::endpoint::Endpoint;
+use super::{endpoint::Endpoint, facts::Status};
 use crate::{
     model::Model,
     pool::{self, Sender},
 };
 
-/// A `/readyz` body is a phase and a sentence; more is not read.
+/// A status is less than a page; more is not read.
 const MAX_PROBE_BODY_BYTES: usize = 64 << 10;
 
 /// Probes an endpoint until it is removed.
@@ -30,8 +33,13 @@ pub async fn run(model: Arc<Model>, endpoint: Arc<Endpoint>) {
             probed = tokio::time::timeout(timeout, probe(&endpoint, &mut connection, timeout)) => probed,
         };
         let event = match probed {
-            Ok(Outcome::Answered(StatusCode::OK)) => HealthEvent::ProbeOk { sent_at },
-            Ok(Outcome::Answered(_)) => HealthEvent::ProbeNotReady,
+            Ok(Outcome::Answered { ready, status }) => {
+                if let Some(Status { report, facts, ready: _ }) = status {
+                    endpoint.learn(facts);
+                    model.report(&endpoint, HealthEvent::Report(report));
+                }
+                if ready { HealthEvent::ProbeOk { sent_at } } else { HealthEvent::ProbeNotReady }
+            }
             Ok(Outcome::Failed(cause)) => HealthEvent::ConnectionFailed(cause),
             Ok(Outcome::Late) | Err(_) => {
                 connection = None;
@@ -53,16 +61,16 @@ fn elapsed_since(model: &Model, sent_at: u64) -> Duration {
 }
 
 enum Outcome {
-    Answered(StatusCode),
+    Answered { ready: bool, status: Option<Status> },
     Failed(Cause),
     Late,
 }
 
 async fn probe(endpoint: &Endpoint, connection: &mut Option<Sender>, timeout: Duration) -> Outcome {
     if let Some(sender) = connection.as_mut().filter(|sender| !sender.is_closed())
-        && let Some(status) = ask(endpoint, sender).await
+        && let Some(answered) = ask(endpoint, sender).await
     {
-        return Outcome::Answered(status);
+        return answered;
     }
     // An idle connection may have been closed by its peer for any reason; only a fresh one proves something.
     *connection = None;
@@ -71,22 +79,31 @@ async fn probe(endpoint: &Endpoint, connection: &mut Option<Sender>, timeout: Du
         Err(error) => return error.cause().map_or(Outcome::Late, Outcome::Failed),
     };
     match ask(endpoint, &mut sender).await {
-        Some(status) => {
+        Some(answered) => {
             *connection = Some(sender);
-            Outcome::Answered(status)
+            answered
         }
         None => Outcome::Failed(Cause::ConnectionReset),
     }
 }
 
-async fn ask(endpoint: &Endpoint, sender: &mut Sender) -> Option<StatusCode> {
+async fn ask(endpoint: &Endpoint, sender: &mut Sender) -> Option<Outcome> {
+    let (code, body) = get(endpoint, sender, "/internal/status").await?;
+    if let Some(status) = Status::parse(&body).filter(|_| code == StatusCode::OK) {
+        return Some(Outcome::Answered { ready: status.ready, status: Some(status) });
+    }
+    let (code, _) = get(endpoint, sender, "/readyz").await?;
+    Some(Outcome::Answered { ready: code == StatusCode::OK, status: None })
+}
+
+async fn get(endpoint: &Endpoint, sender: &mut Sender, path: &'static str) -> Option<(StatusCode, Bytes)> {
     sender.ready().await.ok()?;
     let mut request = Request::new(Full::<Bytes>::default());
-    *request.uri_mut() = http::Uri::from_static("/readyz");
+    *request.uri_mut() = http::Uri::from_static(path);
     let host = endpoint.config.internal.to_string();
     request.headers_mut().insert(header::HOST, http::HeaderValue::from_str(&host).ok()?);
     let response = sender.send_request(request).await.ok()?;
     let status = response.status();
-    Limited::new(response.into_body(), MAX_PROBE_BODY_BYTES).collect().await.ok()?;
-    Some(status)
+    let body = Limited::new(response.into_body(), MAX_PROBE_BODY_BYTES).collect().await.ok()?;
+    Some((status, body.to_bytes()))
 }

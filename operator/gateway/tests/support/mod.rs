@@ -44,6 +44,8 @@ pub enum Script {
     SlowStream(Arc<Notify>),
     /// `/readyz` says no, and so do requests.
     Loading,
+    /// Probes are answered, the engine says that it works, and nothing comes: a card that hangs.
+    Hang,
 }
 
 /// A scripted engine. Dropping it closes its ports and connections.
@@ -130,6 +132,7 @@ async fn converse(
             match now {
                 Script::Freeze | Script::FreezeAfterHeaders => std::future::pending().await,
                 Script::Loading => send(&mut stream, &whole(503, "Loading")).await,
+                Script::Hang => send(&mut stream, &whole(200, &status_of_a_hang().to_string())).await,
                 _ => send(&mut stream, &whole(200, "Serving")).await,
             }
             continue;
@@ -140,7 +143,7 @@ async fn converse(
             Script::Status(status) => send(&mut stream, &whole(status, "{}")).await,
             Script::Loading => send(&mut stream, &whole(503, "{}")).await,
             Script::Reset => return,
-            Script::Freeze => std::future::pending().await,
+            Script::Freeze | Script::Hang => std::future::pending().await,
             Script::FreezeAfterHeaders => {
                 send(&mut stream, stream_head).await;
                 std::future::pending::<()>().await;
@@ -160,6 +163,10 @@ async fn converse(
             }
         }
     }
+}
+
+fn status_of_a_hang() -> Value {
+    json!({"ready": true, "queue": {"running": 1, "waiting": 0}, "progress": {"steps": 9, "tokensGenerated": 5}})
 }
 
 async fn send(stream: &mut TcpStream, text: &str) {
@@ -200,6 +207,7 @@ pub fn model(tiers: &[&str]) -> ModelConfig {
             })
             .collect(),
         pinned_tier: None,
+        active_tier_hint: None,
         unhealthy_after: Duration::from_millis(400),
         failback_after: Duration::from_millis(300),
         timeout: Duration::from_secs(20),
@@ -226,6 +234,7 @@ impl Gateway {
             probe_interval: Duration::from_millis(20),
             tick: Duration::from_millis(10),
             hold: Duration::from_secs(2),
+            hang_after: Duration::from_millis(300),
             drain_grace: Duration::ZERO,
             drain_timeout: Duration::from_secs(5),
             ..Timing::production()
