@@ -55,6 +55,7 @@ struct Engine {
     since: Millis,
     steps: u64,
     next_probe: Millis,
+    was_late: bool,
     health: EndpointHealth,
 }
 
@@ -86,9 +87,10 @@ impl Engine {
             self.steps += 1;
         }
         let report = EngineReport { busy: true, steps: Some(self.steps), tokens: 0 };
+        // A busy engine's probe comes late now and then, which must not matter.
+        self.was_late = self.truth == Truth::Good && !self.was_late && rng.chance(10);
         match self.truth {
-            // A busy engine's probe comes late now and then, which must not matter.
-            Truth::Good if rng.chance(10) => hear(HealthEvent::ProbeLate),
+            Truth::Good if self.was_late => hear(HealthEvent::ProbeLate),
             Truth::Good | Truth::Hung => {
                 hear(HealthEvent::Report(report));
                 hear(HealthEvent::ProbeOk { sent_at: now - 1 });
@@ -128,6 +130,7 @@ impl World {
                     since: 0,
                     steps: 0,
                     next_probe: rng.next(PROBE),
+                    was_late: false,
                     health: EndpointHealth::new(true, 0),
                 });
             }

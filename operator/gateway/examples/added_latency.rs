@@ -117,7 +117,12 @@ async fn start_gateway(engine: SocketAddr) -> Result<SocketAddr, Failure> {
         aliases: Vec::new(),
         suspended: false,
         needs_api_key: false,
-        tiers: vec![TierConfig { name: "primary".into(), display_model: "m".into(), message: None }],
+        tiers: vec![TierConfig {
+            name: "primary".into(),
+            display_model: "m".into(),
+            context_tokens: 4096,
+            message: None,
+        }],
         pinned_tier: None,
         active_tier_hint: None,
         unhealthy_after: Duration::from_secs(1),

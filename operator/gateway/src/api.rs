@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use crate::{
     auth,
     body::{self, AnswerBody},
+    call::{Call, Needs},
     config::Timing,
     error::ApiError,
-    forward::{self, Call},
+    forward,
     headers::{self, Wishes},
     identify::{self, BodyHead, HostNames},
     metrics::Metrics,
@@ -64,7 +65,9 @@ impl Api {
         let largest = || view.configs.values().map(|model| model.max_body_bytes).max().unwrap_or_default();
         let limit = named_by_host.map_or_else(largest, |model| model.max_body_bytes);
         let body = read_body(incoming, limit, self.timing).await?;
-        let id = BodyHead::parse(&body).model;
+        let body_head = BodyHead::parse(&body);
+        let needs = Needs::of(&head.method, path, &body_head, &body);
+        let id = body_head.model;
         let config = identify::identify(&view.configs, named_by_host, id.as_deref())?;
         // Both maps are made from one table, so the model is there.
         let Some(model) = view.models.get(&config.name) else {
@@ -72,24 +75,31 @@ impl Api {
         };
         let running = self.metrics.begin(&config.name);
         model.count(|counts| &counts.total);
-        let refused = check(config, &head.headers, body.len());
-        let response = match refused {
-            Err(error) => error.into_response(),
-            Ok(wishes) => {
+        let checked = check(config, &head.headers, body.len())
+            .and_then(|wishes| Ok((forward::required_tier(model, &wishes)?, wishes.timeout)));
+        let response = match checked {
+            Err(error) => {
+                self.metrics.answered(&config.name, None, error.status());
+                error.into_response()
+            }
+            Ok((required_tier, timeout)) => {
+                let limit = timeout.map_or(config.timeout, |timeout| timeout.min(config.timeout));
                 let call = Call {
+                    model: Arc::clone(model),
+                    metrics: Arc::clone(&self.metrics),
                     method: head.method,
                     uri: origin_form(&head.uri),
                     headers: headers::for_engine(&head.headers),
                     body,
-                    wishes,
+                    needs,
+                    required_tier,
                     received,
+                    deadline: received + limit,
                 };
-                forward::forward(model, &self.metrics, call).await
+                forward::forward(Arc::new(call)).await
             }
         };
         drop(running);
-        let tier = response.headers().get(headers::TIER).and_then(|value| value.to_str().ok());
-        self.metrics.answered(&config.name, tier, response.status());
         Ok(response)
     }
 }

@@ -34,8 +34,14 @@ pub struct Timing {
     pub connect_timeout: Duration,
     /// Longest wait of a request for any tier to become ready.
     pub hold: Duration,
-    /// Longest wait for the first bytes of a stream before its headers are passed on without them.
+    /// Requests of one model that may wait like that at once.
+    pub max_held: usize,
+    /// Longest wait for the first event of a stream before its headers go out without it.
     pub first_byte_hold: Duration,
+    /// Distance of the comments that keep such a stream awake.
+    pub ping_interval: Duration,
+    /// Longest wait of a broken stream for an engine that can go on with it.
+    pub resume_hold: Duration,
     /// Longest wait for a request's body.
     pub body_timeout: Duration,
     /// How long new connections are still accepted after the stop signal, so that Services notice.
@@ -57,7 +63,10 @@ impl Timing {
             first_byte_after: Duration::from_secs(30),
             connect_timeout: Duration::from_millis(300),
             hold: Duration::from_secs(10),
+            max_held: 1_024,
             first_byte_hold: Duration::from_secs(15),
+            ping_interval: Duration::from_secs(5),
+            resume_hold: Duration::from_secs(2),
             body_timeout: Duration::from_secs(30),
             drain_grace: Duration::from_secs(3),
             drain_timeout: Duration::from_secs(30),

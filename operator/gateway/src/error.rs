@@ -85,6 +85,36 @@ pub enum ApiError {
         /// Each tier and why it does not serve.
         reasons: String,
     },
+    /// The tier that serves cannot take the request, and one that does not serve now could.
+    #[error(
+        "tier {serving:?}, which serves model {model:?} now, has a context of {context_tokens} tokens and the request needs more; tier {larger:?} with {larger_tokens} can take it when it serves again: shorten the request or lower max_tokens, or try again later"
+    )]
+    TierTooSmall {
+        /// The model.
+        model: String,
+        /// The tier that serves.
+        serving: String,
+        /// Its context.
+        context_tokens: u64,
+        /// The tier that could.
+        larger: String,
+        /// Its context.
+        larger_tokens: u64,
+    },
+    /// Too many requests wait for a tier already.
+    #[error(
+        "no tier of model {model:?} serves now, and too many requests wait for one already: try again later"
+    )]
+    TooManyHeld {
+        /// The model.
+        model: String,
+    },
+    /// Retrying more would make an overload worse.
+    #[error("model {model:?} could not answer, and its retries are used up for the moment: try again later")]
+    RetriesUsedUp {
+        /// The model.
+        model: String,
+    },
     /// The request took too long.
     #[error("model {model:?} did not answer within {millis} ms")]
     Timeout {
@@ -116,9 +146,12 @@ impl ApiError {
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyBroken | Self::BadHeader { .. } => StatusCode::BAD_REQUEST,
             Self::AccessNotSupported { .. } => StatusCode::FORBIDDEN,
-            Self::Suspended { .. } | Self::NoTierServes { .. } | Self::TierNotActive { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Suspended { .. }
+            | Self::NoTierServes { .. }
+            | Self::TierNotActive { .. }
+            | Self::TierTooSmall { .. }
+            | Self::TooManyHeld { .. }
+            | Self::RetriesUsedUp { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -137,6 +170,9 @@ impl ApiError {
             Self::Suspended { .. } => "model_suspended",
             Self::NoTierServes { .. } => "no_tier_available",
             Self::TierNotActive { .. } => "tier_not_active",
+            Self::TierTooSmall { .. } => "tier_cannot_serve",
+            Self::TooManyHeld { .. } => "too_many_waiting",
+            Self::RetriesUsedUp { .. } => "retries_used_up",
             Self::Timeout { .. } => "timeout",
         }
     }
@@ -144,19 +180,33 @@ impl ApiError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Suspended { .. } => Some(Duration::from_secs(60)),
-            Self::NoTierServes { .. } | Self::TierNotActive { .. } => Some(Duration::from_secs(2)),
+            Self::TierTooSmall { .. } => Some(Duration::from_secs(10)),
+            Self::NoTierServes { .. }
+            | Self::TierNotActive { .. }
+            | Self::TooManyHeld { .. }
+            | Self::RetriesUsedUp { .. } => Some(Duration::from_secs(2)),
             _ => None,
         }
+    }
+
+    /// OpenAI's error body.
+    fn json(&self) -> serde_json::Value {
+        let kind = if self.status().is_server_error() { "server_error" } else { "invalid_request_error" };
+        json!({"error": {
+            "message": self.to_string(), "type": kind, "param": null, "code": self.code(),
+        }})
+    }
+
+    /// The same in a stream that has begun.
+    #[must_use]
+    pub fn event(&self) -> Bytes {
+        Bytes::from(format!("data: {}\n\n", self.json()))
     }
 
     /// The whole answer.
     #[must_use]
     pub fn into_response(self) -> Response<AnswerBody> {
-        let kind = if self.status().is_server_error() { "server_error" } else { "invalid_request_error" };
-        let value = json!({"error": {
-            "message": self.to_string(), "type": kind, "param": null, "code": self.code(),
-        }});
-        let mut response = body::json(self.status(), &value);
+        let mut response = body::json(self.status(), &self.json());
         if let Some(wait) = self.retry_after() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
         }
@@ -171,6 +221,8 @@ pub enum StreamError {
     Interrupted,
     /// The request's time was over.
     TimedOut,
+    /// The engine answered with this status and no error body of its own.
+    Refused(StatusCode),
 }
 
 impl StreamError {
@@ -180,9 +232,14 @@ impl StreamError {
         let (code, message) = match self {
             Self::Interrupted => (
                 "stream_interrupted",
-                "the engine was lost while it generated this answer: send the request again",
+                "the engine was lost while it generated this answer: send the request again".to_owned(),
             ),
-            Self::TimedOut => ("timeout", "the answer was not finished within the model's requests.timeout"),
+            Self::TimedOut => {
+                ("timeout", "the answer was not finished within the model's requests.timeout".to_owned())
+            }
+            Self::Refused(status) => {
+                ("engine_error", format!("the engine answered {status}: send the request again"))
+            }
         };
         let value =
             json!({"error": {"message": message, "type": "server_error", "param": null, "code": code}});

@@ -4,16 +4,34 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
 
 use crate::{error::ApiError, table::ModelConfig};
 
-/// What the gateway reads of a request body; the engine reads the rest.
+/// What the gateway reads of a request body; the engine reads the rest, and says what is wrong with it.
 #[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct BodyHead {
     /// The model id.
-    #[serde(default)]
+    #[serde(deserialize_with = "text_or_nothing")]
     pub model: Option<String>,
+    /// Whether the answer comes as a stream.
+    pub stream: Option<Value>,
+    /// Length limit of the answer.
+    pub max_tokens: Option<Value>,
+    /// The newer name of the same.
+    pub max_completion_tokens: Option<Value>,
+    return_token_ids: Option<IgnoredAny>,
+    resume_tokens: Option<IgnoredAny>,
+    resume: Option<IgnoredAny>,
+}
+
+fn text_or_nothing<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => Some(text),
+        _ => None,
+    })
 }
 
 impl BodyHead {
@@ -21,6 +39,12 @@ impl BodyHead {
     #[must_use]
     pub fn parse(body: &[u8]) -> Self {
         if body.is_empty() { Self::default() } else { serde_json::from_slice(body).unwrap_or_default() }
+    }
+
+    /// Whether it holds a field that is between gateway and engine only.
+    #[must_use]
+    pub fn names_contract_field(&self) -> bool {
+        [&self.return_token_ids, &self.resume_tokens, &self.resume].into_iter().any(Option::is_some)
     }
 }
 

@@ -10,13 +10,18 @@
 //! controller or the API server away it serves and fails over from its last view.
 
 mod api;
+mod attempt;
 mod auth;
 mod body;
+mod budget;
+mod call;
 mod config;
 mod error;
+mod events;
 mod forward;
 mod headers;
 mod health;
+mod hold;
 mod identify;
 mod internal;
 mod metrics;
@@ -24,9 +29,11 @@ mod model;
 mod pool;
 mod registry;
 mod relay;
+mod resume;
 mod server;
 mod status;
 mod table;
+mod transcript;
 
 use std::{
     io,

@@ -18,6 +18,9 @@ pub struct Metrics {
     switches: IntCounterVec,
     switch_seconds: HistogramVec,
     interrupted_streams: IntCounterVec,
+    resumes: IntCounterVec,
+    aborts: IntCounterVec,
+    held: IntGaugeVec,
     active_tier: IntGaugeVec,
     in_flight: IntGaugeVec,
     added_seconds: HistogramVec,
@@ -70,6 +73,21 @@ impl Metrics {
                 "atlas_gateway_interrupted_streams_total",
                 "Streams that ended in an error event because their engine was lost.",
                 &["model", "tier"],
+            )?,
+            resumes: counter(
+                "atlas_gateway_resumes_total",
+                "Broken streams by whether another engine went on with them.",
+                &["model", "outcome"],
+            )?,
+            aborts: counter(
+                "atlas_gateway_aborted_attempts_total",
+                "Attempts without a byte that were ended because their engine was lost.",
+                &["model"],
+            )?,
+            held: gauge(
+                "atlas_gateway_held_requests",
+                "Requests that wait for a tier to become ready.",
+                &["model"],
             )?,
             active_tier: gauge(
                 "atlas_gateway_active_tier",
@@ -128,6 +146,22 @@ impl Metrics {
         self.interrupted_streams.with_label_values(&[model, tier]).inc();
     }
 
+    /// A stream broke, and another engine went on or none did.
+    pub fn resumed(&self, model: &str, found: bool) {
+        self.resumes.with_label_values(&[model, if found { "resumed" } else { "failed" }]).inc();
+    }
+
+    /// An attempt was ended because its engine was lost.
+    pub fn aborted(&self, model: &str) {
+        self.aborts.with_label_values(&[model]).inc();
+    }
+
+    /// Counts a request that waits for a tier, for as long as the guard lives.
+    #[must_use]
+    pub fn hold(&self, model: &str) -> Running {
+        Running::count(self.held.with_label_values(&[model]))
+    }
+
     /// Which tier serves.
     pub fn active_tier(&self, model: &ModelConfig, active: Option<&str>) {
         for tier in &model.tiers {
@@ -139,9 +173,7 @@ impl Metrics {
     /// Counts a request for as long as the guard lives.
     #[must_use]
     pub fn begin(&self, model: &str) -> Running {
-        let gauge = self.in_flight.with_label_values(&[model]);
-        gauge.inc();
-        Running { gauge }
+        Running::count(self.in_flight.with_label_values(&[model]))
     }
 
     /// Time of the gateway's own before the first byte of an answer.
@@ -154,6 +186,13 @@ impl Metrics {
 #[derive(Debug)]
 pub struct Running {
     gauge: prometheus::IntGauge,
+}
+
+impl Running {
+    fn count(gauge: prometheus::IntGauge) -> Self {
+        gauge.inc();
+        Self { gauge }
+    }
 }
 
 impl Drop for Running {

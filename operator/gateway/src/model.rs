@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::{
+    budget::RetryBudget,
     config::Timing,
     health::{Clock, endpoint::Endpoint},
     metrics::Metrics,
@@ -103,6 +104,9 @@ pub struct Model {
     pub timing: Timing,
     /// Its requests.
     pub counts: RequestCounts,
+    /// What its requests may try again.
+    pub budget: RetryBudget,
+    held: AtomicUsize,
     metrics: Arc<Metrics>,
     config: RwLock<Arc<ModelConfig>>,
     endpoints: RwLock<Vec<Arc<Endpoint>>>,
@@ -118,6 +122,8 @@ impl Model {
             clock,
             timing,
             counts: RequestCounts::default(),
+            budget: RetryBudget::new(std::time::Instant::now()),
+            held: AtomicUsize::new(0),
             metrics,
             config: RwLock::new(config),
             endpoints: RwLock::default(),
@@ -142,6 +148,19 @@ impl Model {
     #[must_use]
     pub fn routes(&self) -> watch::Receiver<Arc<Routes>> {
         self.routes.subscribe()
+    }
+
+    /// A place among the requests that wait for a tier, until it is dropped; `None` where too many wait already.
+    #[must_use]
+    pub fn hold(self: &Arc<Self>) -> Option<Held> {
+        let held = Held { model: Arc::clone(self) };
+        (self.held.fetch_add(1, Ordering::Relaxed) < self.timing.max_held).then_some(held)
+    }
+
+    /// Requests that wait for a tier.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// The moves so far, oldest first.
@@ -300,5 +319,17 @@ impl Model {
     /// Counts one request.
     pub fn count(&self, counter: impl Fn(&RequestCounts) -> &AtomicU64) {
         counter(&self.counts).fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A request that waits for a tier.
+#[derive(Debug)]
+pub struct Held {
+    model: Arc<Model>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.model.held.fetch_sub(1, Ordering::Relaxed);
     }
 }

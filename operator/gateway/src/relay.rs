@@ -1,6 +1,7 @@
-//! Passes a stream on as it comes, and tells the client when it breaks.
+//! Passes a stream on as it comes, lets another engine go on when it breaks, and tells the client when none can.
 //!
-//! Only whole server-sent events are passed on: a client can then read the error event behind the last one.
+//! Only whole server-sent events are passed on: a client can then read what follows the last one, be it the rest of its
+//! answer from another engine or the error event.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -8,43 +9,48 @@ use atlas_operator_core::routing::{Cause, HealthEvent};
 use bytes::{Bytes, BytesMut};
 use futures::stream;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use tokio::time::Sleep;
+use tracing::debug;
 
 use crate::{
+    attempt::{Reached, Upstream},
     body::{AnswerBody, BrokenOff},
+    call::Call,
     error::StreamError,
+    events::{self, EventCutter},
     health::endpoint::{Endpoint, InFlight, Loss},
-    metrics::{Metrics, Running},
-    model::Model,
-    pool::Sender,
+    metrics::Running,
+    resume,
+    transcript::{Taken, Transcript},
 };
-
-/// An event is never this long; what is, passes unchecked rather than filling the memory.
-const MAX_EVENT_BYTES: usize = 1 << 20;
 
 /// A stream on its way through.
 pub struct Relay {
-    /// The rest of the engine's answer.
-    pub body: Incoming,
-    /// Its connection, given back at the end.
-    pub sender: Sender,
-    /// What was read already.
-    pub first: Option<Bytes>,
-    /// Whether it is a stream of events, in which an error can be told.
-    pub events: bool,
-    /// Tells when the engine is lost.
-    pub loss: Loss,
-    /// End of the request's time.
-    pub deadline: Pin<Box<Sleep>>,
-    /// The model.
-    pub model: Arc<Model>,
-    /// The engine.
-    pub endpoint: Arc<Endpoint>,
-    /// Where breaks are counted.
-    pub metrics: Arc<Metrics>,
-    /// Counts the request until its last byte.
-    pub _counted: (InFlight, Running),
+    call: Arc<Call>,
+    source: Option<Source>,
+    cutter: EventCutter,
+    /// What the client has, where another engine could go on.
+    transcript: Option<Transcript>,
+    events: bool,
+    deadline: Pin<Box<Sleep>>,
+    _running: Running,
+}
+
+/// Where the stream comes from now.
+pub struct Source {
+    upstream: Upstream,
+    endpoint: Arc<Endpoint>,
+    loss: Loss,
+    _in_flight: InFlight,
+}
+
+impl Source {
+    /// Of an answer that is a stream.
+    #[must_use]
+    pub fn new(upstream: Upstream, endpoint: Arc<Endpoint>, loss: Loss, in_flight: InFlight) -> Self {
+        Self { upstream, endpoint, loss, _in_flight: in_flight }
+    }
 }
 
 enum Step {
@@ -53,125 +59,176 @@ enum Step {
     Broken(StreamError),
 }
 
+/// What becomes of a piece of the stream.
+enum Passed {
+    Bytes(Bytes),
+    /// The engine said that it failed; its own words, behind what came before them.
+    Failed {
+        before: Bytes,
+        words: Bytes,
+    },
+}
+
 impl Relay {
     /// The body for the client.
     #[must_use]
-    pub fn into_body(mut self) -> AnswerBody {
-        let first = self.first.take();
-        let cutter = EventCutter { enabled: self.events, ..EventCutter::default() };
-        let frames = stream::unfold(Some((self, cutter, first)), |state| async move {
-            let (mut relay, mut cutter, first) = state?;
-            let mut next = first.map(Step::Data);
-            loop {
-                let step = match next.take() {
-                    Some(step) => step,
-                    None => relay.step().await,
-                };
-                match step {
-                    Step::Data(data) => {
-                        let passed = cutter.cut(data);
-                        if !passed.is_empty() {
-                            return Some((Ok(Frame::data(passed)), Some((relay, cutter, None))));
-                        }
-                    }
-                    Step::End => {
-                        relay.model.report(&relay.endpoint, HealthEvent::Answered);
-                        relay.endpoint.pool.give_back(relay.sender);
-                        let rest = cutter.rest();
-                        return (!rest.is_empty()).then(|| (Ok(Frame::data(rest)), None));
-                    }
-                    Step::Broken(error) => {
-                        let (model, tier) = (&relay.endpoint.config.model, &relay.endpoint.config.tier);
-                        relay.metrics.interrupted(model, tier);
-                        let end = if relay.events { Ok(Frame::data(error.event())) } else { Err(BrokenOff) };
-                        return Some((end, None));
-                    }
-                }
-            }
+    pub fn body(call: Arc<Call>, upstream: Upstream, endpoint: Arc<Endpoint>, reached: Rest) -> AnswerBody {
+        let Rest { has_ids, loss, in_flight } = reached;
+        let events = upstream.events;
+        let relay = Self {
+            cutter: EventCutter::new(events),
+            transcript: (events && has_ids).then(Transcript::default),
+            events,
+            deadline: Box::pin(tokio::time::sleep_until(call.deadline)),
+            _running: call.metrics.begin(&endpoint.config.model),
+            source: Some(Source::new(upstream, endpoint, loss, in_flight)),
+            call,
+        };
+        let frames = stream::unfold(Some(relay), |relay| async move {
+            let mut relay = relay?;
+            let next = relay.next().await?;
+            let goes_on = matches!(&next, Next::Frame(_));
+            let frame = match next {
+                Next::Frame(bytes) | Next::Last(bytes) => Ok(Frame::data(bytes)),
+                Next::Cut => Err(BrokenOff),
+            };
+            Some((frame, goes_on.then_some(relay)))
         });
         StreamBody::new(frames).boxed_unsync()
     }
 
-    async fn step(&mut self) -> Step {
+    async fn next(&mut self) -> Option<Next> {
         loop {
-            tokio::select! {
-                biased;
-                frame = self.body.frame() => match frame {
-                    None => return Step::End,
-                    Some(Ok(frame)) => {
-                        self.endpoint.saw_bytes(self.model.clock.now());
-                        if let Ok(data) = frame.into_data() && !data.is_empty() {
-                            return Step::Data(data);
+            let source = self.source.as_mut()?;
+            match step(&self.call, source, &mut self.deadline).await {
+                Step::Data(data) => match self.pass(data) {
+                    Passed::Bytes(bytes) if bytes.is_empty() => {}
+                    Passed::Bytes(bytes) => return Some(Next::Frame(bytes)),
+                    Passed::Failed { before, words } => {
+                        let source = self.source.take()?;
+                        self.call.model.report(&source.endpoint, HealthEvent::ServerError);
+                        let (model, tier) =
+                            (source.endpoint.config.model.clone(), source.endpoint.config.tier.clone());
+                        if !self.go_on(source).await {
+                            self.call.metrics.interrupted(&model, &tier);
+                            return Some(Next::Last(join(before, words)));
+                        }
+                        if !before.is_empty() {
+                            return Some(Next::Frame(before));
                         }
                     }
-                    Some(Err(_)) => {
-                        let reset = HealthEvent::ConnectionFailed(Cause::ConnectionReset);
-                        self.model.report(&self.endpoint, reset);
-                        return Step::Broken(StreamError::Interrupted);
-                    }
                 },
-                _ = self.loss.wait() => return Step::Broken(StreamError::Interrupted),
-                () = &mut self.deadline => return Step::Broken(StreamError::TimedOut),
+                Step::End => {
+                    let source = self.source.take()?;
+                    self.call.model.report(&source.endpoint, HealthEvent::Answered);
+                    source.endpoint.pool(source.upstream.port).give_back(source.upstream.sender);
+                    let rest = self.cutter.rest();
+                    return (!rest.is_empty()).then_some(Next::Last(rest));
+                }
+                Step::Broken(error) => {
+                    let source = self.source.take()?;
+                    if self.transcript.as_ref().is_some_and(Transcript::is_done) {
+                        return None;
+                    }
+                    let (model, tier) =
+                        (source.endpoint.config.model.clone(), source.endpoint.config.tier.clone());
+                    if error == StreamError::Interrupted && self.go_on(source).await {
+                        continue;
+                    }
+                    self.call.metrics.interrupted(&model, &tier);
+                    return Some(if self.events { Next::Last(error.event()) } else { Next::Cut });
+                }
             }
         }
     }
-}
 
-/// Cuts a stream of bytes behind whole events.
-#[derive(Debug, Default)]
-struct EventCutter {
-    enabled: bool,
-    held: BytesMut,
-}
+    /// Finds another engine that goes on behind what the client has.
+    async fn go_on(&mut self, broken: Source) -> bool {
+        let Some(transcript) = &self.transcript else { return false };
+        let Some(body) = transcript.resumed_body(&self.call.body) else { return false };
+        let endpoint = Arc::clone(&broken.endpoint);
+        // Closed before anything is sent elsewhere: the old engine may still be generating.
+        drop(broken);
+        self.cutter.rest();
+        let resumed = resume::go_on(&self.call, &endpoint, body).await;
+        let (model, tokens) = (&endpoint.config.model, transcript.tokens());
+        self.call.metrics.resumed(model, resumed.is_some());
+        debug!(%model, tokens, found = resumed.is_some(), "a stream broke");
+        self.source = resumed;
+        self.source.is_some()
+    }
 
-impl EventCutter {
-    /// Takes bytes in and returns those up to the end of the last whole event.
-    fn cut(&mut self, data: Bytes) -> Bytes {
-        if !self.enabled || (self.held.is_empty() && data.ends_with(b"\n\n")) {
-            return data;
+    fn pass(&mut self, data: Bytes) -> Passed {
+        let whole = self.cutter.cut(data);
+        let Some(transcript) = self.transcript.as_mut() else { return Passed::Bytes(whole) };
+        let mut passed = BytesMut::new();
+        for event in events::split(whole) {
+            match transcript.take(event) {
+                Taken::Pass(event) if passed.is_empty() => passed = BytesMut::from(event),
+                Taken::Pass(event) => passed.extend_from_slice(&event),
+                Taken::Drop => {}
+                Taken::Failed(words) => return Passed::Failed { before: passed.freeze(), words },
+            }
         }
-        self.held.extend_from_slice(&data);
-        match last_event_end(&self.held) {
-            Some(end) => self.held.split_to(end).freeze(),
-            None if self.held.len() > MAX_EVENT_BYTES => self.rest(),
-            None => Bytes::new(),
+        Passed::Bytes(passed.freeze())
+    }
+}
+
+/// What a relay needs of a [`Reached`] besides its stream.
+pub struct Rest {
+    has_ids: bool,
+    loss: Loss,
+    in_flight: InFlight,
+}
+
+impl Rest {
+    /// Takes an answer apart.
+    #[must_use]
+    pub fn split(reached: Reached) -> (http::response::Parts, crate::attempt::Content, Self) {
+        let Reached { parts, content, has_ids, loss, in_flight, waited: _ } = reached;
+        (parts, content, Self { has_ids, loss, in_flight })
+    }
+
+    /// As the source of a relay that goes on.
+    #[must_use]
+    pub fn into_source(self, upstream: Upstream, endpoint: Arc<Endpoint>) -> Source {
+        Source::new(upstream, endpoint, self.loss, self.in_flight)
+    }
+}
+
+enum Next {
+    Frame(Bytes),
+    Last(Bytes),
+    Cut,
+}
+
+fn join(a: Bytes, b: Bytes) -> Bytes {
+    if a.is_empty() { b } else { [a, b].concat().into() }
+}
+
+async fn step(call: &Call, source: &mut Source, deadline: &mut Pin<Box<Sleep>>) -> Step {
+    if let Some(first) = source.upstream.first.take() {
+        return Step::Data(first);
+    }
+    loop {
+        tokio::select! {
+            biased;
+            frame = source.upstream.body.frame() => match frame {
+                None => return Step::End,
+                Some(Ok(frame)) => {
+                    source.endpoint.saw_bytes(call.model.clock.now());
+                    if let Ok(data) = frame.into_data() && !data.is_empty() {
+                        return Step::Data(data);
+                    }
+                }
+                Some(Err(_)) => {
+                    let reset = HealthEvent::ConnectionFailed(Cause::ConnectionReset);
+                    call.model.report(&source.endpoint, reset);
+                    return Step::Broken(StreamError::Interrupted);
+                }
+            },
+            _ = source.loss.wait() => return Step::Broken(StreamError::Interrupted),
+            () = deadline.as_mut() => return Step::Broken(StreamError::TimedOut),
         }
-    }
-
-    /// What is still held back.
-    fn rest(&mut self) -> Bytes {
-        self.held.split().freeze()
-    }
-}
-
-fn last_event_end(bytes: &[u8]) -> Option<usize> {
-    let after =
-        |mark: &[u8]| bytes.windows(mark.len()).rposition(|window| window == mark).map(|at| at + mark.len());
-    after(b"\n\n").max(after(b"\r\n\r\n"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_pass_whole_and_nothing_is_lost() {
-        let check = |pieces: &[&'static str], expected: &[&str], rest: &str| {
-            let mut cutter = EventCutter { enabled: true, ..EventCutter::default() };
-            let cut: Vec<Bytes> =
-                pieces.iter().map(|piece| cutter.cut(Bytes::from_static(piece.as_bytes()))).collect();
-            assert_eq!(cut, expected, "{pieces:?}");
-            assert_eq!(cutter.rest(), rest, "{pieces:?}");
-        };
-        check(&["data: 1\n\n", "data: 2\n\n"], &["data: 1\n\n", "data: 2\n\n"], "");
-        check(&["data: 1\n\ndata: 2"], &["data: 1\n\n"], "data: 2");
-        check(&["da", "ta: 1\n", "\nda", "ta: 2\n\n"], &["", "", "data: 1\n\n", "data: 2\n\n"], "");
-        check(&["data: 1\r\n\r", "\ndata"], &["", "data: 1\r\n\r\n"], "data");
-    }
-
-    #[test]
-    fn what_is_no_stream_of_events_passes_as_it_is() {
-        let mut cutter = EventCutter::default();
-        assert_eq!(cutter.cut(Bytes::from_static(b"half")), "half");
     }
 }

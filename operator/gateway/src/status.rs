@@ -38,10 +38,13 @@ struct EndpointStatus {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct RequestStatus {
     total: u64,
     retried: u64,
     failed: u64,
+    held: usize,
+    retry_budget: u64,
 }
 
 /// Reads the status off the models.
@@ -77,6 +80,8 @@ fn of_model(name: &str, model: &Model) -> ModelStatus {
             total: model.counts.total.load(Ordering::Relaxed),
             retried: model.counts.retried.load(Ordering::Relaxed),
             failed: model.counts.failed.load(Ordering::Relaxed),
+            held: model.held(),
+            retry_budget: model.budget.left(std::time::Instant::now()),
         },
         switches: model.switches(),
     }

@@ -50,6 +50,8 @@ pub struct TierConfig {
     pub name: String,
     /// Its model file, for `x-atlas-model`.
     pub display_model: String,
+    /// Context window in tokens.
+    pub context_tokens: u64,
     /// What the controller says about it while it does not serve.
     pub message: Option<String>,
 }
@@ -97,6 +99,7 @@ impl ModelConfig {
                 .source
                 .parse::<ModelSource>()
                 .map_or_else(|_| tier.model.source.clone(), |source| source.display_name().to_owned()),
+            context_tokens: u64::try_from(tier.context_tokens).unwrap_or(0),
             message: statuses.iter().find(|status| status.name == tier.name).and_then(|s| s.message.clone()),
         });
         let max_body_bytes = quantity::parse_bytes(&spec.requests.max_body_bytes);

@@ -13,6 +13,11 @@ fn engine_selector(model: &ValidatedModel) -> Labels {
     labels([(names::LABEL_MODEL, model.name.as_str()), (names::LABEL_COMPONENT, names::COMPONENT_ENGINE)])
 }
 
+/// The chart's labels of the controller, which runs in a namespace of its own.
+fn operator_selector() -> Labels {
+    labels([("app.kubernetes.io/name", names::FIELD_MANAGER), (names::LABEL_COMPONENT, "controller")])
+}
+
 fn model_labels(model: &ValidatedModel) -> Labels {
     let mut all = base_labels("atlas-model");
     all.insert(names::LABEL_MODEL.into(), model.name.clone().into());
@@ -36,7 +41,8 @@ pub fn build_disruption_budget(model: &ValidatedModel) -> Desired {
     })
 }
 
-/// The engines' API is for gateways only; the internal port, which has no API, is open to probes and scrapers.
+/// The engines' ports are for gateways only, and the internal one, where streams are resumed, for the operator that
+/// reads its status. Kubelets probe past every policy; who scrapes metrics gets a policy of its own.
 pub fn build_network_policy(model: &ValidatedModel) -> Desired {
     assemble(Parts {
         kind: Kind::NetworkPolicy,
@@ -53,7 +59,13 @@ pub fn build_network_policy(model: &ValidatedModel) -> Desired {
                     "from": [{"podSelector": {"matchLabels": gateway::selector()}}],
                     "ports": [{"port": names::ENGINE_PORT, "protocol": "TCP"}],
                 },
-                {"ports": [{"port": names::ENGINE_INTERNAL_PORT, "protocol": "TCP"}]},
+                {
+                    "from": [
+                        {"podSelector": {"matchLabels": gateway::selector()}},
+                        {"namespaceSelector": {}, "podSelector": {"matchLabels": operator_selector()}},
+                    ],
+                    "ports": [{"port": names::ENGINE_INTERNAL_PORT, "protocol": "TCP"}],
+                },
             ],
         }}),
     })

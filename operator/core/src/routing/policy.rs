@@ -5,7 +5,8 @@
 //! Two cases need no patience: no other tier is healthy, or this observer never saw the tier lost (after a restart
 //! the preference must not depend on which probe came in first).
 //! What the other observers do is known by a hint, the tier that the controller last recorded: an observer that starts
-//! anew begins there, with the patience for better tiers still to be had, and it follows a failback that others made.
+//! anew begins there (else with the best), with the patience for better tiers still to be had, and it follows a failback
+//! that others made.
 //! Without a hint everything works as well, only agreement takes longer.
 //! Load among equals is not balanced here: endpoints of one tier come in the order in which they were given.
 
@@ -15,8 +16,8 @@ use super::{Health, Millis};
 
 /// Longest lengthening of `failbackAfter`.
 pub const MAX_FACTOR: Millis = 10;
-/// How long an observer that starts anew waits for the first word of the hinted tier before another one is active.
-/// Requests are served meanwhile.
+/// How long an observer that starts anew waits for the first word of the tiers that it would rather have before another
+/// one is active. Requests are served meanwhile.
 const RESTORE_MS: Millis = 1_000;
 
 /// One endpoint as the policy sees it.
@@ -38,6 +39,10 @@ pub struct TierView<'a> {
 }
 
 impl TierView<'_> {
+    fn is_not_heard_of(&self) -> bool {
+        !self.is_healthy() && self.endpoints.iter().any(|endpoint| endpoint.health == Health::Unknown)
+    }
+
     fn is_healthy(&self) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.health == Health::Healthy)
     }
@@ -103,7 +108,7 @@ pub struct FailbackState {
     tiers: BTreeMap<String, TierMemory>,
     /// The tier that served last, also while nothing serves.
     last_active: Option<String>,
-    /// Until then nothing but the hinted tier becomes active, as long as it was not heard of.
+    /// Until then no tier becomes active while a preferred one was not heard of.
     restoring_until: Option<Millis>,
 }
 
@@ -192,21 +197,22 @@ pub fn route(input: &RouteInput<'_>) -> Decision {
         Mode::Pinned(name) => tiers[index].name == *name,
     };
     let healthy: Vec<usize> = (0..tiers.len()).filter(|i| allowed(*i) && tiers[*i].is_healthy()).collect();
-    let restoring_until = match (starts_anew, hinted) {
-        (true, Some(_)) => Some(now.saturating_add(RESTORE_MS)),
-        _ => state.restoring_until.filter(|until| now < until && state.last_active.is_none()),
+    let restoring_until = if starts_anew {
+        Some(now.saturating_add(RESTORE_MS))
+    } else {
+        state.restoring_until.filter(|until| now < until && state.last_active.is_none())
     };
-    let awaits_hinted = restoring_until.is_some()
-        && hinted.filter(|tier| allowed(*tier)).is_some_and(|tier| {
-            !tiers[tier].is_healthy() && tiers[tier].endpoints.iter().any(|e| e.health == Health::Unknown)
-        });
+    let may_come = |tier: usize| allowed(tier) && tiers[tier].is_not_heard_of();
+    let best = healthy.first().copied().unwrap_or(tiers.len());
+    let awaits_better =
+        restoring_until.is_some() && (hinted.is_some_and(may_come) || (0..best).any(may_come));
     let current = healthy.iter().copied().find(|i| Some(tiers[*i].name) == state.last_active.as_deref());
     let may_take_over =
         |tier: usize| others_returned[tier] || memories[tier].may_take_over(*now, *failback_after_ms);
     // An observer that starts anew stands where the others stand.
     let current = current.or(hinted.filter(|tier| restoring_until.is_some() && healthy.contains(tier)));
     let active = match current {
-        None if awaits_hinted => None,
+        None if awaits_better => None,
         None => healthy.first().copied(),
         Some(current) => healthy
             .iter()

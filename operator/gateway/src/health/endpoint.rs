@@ -1,8 +1,11 @@
 //! One engine as the gateway holds it: address, connections, health, and who waits on it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError, RwLock,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use atlas_operator_core::routing::{Cause, EndpointHealth, Health, HealthEvent, HealthSettings, Millis};
@@ -12,13 +15,20 @@ use tokio_util::sync::CancellationToken;
 use super::facts::EngineFacts;
 use crate::{pool::Pool, table::EndpointConfig};
 
+/// A port of an engine that requests go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// The public API.
+    Api,
+    /// The internal one, where streams can be resumed.
+    Internal,
+}
+
 /// One engine.
 #[derive(Debug)]
 pub struct Endpoint {
     /// What the cluster says about it; readiness is in the health.
     pub config: EndpointConfig,
-    /// Connections for requests; probes have their own.
-    pub pool: Pool,
     /// Requests that it holds.
     pub in_flight: AtomicUsize,
     /// Those of them without a byte of their answer.
@@ -27,6 +37,10 @@ pub struct Endpoint {
     pub removed: CancellationToken,
     /// Asks its prober to look at once.
     pub look: tokio::sync::Notify,
+    /// Connections for requests; probes have their own.
+    api_pool: Pool,
+    internal_pool: Pool,
+    no_resume: AtomicBool,
     health: Mutex<EndpointHealth>,
     facts: RwLock<Arc<EngineFacts>>,
     last_byte: AtomicU64,
@@ -40,7 +54,9 @@ impl Endpoint {
         Self {
             health: Mutex::new(EndpointHealth::new(config.ready, now)),
             config,
-            pool: Pool::default(),
+            api_pool: Pool::default(),
+            internal_pool: Pool::default(),
+            no_resume: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             awaiting: AtomicUsize::new(0),
             facts: RwLock::default(),
@@ -61,6 +77,35 @@ impl Endpoint {
     #[must_use]
     pub fn trouble_since(&self) -> Option<Millis> {
         self.lock().trouble_since()
+    }
+
+    /// The idle connections to a port.
+    #[must_use]
+    pub fn pool(&self, port: Port) -> &Pool {
+        match port {
+            Port::Api => &self.api_pool,
+            Port::Internal => &self.internal_pool,
+        }
+    }
+
+    /// Where a port is.
+    #[must_use]
+    pub fn address(&self, port: Port) -> SocketAddr {
+        match port {
+            Port::Api => self.config.api,
+            Port::Internal => self.config.internal,
+        }
+    }
+
+    /// Whether its streams can be resumed, as far as is known.
+    #[must_use]
+    pub fn takes_resume(&self) -> bool {
+        !self.no_resume.load(Ordering::Relaxed)
+    }
+
+    /// It does not know the resume contract.
+    pub fn refuses_resume(&self) {
+        self.no_resume.store(true, Ordering::Relaxed);
     }
 
     /// What the engine last said about itself.
@@ -118,7 +163,8 @@ impl Endpoint {
     fn tell_waiters(&self, cause: Option<Cause>) {
         let fatal = cause.filter(|cause| cause.ends_running_requests());
         if fatal.is_some() {
-            self.pool.clear();
+            self.api_pool.clear();
+            self.internal_pool.clear();
         }
         self.lost.send_if_modified(|lost| std::mem::replace(lost, fatal) != fatal);
     }

@@ -1,5 +1,10 @@
 //! A gateway over scripted engines on loopback; no API server.
 
+// Every suite uses a part of it.
+#![allow(dead_code)]
+
+pub mod tokens;
+
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -44,6 +49,12 @@ pub enum Script {
     SlowStream(Arc<Notify>),
     /// `/readyz` says no, and so do requests.
     Loading,
+    /// 400 with the code of a prompt that is too long.
+    TooLong,
+    /// A stream in the form of the resume contract.
+    Tokens(tokens::Tokens),
+    /// The same, broken off, by an engine that serves no more then.
+    BreakOnceWithIds,
     /// Probes are answered, the engine says that it works, and nothing comes: a card that hangs.
     Hang,
 }
@@ -128,7 +139,43 @@ async fn converse(
         let stream_head =
             "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
         let chunk = |data: &str| format!("{:x}\r\n{data}\r\n", data.len());
+        let resumable = match now {
+            Script::Tokens(tokens) => Some(tokens),
+            Script::BreakOnceWithIds => Some(tokens::Tokens {
+                model_file: "m",
+                total: 10,
+                per_connection: 3,
+                how: tokens::Break::Cut,
+            }),
+            _ => None,
+        };
+        if !is_api && request.starts_with("POST /v1/") {
+            if matches!(now, Script::Loading) {
+                send(&mut stream, &whole(503, "{}")).await;
+                continue;
+            }
+            let Some(tokens) = resumable else {
+                // An engine of before the resume contract.
+                send(&mut stream, &whole(404, "")).await;
+                continue;
+            };
+            if matches!(now, Script::BreakOnceWithIds) {
+                *script.lock().unwrap() = Script::Loading;
+            }
+            let (events, complete) = tokens.events(&request);
+            seen.lock().unwrap().push(request);
+            send(&mut stream, &format!("{stream_head}{}", chunk(&events))).await;
+            if !complete && tokens.how == tokens::Break::Cut {
+                return;
+            }
+            send(&mut stream, "0\r\n\r\n").await;
+            continue;
+        }
         if !is_api {
+            if let Some(tokens) = resumable {
+                send(&mut stream, &whole(200, &tokens.status().to_string())).await;
+                continue;
+            }
             match now {
                 Script::Freeze | Script::FreezeAfterHeaders => std::future::pending().await,
                 Script::Loading => send(&mut stream, &whole(503, "Loading")).await,
@@ -142,6 +189,10 @@ async fn converse(
             Script::Answer(text) => send(&mut stream, &whole(200, &json!({"text": text}).to_string())).await,
             Script::Status(status) => send(&mut stream, &whole(status, "{}")).await,
             Script::Loading => send(&mut stream, &whole(503, "{}")).await,
+            Script::TooLong => {
+                send(&mut stream, &whole(400, r#"{"error": {"code": "context_length_exceeded"}}"#)).await;
+            }
+            Script::Tokens(_) | Script::BreakOnceWithIds => send(&mut stream, &whole(500, "{}")).await,
             Script::Reset => return,
             Script::Freeze | Script::Hang => std::future::pending().await,
             Script::FreezeAfterHeaders => {
@@ -203,6 +254,7 @@ pub fn model(tiers: &[&str]) -> ModelConfig {
             .map(|name| TierConfig {
                 name: (*name).into(),
                 display_model: format!("{name}-file"),
+                context_tokens: 4096,
                 message: Some(format!("{name} was told about")),
             })
             .collect(),
@@ -219,6 +271,19 @@ pub fn table(model: ModelConfig, endpoints: Vec<EndpointConfig>) -> ModelTable {
     ModelTable { models: [(model.name.clone(), Arc::new(model))].into(), endpoints }
 }
 
+/// Quick enough for tests.
+pub fn timing() -> Timing {
+    Timing {
+        probe_interval: Duration::from_millis(20),
+        tick: Duration::from_millis(10),
+        hold: Duration::from_secs(2),
+        hang_after: Duration::from_millis(300),
+        drain_grace: Duration::ZERO,
+        drain_timeout: Duration::from_secs(5),
+        ..Timing::production()
+    }
+}
+
 /// A running gateway.
 pub struct Gateway {
     pub api: SocketAddr,
@@ -230,15 +295,10 @@ pub struct Gateway {
 
 impl Gateway {
     pub async fn start(table: ModelTable) -> Self {
-        let timing = Timing {
-            probe_interval: Duration::from_millis(20),
-            tick: Duration::from_millis(10),
-            hold: Duration::from_secs(2),
-            hang_after: Duration::from_millis(300),
-            drain_grace: Duration::ZERO,
-            drain_timeout: Duration::from_secs(5),
-            ..Timing::production()
-        };
+        Self::start_with(table, timing()).await
+    }
+
+    pub async fn start_with(table: ModelTable, timing: Timing) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = GatewayConfig {
             namespace: "atlas".into(),

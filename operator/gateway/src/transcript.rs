@@ -1,0 +1,174 @@
+//! What a client has of a stream, so that another engine can go on behind it.
+//!
+//! Pure: events come in, and come out without the fields that are between gateway and engine only. The form is that of
+//! "Resuming a broken stream" in docs/contracts.md.
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::events;
+
+/// Fields that only the gateway may send to an engine.
+pub const CONTRACT_FIELDS: [&str; 3] = ["return_token_ids", "resume_tokens", "resume"];
+
+/// A stream as far as the client has it.
+#[derive(Debug, Default)]
+pub struct Transcript {
+    id: Option<String>,
+    created: Option<u64>,
+    seed: Option<Value>,
+    choices: BTreeMap<usize, Choice>,
+    /// An event of another form passed: nobody knows any more what the client has.
+    unclear: bool,
+    done: bool,
+}
+
+#[derive(Debug, Default)]
+struct Choice {
+    ids: Vec<u64>,
+    finished: bool,
+}
+
+/// What becomes of an event.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It passes, in this form.
+    Pass(Bytes),
+    /// The client has it already.
+    Drop,
+    /// The engine says that it failed.
+    Failed(Bytes),
+}
+
+#[derive(Deserialize)]
+struct Chunk {
+    id: Option<String>,
+    created: Option<u64>,
+    seed: Option<Value>,
+    error: Option<ErrorBody>,
+    #[serde(default)]
+    choices: Vec<ChunkChoice>,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    code: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ChunkChoice {
+    #[serde(default)]
+    index: usize,
+    token_ids: Option<Vec<u64>>,
+    finish_reason: Option<String>,
+}
+
+impl Transcript {
+    /// Takes in one event of the engine's.
+    pub fn take(&mut self, event: Bytes) -> Taken {
+        let Some(data) = events::data(&event) else { return Taken::Pass(event) };
+        if data == b"[DONE]" {
+            self.done = true;
+            return Taken::Pass(event);
+        }
+        let Ok(chunk) = serde_json::from_slice::<Chunk>(data) else {
+            self.unclear = true;
+            return Taken::Pass(event);
+        };
+        if let Some(error) = chunk.error {
+            // The time of a request is over wherever it goes on.
+            self.unclear |= error.code.as_deref() == Some("request_timeout");
+            return Taken::Failed(event);
+        }
+        self.id = self.id.take().or(chunk.id);
+        self.created = self.created.or(chunk.created);
+        self.seed = self.seed.take().or(chunk.seed);
+        let mut repeats = !chunk.choices.is_empty();
+        for choice in chunk.choices {
+            let known = self.choices.entry(choice.index).or_default();
+            let finishes = choice.finish_reason.is_some();
+            repeats &= known.finished && finishes;
+            match choice.token_ids {
+                Some(_) if known.finished => {}
+                Some(ids) => known.ids.extend(ids),
+                None => self.unclear = true,
+            }
+            known.finished |= finishes;
+        }
+        if repeats { Taken::Drop } else { Taken::Pass(without_contract_fields(event)) }
+    }
+
+    /// Whether the client has everything.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Tokens that the client has, over all choices.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.choices.values().map(|choice| choice.ids.len()).sum()
+    }
+
+    /// The request that goes on behind what the client has; `None` where that is not known.
+    #[must_use]
+    pub fn resumed_body(&self, body: &[u8]) -> Option<Bytes> {
+        let (false, Some(id), Some(created), Some(seed)) = (self.unclear, &self.id, self.created, &self.seed)
+        else {
+            return None;
+        };
+        let count = self.choices.keys().max()? + 1;
+        let ids = |index: usize| self.choices.get(&index).map_or(&[][..], |choice| &choice.ids);
+        let tokens = if count == 1 { json!(ids(0)) } else { (0..count).map(ids).collect::<Vec<_>>().into() };
+        let resume = json!({"id": id, "created": created, "seed": seed});
+        with_fields(body, &format!(r#""return_token_ids":true,"resume_tokens":{tokens},"resume":{resume}"#))
+    }
+}
+
+/// The request that asks for what a [`Transcript`] needs; `None` where the body is no JSON object.
+#[must_use]
+pub fn body_with_ids(body: &[u8]) -> Option<Bytes> {
+    with_fields(body, r#""return_token_ids":true"#)
+}
+
+/// A JSON object with more fields in front. The body itself, which may be megabytes, is not parsed again.
+fn with_fields(body: &[u8], fields: &str) -> Option<Bytes> {
+    let rest = body.trim_ascii_start().strip_prefix(b"{")?;
+    let comma = if rest.trim_ascii_start().starts_with(b"}") { "" } else { "," };
+    let mut all = BytesMut::with_capacity(rest.len() + fields.len() + 2);
+    for part in [b"{", fields.as_bytes(), comma.as_bytes(), rest] {
+        all.extend_from_slice(part);
+    }
+    Some(all.freeze())
+}
+
+/// The event as the client may see it.
+fn without_contract_fields(event: Bytes) -> Bytes {
+    let mut bytes = event.to_vec();
+    // Inside a JSON string every quote has a backslash before it, so the names can be found as bytes.
+    while cut_field(&mut bytes, b"\"token_ids\":", |byte| byte == b']') {}
+    cut_field(&mut bytes, b"\"seed\":", |byte| matches!(byte, b',' | b'}'));
+    Bytes::from(bytes)
+}
+
+/// Takes one field with a comma of its own out; its value ends with (an array) or before (a number) the given byte.
+fn cut_field(bytes: &mut Vec<u8>, name: &[u8], ends: impl Fn(u8) -> bool) -> bool {
+    let Some(start) = bytes.windows(name.len()).position(|window| window == name) else { return false };
+    let Some(length) = bytes[start + name.len()..].iter().position(|byte| ends(*byte)) else { return false };
+    let mut end = start + name.len() + length;
+    end += usize::from(bytes.get(end) == Some(&b']'));
+    if bytes.get(end) == Some(&b',') {
+        bytes.drain(start..=end);
+    } else {
+        let start = if start > 0 && bytes[start - 1] == b',' { start - 1 } else { start };
+        bytes.drain(start..end);
+    }
+    true
+}
+
+#[cfg(test)]
+#[path = "transcript_tests.rs"]
+mod tests;
