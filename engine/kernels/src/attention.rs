@@ -83,7 +83,7 @@ unsafe fn attend_with<L: Lanes>(
 /// # Safety
 /// The processor has the instruction set of `L`.
 #[inline(always)]
-unsafe fn dot<L: Lanes>(x: &[f32], y: &[f32]) -> f32 {
+pub(crate) unsafe fn dot<L: Lanes>(x: &[f32], y: &[f32]) -> f32 {
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (y, y_rest) = y.as_chunks::<LANES>();
     // SAFETY: a chunk is LANES floats.

@@ -1,11 +1,12 @@
 //! The only crate with `unsafe`: the memory map of a weight file, the thread pool, and the products and the attention
 //! of the CPU backend, for AVX-512, AVX2 and any other processor, chosen at run time.
 //!
-//! The HIP runtime joins it with its own issue. It knows nothing of models: bytes and f32 slices in, f32 slices out.
+//! [`CpuBackend`] runs op programs with them. The HIP runtime joins it with its own issue. It knows nothing of models.
 //! Every `unsafe` block stands behind a safe function that checks what the block relies on.
 
 mod attention;
 mod blocks;
+mod cpu;
 mod lanes;
 mod map;
 mod pool;
@@ -13,6 +14,7 @@ mod product;
 
 pub use attention::attend;
 pub use blocks::BlockType;
+pub use cpu::CpuBackend;
 pub use map::MappedFile;
 pub use pool::Pool;
 pub use product::{ShapeError, Weights};

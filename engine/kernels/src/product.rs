@@ -75,13 +75,33 @@ impl<'a> Weights<'a> {
     /// # Panics
     /// The lengths are others.
     pub fn multiply(&self, pool: &Pool, x: &[f32], out: &mut [f32]) {
-        self.multiply_on(Level::detect(), pool, x, out);
+        self.multiply_into(pool, x, out, self.rows, 0);
     }
 
-    fn multiply_on(&self, level: Level, pool: &Pool, x: &[f32], out: &mut [f32]) {
+    /// The same into columns `first..first + rows` of a wider result.
+    ///
+    /// # Shapes
+    /// `x`: `[T, columns]`, `out`: `[T, stride]`.
+    ///
+    /// # Panics
+    /// The lengths are others, or the columns lie outside the result.
+    pub fn multiply_into(&self, pool: &Pool, x: &[f32], out: &mut [f32], stride: usize, first: usize) {
+        self.multiply_on(Level::detect(), pool, x, out, stride, first);
+    }
+
+    fn multiply_on(
+        &self,
+        level: Level,
+        pool: &Pool,
+        x: &[f32],
+        out: &mut [f32],
+        stride: usize,
+        first: usize,
+    ) {
         let count = x.len() / self.columns;
-        assert!(x.len() == count * self.columns && out.len() == count * self.rows, "lengths of a product");
-        let out = Out(out.as_mut_ptr());
+        assert!(x.len() == count * self.columns && out.len() == count * stride, "lengths of a product");
+        assert!(first + self.rows <= stride, "columns {first} to {} of {stride}", first + self.rows);
+        let out = Out { at: out.as_mut_ptr().wrapping_add(first), stride };
         let small = self.rows * self.columns * count < SMALL;
         let items = if small { 1 } else { pool.threads() * ITEMS_PER_THREAD };
         let height = self.rows.div_ceil(items).next_multiple_of(PANEL);
@@ -94,11 +114,11 @@ impl<'a> Weights<'a> {
                 // of weights, as asserted, and this item alone writes those of its rows.
                 unsafe {
                     match level {
-                        Level::Portable => portable(self, rows, x, panel, out.0),
+                        Level::Portable => portable(self, rows, x, panel, out),
                         #[cfg(target_arch = "x86_64")]
-                        Level::Avx2 => avx2(self, rows, x, panel, out.0),
+                        Level::Avx2 => avx2(self, rows, x, panel, out),
                         #[cfg(target_arch = "x86_64")]
-                        Level::Avx512 => avx512(self, rows, x, panel, out.0),
+                        Level::Avx512 => avx512(self, rows, x, panel, out),
                     }
                 }
             });
@@ -106,27 +126,31 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// The result, written to by several threads.
-struct Out(*mut f32);
+/// The result, written to by several threads: the element of the first row of `x` and the first row of weights, and
+/// the distance between rows of `x`.
+struct Out {
+    at: *mut f32,
+    stride: usize,
+}
 
 // SAFETY: threads write disjoint elements, and nobody reads before all are done.
 unsafe impl Sync for Out {}
 
-unsafe fn portable(w: &Weights<'_>, rows: Range<usize>, x: &[f32], panel: &mut [f32], out: *mut f32) {
+unsafe fn portable(w: &Weights<'_>, rows: Range<usize>, x: &[f32], panel: &mut [f32], out: &Out) {
     // SAFETY: the caller's promise.
     unsafe { multiply_rows::<Portable, 2, 2>(w, rows, x, panel, out) };
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(w: &Weights<'_>, rows: Range<usize>, x: &[f32], panel: &mut [f32], out: *mut f32) {
+unsafe fn avx2(w: &Weights<'_>, rows: Range<usize>, x: &[f32], panel: &mut [f32], out: &Out) {
     // SAFETY: the caller's promise. Sixteen registers hold 2 x 2 sums of two registers each.
     unsafe { multiply_rows::<crate::lanes::Avx2, 2, 2>(w, rows, x, panel, out) };
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn avx512(w: &Weights<'_>, rows: Range<usize>, x: &[f32], panel: &mut [f32], out: *mut f32) {
+unsafe fn avx512(w: &Weights<'_>, rows: Range<usize>, x: &[f32], panel: &mut [f32], out: &Out) {
     // SAFETY: the caller's promise. Thirty-two registers hold 4 x 4 sums of one register each.
     unsafe { multiply_rows::<crate::lanes::Avx512, 4, 4>(w, rows, x, panel, out) };
 }
@@ -141,7 +165,7 @@ unsafe fn multiply_rows<L: Lanes, const R: usize, const T: usize>(
     rows: Range<usize>,
     x: &[f32],
     panel: &mut [f32],
-    out: *mut f32,
+    out: &Out,
 ) {
     const { assert!(PANEL.is_multiple_of(R)) };
     let columns = w.columns;
@@ -156,7 +180,7 @@ unsafe fn multiply_rows<L: Lanes, const R: usize, const T: usize>(
                 // written out; `x` has T rows from t.
                 unsafe {
                     let sums = tile::<L, R, T>(&panel[r * columns..], &x[t * columns..], columns);
-                    write(&sums, r, height, out.add(t * w.rows + first), w.rows);
+                    write(&sums, r, height, out.at.add(t * out.stride + first), out.stride);
                 }
             }
             t += T;
@@ -165,7 +189,7 @@ unsafe fn multiply_rows<L: Lanes, const R: usize, const T: usize>(
             // SAFETY: as above.
             unsafe {
                 let sums = tile::<L, PANEL, 1>(panel, &x[t * columns..], columns);
-                write(&sums, 0, height, out.add(t * w.rows + first), w.rows);
+                write(&sums, 0, height, out.at.add(t * out.stride + first), out.stride);
             }
             t += 1;
         }

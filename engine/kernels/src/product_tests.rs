@@ -92,7 +92,7 @@ fn products_match_the_definition_on_every_level_and_do_not_depend_on_company() {
             let x = numbers.list(count * columns);
             for level in Level::available() {
                 let mut out = vec![f32::NAN; count * rows];
-                weights.multiply_on(level, &pools[1], &x, &mut out);
+                weights.multiply_on(level, &pools[1], &x, &mut out, rows, 0);
                 for (at, out) in out.iter().enumerate() {
                     let (x, w) =
                         (&x[at / rows * columns..][..columns], &values[at % rows * columns..][..columns]);
@@ -102,7 +102,7 @@ fn products_match_the_definition_on_every_level_and_do_not_depend_on_company() {
                 }
                 for (x, out) in x.chunks(columns).zip(out.chunks(rows)) {
                     let mut alone = vec![f32::NAN; rows];
-                    weights.multiply_on(level, &pools[0], x, &mut alone);
+                    weights.multiply_on(level, &pools[0], x, &mut alone, rows, 0);
                     assert_eq!(alone, out, "{level:?} {block:?}: a row alone and in company");
                 }
             }

@@ -1,0 +1,232 @@
+//! The paged KV cache: one array of blocks that hold sixteen positions of every head, in f32, f16 or Q8_0.
+//!
+//! `[layer][block][keys, values][head][position]`, a head of one position being whole ggml blocks, so that reading is
+//! what reading weights is.
+
+use super::check::shape;
+use crate::blocks::{BlockType, dequantize};
+use atlas_engine_core::DeviceError;
+use atlas_engine_core::backend::{KvSpec, KvType};
+use atlas_engine_core::program::BLOCK_TOKENS;
+use std::ops::Range;
+
+/// Which half of a cached position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Keys,
+    Values,
+}
+
+/// The cache.
+pub(crate) struct PagedKv {
+    bytes: Vec<u8>,
+    block_type: BlockType,
+    spec: KvSpec,
+    head_bytes: usize,
+}
+
+impl PagedKv {
+    /// A cache of zeros. Memory is taken by the operating system when a block is first written.
+    pub(crate) fn new(spec: &KvSpec, device: &str) -> Result<Self, DeviceError> {
+        let refused = || DeviceError::KvType {
+            kv_type: spec.kv_type,
+            head_size: spec.head_size,
+            device: device.to_owned(),
+        };
+        let head_bytes = spec.kv_type.head_bytes(spec.head_size).ok_or_else(refused)?;
+        let needed = spec.block_bytes().and_then(|bytes| bytes.checked_mul(u64::from(spec.blocks)));
+        let needed = needed.ok_or_else(refused)?;
+        let too_much = |_| DeviceError::OutOfMemory { what: "the KV cache", needed, available: 0 };
+        let length = usize::try_from(needed).map_err(|_| DeviceError::OutOfMemory {
+            what: "the KV cache",
+            needed,
+            available: usize::MAX as u64,
+        })?;
+        // Asked for once without filling it, so that a refusal is an error and not the end of the process.
+        Vec::<u8>::new().try_reserve_exact(length).map_err(too_much)?;
+        let block_type = match spec.kv_type {
+            KvType::F32 => BlockType::F32,
+            KvType::F16 => BlockType::F16,
+            KvType::Q8_0 => BlockType::Q8_0,
+        };
+        Ok(Self { bytes: vec![0; length], block_type, spec: spec.clone(), head_bytes })
+    }
+
+    pub(crate) fn spec(&self) -> &KvSpec {
+        &self.spec
+    }
+
+    pub(crate) fn byte_count(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn block_bytes(&self) -> usize {
+        2 * self.spec.kv_heads * BLOCK_TOKENS * self.head_bytes
+    }
+
+    /// Bytes of one head's positions in a block. `layer` counts from the cache's first.
+    fn range(
+        &self,
+        layer: usize,
+        block: u32,
+        part: Part,
+        head: usize,
+        positions: Range<usize>,
+    ) -> Range<usize> {
+        let block = layer * self.spec.blocks as usize + block as usize;
+        let part = if part == Part::Keys { 0 } else { 1 };
+        let head = (block * 2 + part) * self.spec.kv_heads + head;
+        let at = |position: usize| (head * BLOCK_TOKENS + position) * self.head_bytes;
+        at(positions.start)..at(positions.end)
+    }
+
+    /// Writes all heads of one position, `[kv_heads * head_size]`.
+    pub(crate) fn write(&mut self, layer: usize, slot: u32, part: Part, row: &[f32]) {
+        let (block, position) = (slot / BLOCK_TOKENS as u32, slot as usize % BLOCK_TOKENS);
+        for (head, values) in row.chunks_exact(self.spec.head_size).enumerate() {
+            let range = self.range(layer, block, part, head, position..position + 1);
+            let bytes = &mut self.bytes[range];
+            match self.spec.kv_type {
+                KvType::F32 => each(bytes, values, |value: &[f32; 1]| value[0].to_le_bytes()),
+                KvType::F16 => each(bytes, values, |value: &[f32; 1]| half_of(value[0]).to_le_bytes()),
+                KvType::Q8_0 => each(bytes, values, q8_0_of),
+            }
+        }
+    }
+
+    /// The first positions of one head in a block, as many as `out` holds, `[positions, head_size]`.
+    #[inline(always)]
+    pub(crate) fn read(&self, layer: usize, block: u32, part: Part, head: usize, out: &mut [f32]) {
+        let positions = out.len() / self.spec.head_size;
+        dequantize(self.block_type, &self.bytes[self.range(layer, block, part, head, 0..positions)], out);
+    }
+
+    /// Copies a block of all layers.
+    pub(crate) fn copy(&mut self, from: u32, to: u32) -> Result<(), DeviceError> {
+        let blocks = self.spec.blocks;
+        if let Some(beyond) = [from, to].into_iter().find(|block| *block >= blocks) {
+            return Err(shape("a block to copy", beyond as usize, blocks as usize));
+        }
+        let length = self.block_bytes();
+        for layer in 0..self.spec.layers.len() {
+            let at = |block: u32| (layer * blocks as usize + block as usize) * length;
+            self.bytes.copy_within(at(from)..at(from) + length, at(to));
+        }
+        Ok(())
+    }
+}
+
+fn each<const E: usize, const B: usize>(
+    bytes: &mut [u8],
+    values: &[f32],
+    convert: impl Fn(&[f32; E]) -> [u8; B],
+) {
+    let (blocks, _) = bytes.as_chunks_mut::<B>();
+    let (values, _) = values.as_chunks::<E>();
+    for (block, values) in blocks.iter_mut().zip(values) {
+        *block = convert(values);
+    }
+}
+
+/// The nearest f16, the even one of two.
+fn half_of(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let half = if magnitude > 0x7f80_0000 {
+        0x7e00
+    } else if magnitude >= 0x4780_0000 {
+        0x7c00
+    } else if magnitude < 0x3880_0000 {
+        // Below f16's smallest normal number: 0.5 has the same distance to its neighbour as those have.
+        (f32::from_bits(magnitude) + 0.5).to_bits() - 0.5_f32.to_bits()
+    } else {
+        (magnitude + 0xfff + (magnitude >> 13 & 1) - (112 << 23)) >> 13
+    };
+    (half | bits >> 16 & 0x8000) as u16
+}
+
+/// ggml's Q8_0 of 32 values: a scale and eight bits each.
+fn q8_0_of(values: &[f32; 32]) -> [u8; 34] {
+    let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let scale = largest / 127.0;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    let mut block = [0; 34];
+    block[..2].copy_from_slice(&half_of(scale).to_le_bytes());
+    for (byte, value) in block[2..].iter_mut().zip(values) {
+        *byte = ((value * inverse).round() as i8).cast_unsigned();
+    }
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an f16's bits say, by its definition.
+    fn value_of(half: u16) -> f64 {
+        let (exponent, fraction) = (i32::from(half >> 10 & 31), f64::from(half & 1023));
+        let magnitude = match exponent {
+            0 => fraction * 2_f64.powi(-24),
+            exponent => (1.0 + fraction / 1024.0) * 2_f64.powi(exponent - 15),
+        };
+        if half >> 15 == 1 { -magnitude } else { magnitude }
+    }
+
+    #[test]
+    fn halves_round_to_the_nearest_even() {
+        for half in 0..0x7c00_u16 {
+            let (low, high) = (value_of(half), value_of(half + 1));
+            assert_eq!(half_of(low as f32), half);
+            assert_eq!(half_of(-low as f32), half | 0x8000);
+            // Halfway goes to the even one; a little beside it, to the nearer one.
+            let middle = ((low + high) / 2.0) as f32;
+            assert_eq!(half_of(middle), half + half % 2);
+            assert_eq!(half_of(f32::from_bits(middle.to_bits() - 1)), half);
+            assert_eq!(half_of(f32::from_bits(middle.to_bits() + 1)), half + 1);
+        }
+        assert_eq!([f32::INFINITY, -1e9, 65520.0].map(half_of), [0x7c00, 0xfc00, 0x7c00]);
+        assert!(half_of(f32::NAN) & 0x7fff > 0x7c00);
+    }
+
+    #[test]
+    fn every_type_keeps_what_is_written_within_its_precision() {
+        for (kv_type, tolerance) in [(KvType::F32, 0.0), (KvType::F16, 5e-4), (KvType::Q8_0, 5e-3)] {
+            let spec = KvSpec { layers: 3..5, kv_heads: 2, head_size: 32, kv_type, blocks: 3 };
+            let mut kv = PagedKv::new(&spec, "cpu").unwrap();
+            let row = |seed: usize| -> Vec<f32> {
+                (0..64).map(|index| ((index * 37 + seed * 101) % 200) as f32 / 100.0 - 1.0).collect()
+            };
+            for (seed, (layer, slot, part)) in
+                [(0, 0, Part::Keys), (0, 17, Part::Keys), (1, 17, Part::Values), (1, 18, Part::Values)]
+                    .into_iter()
+                    .enumerate()
+            {
+                kv.write(layer, slot, part, &row(seed));
+            }
+            kv.copy(1, 2).unwrap();
+            let check = |layer, block, part, head: usize, position: usize, seed: Option<usize>| {
+                let mut out = vec![9.0; (position + 1) * 32];
+                kv.read(layer, block, part, head, &mut out);
+                let expected = seed.map_or(vec![0.0; 64], row);
+                for (out, expected) in out[position * 32..].iter().zip(&expected[head * 32..]) {
+                    assert!((out - expected).abs() <= tolerance, "{kv_type:?} {out} {expected}");
+                }
+            };
+            for head in [0, 1] {
+                check(0, 0, Part::Keys, head, 0, Some(0));
+                check(0, 1, Part::Keys, head, 1, Some(1));
+                check(0, 2, Part::Keys, head, 1, Some(1));
+                check(1, 1, Part::Values, head, 1, Some(2));
+                check(1, 2, Part::Values, head, 2, Some(3));
+                check(1, 1, Part::Keys, head, 1, None);
+            }
+            assert!(kv.copy(0, 3).is_err());
+        }
+    }
+
+    #[test]
+    fn heads_that_do_not_go_with_the_type_are_refused() {
+        let spec = KvSpec { layers: 0..1, kv_heads: 1, head_size: 20, kv_type: KvType::Q8_0, blocks: 1 };
+        assert!(matches!(PagedKv::new(&spec, "cpu"), Err(DeviceError::KvType { head_size: 20, .. })));
+    }
+}
