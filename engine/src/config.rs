@@ -103,6 +103,9 @@ pub struct Serve {
     /// Folder that keeps downloaded models.
     #[arg(long, value_name = "DIR", default_value = "/models")]
     pub cache_dir: PathBuf,
+    /// A Jinja file that takes the place of the model's own chat template.
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
     /// Requests that may wait; one more is answered 429.
     #[arg(long, default_value_t = 64)]
     pub queue: usize,

@@ -4,6 +4,7 @@ use crate::fetch::FetchError;
 use crate::model::ModelError;
 use crate::text::TokenizerError;
 use crate::text::chat_template::TemplateError;
+use crate::text::grammar::GrammarError;
 use atlas_engine_core::ExitCode;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,6 +33,18 @@ pub enum Fatal {
     /// The chat template cannot be compiled.
     #[error("cannot use the chat template")]
     Template(#[from] TemplateError),
+    /// The chat template's file cannot be read.
+    #[error("cannot read --chat-template {path}")]
+    ChatTemplateFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The vocabulary does not suit grammars.
+    #[error("cannot prepare grammars for the vocabulary")]
+    Grammar(#[from] GrammarError),
     /// The tokenizer and the weights do not go together.
     #[error("the tokenizer has {tokens} tokens and the weights have {rows} rows: the file is inconsistent")]
     Vocabulary {
@@ -105,10 +118,12 @@ impl Fatal {
             Self::Fetch(error) => error.exit_code(),
             Self::Open { .. } => ExitCode::ModelUnavailable,
             Self::Model(ModelError::Threads(_)) => ExitCode::Internal,
-            Self::Model(_) | Self::Tokenizer(_) | Self::Template(_) | Self::Vocabulary { .. } => {
-                ExitCode::ModelInvalid
-            }
-            Self::Context { .. } => ExitCode::Usage,
+            Self::Model(_)
+            | Self::Tokenizer(_)
+            | Self::Template(_)
+            | Self::Grammar(_)
+            | Self::Vocabulary { .. } => ExitCode::ModelInvalid,
+            Self::Context { .. } | Self::ChatTemplateFile { .. } => ExitCode::Usage,
             Self::DoesNotFit { .. } => ExitCode::DoesNotFit,
             Self::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
                 ExitCode::PortInUse

@@ -7,6 +7,7 @@ use crate::model::{Llama, ModelConfig, ModelError};
 use crate::runtime::{Worker, WorkerSettings};
 use crate::server::{App, Engine};
 use crate::status::Phase;
+use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
 use atlas_engine_core::Limits;
 use atlas_format::Gguf;
@@ -52,8 +53,16 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
     };
     let context_tokens = arguments.context_tokens.get();
     let (max_batch, threads) = (arguments.max_batch.get(), arguments.thread_count());
-    let loaded = tokio::task::spawn_blocking(move || read(&path, context_tokens, max_batch, threads)).await;
-    let Loaded { model, tokenizer, template } =
+    let chat_template = match &arguments.chat_template {
+        Some(path) => Some(
+            std::fs::read_to_string(path)
+                .map_err(|source| Fatal::ChatTemplateFile { path: path.clone(), source })?,
+        ),
+        None => None,
+    };
+    let read = move || read(&path, context_tokens, max_batch, threads, chat_template);
+    let loaded = tokio::task::spawn_blocking(read).await;
+    let Loaded { model, tokenizer, template, grammars } =
         loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     let limits = Limits { context_tokens, vocabulary: model.config().vocabulary };
     let (mut worker, handle) = Worker::new(model, settings(tokenizer.end_tokens().to_vec()));
@@ -61,7 +70,8 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
     let warm = tokio::task::spawn_blocking(move || worker.warm_up().map(|()| worker)).await;
     let worker = warm.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     // Set once, here.
-    let _ = app.engine.set(Engine { handle, tokenizer: Arc::new(tokenizer), template, limits });
+    let tokenizer = Arc::new(tokenizer);
+    let _ = app.engine.set(Engine { handle, tokenizer, template, grammars: Arc::new(grammars), limits });
     Ok(worker)
 }
 
@@ -69,9 +79,16 @@ struct Loaded {
     model: Llama,
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
+    grammars: GrammarCompiler,
 }
 
-fn read(path: &Path, context_tokens: usize, max_batch: usize, threads: usize) -> Result<Loaded, Fatal> {
+fn read(
+    path: &Path,
+    context_tokens: usize,
+    max_batch: usize,
+    threads: usize,
+    chat_template: Option<String>,
+) -> Result<Loaded, Fatal> {
     let began = std::time::Instant::now();
     let file = MappedFile::open(path).map_err(|source| Fatal::Open { path: path.to_owned(), source })?;
     let file = Arc::new(file);
@@ -87,7 +104,9 @@ fn read(path: &Path, context_tokens: usize, max_batch: usize, threads: usize) ->
     }
     let (bos, eos) = tokenizer.special_texts();
     let template = header.str("tokenizer.chat_template").map_err(ModelError::from)?;
+    let template = chat_template.as_deref().or(template);
     let template = template.map(|source| ChatTemplate::compile(source, bos, eos)).transpose()?;
+    let grammars = GrammarCompiler::new(&tokenizer)?;
     let model = Llama::load(&header, &file, threads)?;
     tracing::info!(
         model = config.name,
@@ -97,7 +116,7 @@ fn read(path: &Path, context_tokens: usize, max_batch: usize, threads: usize) ->
         milliseconds = began.elapsed().as_millis(),
         "loaded"
     );
-    Ok(Loaded { model, tokenizer, template })
+    Ok(Loaded { model, tokenizer, template, grammars })
 }
 
 /// Refuses what exceeds the machine's or the container's memory, before it is killed for it.

@@ -16,8 +16,8 @@ pub struct Metrics {
     pub prompt_tokens: IntCounter,
     /// Tokens in answers.
     pub generated_tokens: IntCounter,
-    /// Requests that clients gave up.
-    pub aborted: IntCounter,
+    /// Requests that ended without an answer's end, by reason: `client`, `timeout` or `engine`.
+    pub aborted: IntCounterVec,
     /// Time in the queue.
     pub queue_seconds: Histogram,
     /// Time to the first token.
@@ -52,14 +52,15 @@ impl Metrics {
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help)?);
         let requests =
             Opts::new("atlas_engine_requests_total", "Answers to API requests, by path and status code.");
+        let aborted = Opts::new(
+            "atlas_engine_aborted_requests_total",
+            "Requests that ended before their answer did, by reason: client, timeout or engine.",
+        );
         Ok(Self {
             requests: register(&registry, IntCounterVec::new(requests, &["path", "code"])?)?,
             prompt_tokens: counter("atlas_engine_prompt_tokens_total", "Tokens in accepted prompts.")?,
             generated_tokens: counter("atlas_engine_generated_tokens_total", "Tokens in answers.")?,
-            aborted: counter(
-                "atlas_engine_aborted_requests_total",
-                "Running requests whose clients went away.",
-            )?,
+            aborted: register(&registry, IntCounterVec::new(aborted, &["reason"])?)?,
             queue_seconds: histogram(
                 "atlas_engine_queue_seconds",
                 "Time from arrival to the first step.",

@@ -162,6 +162,11 @@ impl Status {
         self.phase.store(Phase::Failed as u8, Relaxed);
     }
 
+    /// The model file's name without its extension.
+    pub fn model_file(&self) -> &str {
+        &self.model_file
+    }
+
     /// The body of `/readyz`.
     pub fn readiness(&self) -> Value {
         let phase = self.phase();

@@ -28,10 +28,11 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence of which nothing is computed yet.
+    /// A sequence of which nothing is computed yet; it goes on from the tokens that its first choice has already.
     #[must_use]
     pub fn new(id: SequenceId, request: ValidRequest) -> Self {
-        Self { id, request, generated: Vec::new(), num_computed_tokens: 0 }
+        let generated = request.resumed(0).to_vec();
+        Self { id, request, generated, num_computed_tokens: 0 }
     }
 
     /// Its name.
@@ -74,6 +75,12 @@ impl Sequence {
     #[must_use]
     pub fn sampling(&self) -> &SamplingParams {
         self.request.sampling()
+    }
+
+    /// Further tokens that end the answer.
+    #[must_use]
+    pub fn stop_tokens(&self) -> &[TokenId] {
+        self.request.stop_tokens()
     }
 
     /// The next `count` tokens that the model lacks.

@@ -1,17 +1,20 @@
 //! The async side's end: submit a request, receive its tokens.
 
 use crate::status::Status;
-use atlas_engine_core::{AdmissionQueue, FinishReason, QueueFull, TokenId, ValidRequest};
+use atlas_engine_core::sampler::TokenLogprobs;
+use atlas_engine_core::{AdmissionQueue, FinishReason, QueueFull, TokenId, TokenMask, ValidRequest};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// What a request's channel carries. The channel closes without a finish where the worker fails.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct TokenEvent {
     /// The next token.
     pub token: TokenId,
+    /// Its log-probabilities, where asked for.
+    pub logprobs: Option<TokenLogprobs>,
     /// Set on the last one.
     pub finish: Option<FinishReason>,
 }
@@ -19,6 +22,7 @@ pub struct TokenEvent {
 /// A request in the queue.
 pub(super) struct Submission {
     pub request: ValidRequest,
+    pub mask: Option<Box<dyn TokenMask>>,
     /// Unbounded, but never longer than the request's token limit.
     pub events: UnboundedSender<TokenEvent>,
     pub queued: Instant,
@@ -45,16 +49,20 @@ impl EngineHandle {
         (Self { inbox: inbox.clone() }, inbox)
     }
 
-    /// Puts a request into the queue. Dropping the receiver ends it.
+    /// Puts a request with its grammar into the queue. Dropping the receiver ends it.
     ///
     /// # Errors
     /// The queue is at its limit.
-    pub fn submit(&self, request: ValidRequest) -> Result<UnboundedReceiver<TokenEvent>, QueueFull> {
+    pub fn submit(
+        &self,
+        request: ValidRequest,
+        mask: Option<Box<dyn TokenMask>>,
+    ) -> Result<UnboundedReceiver<TokenEvent>, QueueFull> {
         let (events, receiver) = unbounded_channel();
         let mut queue = self.inbox.lock();
         // Clients that gave up while waiting must not keep others out.
         queue.retain(|waiting| !waiting.events.is_closed());
-        queue.push(Submission { request, events, queued: Instant::now() })?;
+        queue.push(Submission { request, mask, events, queued: Instant::now() })?;
         self.inbox.count(&queue);
         self.inbox.arrived.notify_one();
         Ok(receiver)

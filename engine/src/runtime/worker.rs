@@ -5,7 +5,7 @@ use crate::metrics::Metrics;
 use crate::model::{Llama, ModelError};
 use crate::status::Status;
 use atlas_engine_core::sampler::{History, Rules, sample};
-use atlas_engine_core::{Chunk, Scheduler, Sequence, SequenceId, StepPlan, TokenId};
+use atlas_engine_core::{BitMask, Chunk, Scheduler, Sequence, SequenceId, StepPlan, TokenId, TokenMask};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -34,6 +34,8 @@ pub struct Worker {
     scheduler: Scheduler,
     inbox: Arc<Inbox>,
     events: HashMap<SequenceId, UnboundedSender<TokenEvent>>,
+    masks: HashMap<SequenceId, Box<dyn TokenMask>>,
+    end_tokens: Vec<TokenId>,
     next_id: u64,
     status: Arc<Status>,
     metrics: Arc<Metrics>,
@@ -44,8 +46,9 @@ impl Worker {
     pub fn new(model: Llama, settings: WorkerSettings) -> (Self, EngineHandle) {
         let WorkerSettings { max_batch, queue_limit, end_tokens, status, metrics } = settings;
         let (handle, inbox) = EngineHandle::new(queue_limit, status.clone());
-        let scheduler = Scheduler::new(max_batch, TOKEN_BUDGET, end_tokens);
-        (Self { model, scheduler, inbox, events: HashMap::new(), next_id: 0, status, metrics }, handle)
+        let scheduler = Scheduler::new(max_batch, TOKEN_BUDGET, end_tokens.clone());
+        let (events, masks) = (HashMap::new(), HashMap::new());
+        (Self { model, scheduler, inbox, events, masks, end_tokens, next_id: 0, status, metrics }, handle)
     }
 
     /// Computes one token and forgets it, so that weights are paged in before the first request.
@@ -79,7 +82,6 @@ impl Worker {
         for id in gone {
             self.scheduler.remove(id);
             self.end(id);
-            self.metrics.aborted.inc();
         }
     }
 
@@ -87,12 +89,13 @@ impl Worker {
     fn admit(&mut self) {
         while self.scheduler.has_room() {
             let idle = self.scheduler.running().is_empty();
-            let Some(Submission { request, events, queued }) = self.inbox.take(idle) else { break };
+            let Some(Submission { request, mask, events, queued }) = self.inbox.take(idle) else { break };
             self.metrics.queue_seconds.observe(queued.elapsed().as_secs_f64());
             let id = SequenceId(self.next_id);
             self.next_id += 1;
             self.scheduler.admit(Sequence::new(id, request));
             self.events.insert(id, events);
+            self.masks.extend(mask.map(|mask| (id, mask)));
             self.count();
         }
     }
@@ -102,20 +105,34 @@ impl Worker {
         let mut logits = self.model.forward(&plan)?;
         let wanted = plan.chunks.iter().filter(|chunk| chunk.wants_logits);
         let mut sampled = Vec::with_capacity(logits.len());
+        let mut logprobs = HashMap::new();
         for (chunk, logits) in wanted.zip(&mut logits) {
-            let sequence = self.scheduler.running().iter().find(|sequence| sequence.id() == chunk.sequence);
-            sampled.push(sequence.map_or(0, |sequence| {
-                let history = History { prompt: sequence.prompt(), generated: sequence.generated() };
-                let rules = Rules::default();
-                sample(logits, sequence.sampling(), &history, &rules).token
-            }));
+            let id = chunk.sequence;
+            let Some(sequence) = self.scheduler.running().iter().find(|sequence| sequence.id() == id) else {
+                sampled.push(0);
+                continue;
+            };
+            let mut allowed = self.masks.contains_key(&id).then(|| BitMask::new(logits.len()));
+            if let (Some(grammar), Some(allowed)) = (self.masks.get_mut(&id), &mut allowed) {
+                grammar.allowed(allowed);
+            }
+            let history = History { prompt: sequence.prompt(), generated: sequence.generated() };
+            let ends = [sequence.stop_tokens(), &self.end_tokens].concat();
+            let rules = Rules { ends: &ends, allowed: allowed.as_mut().map(|allowed| &*allowed.words_mut()) };
+            let picked = sample(logits, sequence.sampling(), &history, &rules);
+            if let Some(grammar) = self.masks.get_mut(&id) {
+                grammar.accept(picked.token);
+            }
+            sampled.push(picked.token);
+            logprobs.extend(picked.logprobs.map(|logprobs| (id, logprobs)));
         }
         let advances = self.scheduler.commit(&plan, &sampled);
         self.status.progress.add_tokens(advances.len() as u64);
         for advance in advances {
             if let Some(events) = self.events.get(&advance.sequence) {
+                let logprobs = logprobs.remove(&advance.sequence);
                 // A client that is gone is noticed before the next step.
-                let _ = events.send(TokenEvent { token: advance.token, finish: advance.finish });
+                let _ = events.send(TokenEvent { token: advance.token, logprobs, finish: advance.finish });
             }
             if advance.finish.is_some() {
                 self.end(advance.sequence);
@@ -127,6 +144,7 @@ impl Worker {
     /// Forgets a sequence that the scheduler has given up already.
     fn end(&mut self, id: SequenceId) {
         self.events.remove(&id);
+        self.masks.remove(&id);
         self.model.release(id);
         self.count();
     }

@@ -1,9 +1,10 @@
-//! The API port's routes, and what every API request passes first.
+//! The API's routes, and what every API request passes first.
 
 use super::fields::Fields;
 use super::openai::ApiError;
+use super::params::Resume;
 use super::reply::InFlight;
-use super::{App, Engine, chat, completions, health};
+use super::{App, Engine, chat, completions, health, tokenize};
 use crate::status::Phase;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -24,6 +25,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{model}", get(model))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(text_completions))
+        .route("/tokenize", post(tokenize_text))
+        .route("/detokenize", post(detokenize_ids))
         .layer(limit)
         .fallback(|uri: Uri| async move { ApiError::not_found(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
@@ -41,14 +44,27 @@ fn serving(app: &App) -> Result<&Engine, ApiError> {
     }
 }
 
-fn model_object(app: &App, name: &str) -> Value {
-    let context = app.engine.get().map(|engine| engine.limits.context_tokens);
-    json!({"id": name, "object": "model", "created": app.created, "owned_by": "atlas", "max_model_len": context})
+fn model_object(app: &App, engine: &Engine, name: &str) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": app.created,
+        "owned_by": "atlas",
+        "root": app.status.model_file(),
+        "max_model_len": engine.limits.context_tokens,
+        "meta": {
+            "n_vocab": engine.limits.vocabulary,
+            "tokenizer": engine.tokenizer.label(),
+            "chat_template": engine.template.is_some(),
+            "fill_in_the_middle": engine.tokenizer.fill_in_the_middle().is_some(),
+        },
+    })
 }
 
 async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    serving(&app)?;
-    let models: Vec<Value> = app.served_model_names.iter().map(|name| model_object(&app, name)).collect();
+    let engine = serving(&app)?;
+    let names = app.served_model_names.iter();
+    let models: Vec<Value> = names.map(|name| model_object(&app, engine, name)).collect();
     Ok(Json(json!({"object": "list", "data": models})))
 }
 
@@ -56,9 +72,9 @@ async fn model(
     State(app): State<Arc<App>>,
     axum::extract::Path(name): axum::extract::Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    serving(&app)?;
+    let engine = serving(&app)?;
     check_model(&app, &name)?;
-    Ok(Json(model_object(&app, &name)))
+    Ok(Json(model_object(&app, engine, &name)))
 }
 
 fn check_model(app: &App, name: &str) -> Result<(), ApiError> {
@@ -70,27 +86,44 @@ fn check_model(app: &App, name: &str) -> Result<(), ApiError> {
     }
 }
 
-async fn chat_completions(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Response {
+type Body = Result<Bytes, BytesRejection>;
+
+async fn chat_completions(State(app): State<Arc<App>>, body: Body) -> Response {
     let result = async {
         let (engine, fields, in_flight) = accept(&app, body)?;
-        chat::answer(&app, engine, fields, in_flight).await
+        Resume::refuse(&fields)?;
+        chat::answer(&app, engine, fields, in_flight, Default::default()).await
     };
     counted(&app, "/v1/chat/completions", result.await)
 }
 
-async fn text_completions(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Response {
+async fn text_completions(State(app): State<Arc<App>>, body: Body) -> Response {
     let result = async {
         let (engine, fields, in_flight) = accept(&app, body)?;
-        completions::answer(&app, engine, fields, in_flight).await
+        Resume::refuse(&fields)?;
+        completions::answer(&app, engine, fields, in_flight, Default::default()).await
     };
     counted(&app, "/v1/completions", result.await)
 }
 
+async fn tokenize_text(State(app): State<Arc<App>>, body: Body) -> Response {
+    let result = async {
+        let (engine, fields, _in_flight) = accept(&app, body)?;
+        Ok(Json(tokenize::tokenize(engine, &fields).await?).into_response())
+    };
+    counted(&app, "/tokenize", result.await)
+}
+
+async fn detokenize_ids(State(app): State<Arc<App>>, body: Body) -> Response {
+    let result = async {
+        let (engine, fields, _in_flight) = accept(&app, body)?;
+        Ok(Json(tokenize::detokenize(engine, &fields)?).into_response())
+    };
+    counted(&app, "/detokenize", result.await)
+}
+
 /// Checks what every request must be: while serving, small enough, a JSON object, for a model that is here.
-fn accept(
-    app: &Arc<App>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<(&Engine, Fields, InFlight), ApiError> {
+fn accept(app: &Arc<App>, body: Body) -> Result<(&Engine, Fields, InFlight), ApiError> {
     // Counted before the phase is looked at, so that draining cannot end between the two.
     let in_flight = InFlight::new(app.clone());
     let engine = serving(app)?;

@@ -1,156 +1,370 @@
-//! `/v1/chat/completions`.
+//! `/v1/chat/completions`, and what the other chat-like APIs share with it: from messages to a running answer.
 
+use super::collect::Answer;
+use super::conversation::messages;
 use super::fields::Fields;
-use super::generate::Generation;
+use super::generate::{Delta, Finish, Generation, Task, Usage, encode};
 use super::openai::ApiError;
-use super::reply::{Format, InFlight, reply};
-use super::{App, Engine};
-use crate::text::chat_template::{Message, TemplateError};
+use super::params::{Params, Resume};
+use super::reply::{Event, InFlight, Writer, new_id, reply};
+use super::tools::{ToolChoice, Tools, response_schema};
+use super::{App, Engine, logprobs, unix_seconds};
+use crate::text::answer::{AnswerRules, Part, ToolFormat};
+use crate::text::chat_template::Conversation;
+use crate::text::grammar::Grammar;
+use crate::text::{TextTokenizer, generic_tools};
+use atlas_engine_core::FinishReason;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
-/// The chat API's objects.
-struct Chat;
+/// A checked chat request.
+pub struct ChatRequest {
+    /// How to answer.
+    pub params: Params,
+    /// The conversation as templates read it.
+    pub conversation: Conversation,
+    tools: Tools,
+    schema: Option<Value>,
+}
 
-impl Format for Chat {
-    const ID_PREFIX: &'static str = "chatcmpl";
-    const OBJECT: &'static str = "chat.completion";
-    const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
-
-    fn choice(text: &str, finish: &str) -> Value {
-        let message = json!({"role": "assistant", "content": text});
-        json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish})
+impl ChatRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// A field is wrong or asks for something that this server does not do.
+    pub fn read(fields: &Fields) -> Result<Self, ApiError> {
+        let mut params = Params::read(fields, None)?;
+        params.sampling.top_logprobs = top_logprobs(fields)?;
+        for (feature, remedy) in [("audio", "leave it out"), ("web_search_options", "leave it out")] {
+            fields.refuse(feature, remedy)?;
+        }
+        if let Some(modalities) = fields.array("modalities")?
+            && modalities.iter().any(|modality| modality != "text")
+        {
+            return Err(fields.invalid("modalities", "may hold \"text\" only: this model writes text"));
+        }
+        let tools = Tools::read(fields)?;
+        let schema = response_schema(fields)?;
+        let variables = fields.object("chat_template_kwargs")?.map(Fields::into_values).unwrap_or_default();
+        let messages = messages(fields)?;
+        let continue_last = fields.bool("continue_final_message")?.unwrap_or(false);
+        if continue_last && messages.last().is_some_and(|last| last["role"] != "assistant") {
+            return Err(fields.invalid("continue_final_message", "needs a last message of the assistant's"));
+        }
+        let conversation = Conversation {
+            messages,
+            tools: tools.offered(),
+            variables,
+            continue_last,
+            add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
+        };
+        Ok(Self { params, conversation, tools, schema })
     }
 
-    fn chunk_choice(text: &str, finish: Option<&str>, first: bool) -> Value {
-        let delta = match (first, finish) {
-            (true, _) => json!({"role": "assistant", "content": text}),
-            (false, None) => json!({"content": text}),
-            (false, Some(_)) => json!({}),
+    /// The prompt as text.
+    ///
+    /// # Errors
+    /// The model has no chat template, or it refuses the conversation.
+    pub fn prompt(&self, engine: &Engine) -> Result<String, ApiError> {
+        let template = engine.template.as_ref().ok_or_else(|| {
+            ApiError::invalid(
+                Some("messages"),
+                "this model has no chat template: use /v1/completions, or start the server with --chat-template",
+            )
+        })?;
+        let mut conversation = self.conversation.clone();
+        if ToolFormat::of_template(template.source()).is_none() {
+            generic_tools::write_into(&mut conversation.messages, conversation.tools.take().as_ref());
+        }
+        // A template trips over input it was not written for far more often than over itself.
+        template.render(&conversation).map_err(|error| ApiError::invalid(Some("messages"), error.to_string()))
+    }
+
+    /// How the answer to a prompt is to be read, and what it must hold to.
+    async fn rules(&self, engine: &Engine, prompt: &str) -> Result<(AnswerRules, Option<Grammar>), ApiError> {
+        let source = engine.template.as_ref().map_or("", |template| template.source());
+        let forced = self.tools.forced_schema();
+        let tools = match (&forced, self.tools.offered()) {
+            (Some(_), _) => Some(ToolFormat::Array),
+            (None, Some(_)) => Some(ToolFormat::of_template(source).unwrap_or(ToolFormat::Hermes)),
+            (None, None) => None,
         };
-        json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish})
+        let (place, schema) = match (forced, &self.schema) {
+            (Some(forced), _) => ("tools", Some(forced)),
+            (None, schema) => ("response_format", schema.clone()),
+        };
+        let grammar = match schema {
+            Some(schema) => Some(grammar(engine, place, schema).await?),
+            None => None,
+        };
+        let rules = AnswerRules {
+            // A grammar leaves no room for thoughts.
+            reasoning: grammar.is_none() && source.contains("<think>"),
+            starts_inside: prompt.trim_end().ends_with("<think>"),
+            tools,
+            names: self.tools.names(),
+        };
+        Ok((rules, grammar))
+    }
+
+    /// Starts answering.
+    ///
+    /// # Errors
+    /// The prompt cannot be written or does not fit, or the queue is full.
+    pub async fn start(self, app: &App, engine: &Engine) -> Result<Generation, ApiError> {
+        let prompt = self.prompt(engine)?;
+        let (rules, grammar) = self.rules(engine, &prompt).await?;
+        let prompts = encode(engine, vec![prompt]).await?;
+        let most_calls = self.tools.most_calls();
+        let task =
+            Task { prompts, prompt_param: "messages", params: self.params, rules, grammar, most_calls };
+        Generation::start(app, engine, task)
+    }
+
+    /// Whether one tool is named, which OpenAI tells by another finish reason.
+    pub fn names_a_tool(&self) -> bool {
+        matches!(self.tools.choice, ToolChoice::Named(_))
+    }
+}
+
+/// Compiles a schema, off the threads that serve others.
+async fn grammar(engine: &Engine, place: &str, schema: Value) -> Result<Grammar, ApiError> {
+    let compiler = engine.grammars.clone();
+    let compiled = tokio::task::spawn_blocking(move || compiler.json(&schema)).await;
+    let compiled = compiled.map_err(|error| ApiError::internal(error.to_string()))?;
+    compiled.map_err(|error| ApiError::invalid(Some(place), format!("{place}: {error}")))
+}
+
+fn top_logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
+    let top = fields.count("top_logprobs")?;
+    match (fields.bool("logprobs")?.unwrap_or(false), top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(fields.invalid("top_logprobs", "needs logprobs: true")),
     }
 }
 
 /// Answers a chat request.
+///
+/// # Errors
+/// The request is wrong, or the answer fails before anything was sent.
 pub async fn answer(
     app: &App,
     engine: &Engine,
     fields: Fields,
     in_flight: InFlight,
+    resume: (Resume, Option<u64>),
 ) -> Result<Response, ApiError> {
-    let common = fields.common(None)?;
-    for feature in ["tools", "functions"] {
-        fields.refuse(feature, "leave it out")?;
+    let mut request = ChatRequest::read(&fields)?;
+    request.params.resume = resume.0;
+    if let Some(seed) = resume.1 {
+        request.params.sampling.seed = seed;
     }
-    if let Some(choice) =
-        fields.get("tool_choice").filter(|choice| !["none", "auto"].map(Value::from).contains(choice))
-    {
-        return Err(ApiError::invalid(
-            Some("tool_choice"),
-            format!("tool_choice is {choice}, and there are no tools"),
-        ));
-    }
-    let messages = messages(fields.get("messages"))?;
-    let template = engine.template.as_ref().ok_or_else(|| {
-        ApiError::invalid(Some("messages"), "this model has no chat template: use /v1/completions instead")
-    })?;
-    let prompt = template.render(&messages).map_err(|error| match error {
-        TemplateError::Refused(_) => ApiError::invalid(Some("messages"), error.to_string()),
-        TemplateError::Syntax(_) | TemplateError::Render(_) => {
-            // A template trips over input it was not written for far more often than over itself.
-            ApiError::invalid(Some("messages"), error.to_string())
+    let stream = request.params.stream;
+    let mut writer = ChatWriter::new(&request, engine);
+    let generation = request.start(app, engine).await?;
+    writer.begun = generation.begun();
+    writer.calls = generation.calls();
+    reply(generation, writer, stream, in_flight).await
+}
+
+/// Writes the chat API's objects.
+struct ChatWriter {
+    id: String,
+    created: u64,
+    model: String,
+    include_usage: bool,
+    continuous_usage: bool,
+    logprobs: bool,
+    seed: Option<u64>,
+    return_token_ids: bool,
+    named: bool,
+    short_ids: bool,
+    tokenizer: Arc<TextTokenizer>,
+    /// Whether a choice has sent its role.
+    begun: Vec<bool>,
+    /// Calls of each choice.
+    calls: Vec<usize>,
+}
+
+impl ChatWriter {
+    fn new(request: &ChatRequest, engine: &Engine) -> Self {
+        let params = &request.params;
+        let broken = params.resume.from.as_ref();
+        let source = engine.template.as_ref().map_or("", |template| template.source());
+        Self {
+            id: broken.map_or_else(|| new_id("chatcmpl-"), |broken| broken.id.clone()),
+            created: broken.map_or_else(unix_seconds, |broken| broken.created),
+            model: params.model.clone(),
+            include_usage: params.include_usage,
+            continuous_usage: params.continuous_usage,
+            logprobs: params.sampling.top_logprobs.is_some(),
+            seed: params.resume.return_token_ids.then_some(params.sampling.seed),
+            return_token_ids: params.resume.return_token_ids,
+            named: request.names_a_tool(),
+            short_ids: ToolFormat::of_template(source) == Some(ToolFormat::Mistral),
+            tokenizer: engine.tokenizer.clone(),
+            begun: Vec::new(),
+            calls: Vec::new(),
         }
-    })?;
-    let generation = Generation::start(app, engine, prompt, "messages", &common).await?;
-    reply::<Chat>(generation, common, in_flight).await
-}
-
-fn messages(value: Option<&Value>) -> Result<Vec<Message>, ApiError> {
-    let wrong = |text: &str| ApiError::invalid(Some("messages"), text);
-    let list = value.ok_or_else(|| wrong("messages is missing: give an array of messages"))?;
-    let list = list.as_array().ok_or_else(|| wrong("messages must be an array"))?;
-    if list.is_empty() {
-        return Err(wrong("messages is empty: give at least one message"));
-    }
-    list.iter().enumerate().map(|(index, value)| message(index, value)).collect()
-}
-
-fn message(index: usize, value: &Value) -> Result<Message, ApiError> {
-    let place = format!("messages[{index}]");
-    let wrong = |field: &str, expected: &str| {
-        let param = format!("{place}.{field}");
-        ApiError::invalid(Some(&param), format!("{param} must be {expected}"))
-    };
-    let fields = value.as_object();
-    let fields =
-        fields.ok_or_else(|| ApiError::invalid(Some(&place), format!("{place} must be an object")))?;
-    let roles = ["system", "developer", "user", "assistant", "tool"];
-    let role = fields.get("role").and_then(Value::as_str).filter(|role| roles.contains(role));
-    let role = role.ok_or_else(|| wrong("role", "one of system, developer, user, assistant and tool"))?;
-    if fields.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty()) {
-        return Err(ApiError::unsupported(&format!("{place}.tool_calls"), "leave it out"));
-    }
-    let content = match fields.get("content") {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(parts)) => parts
-            .iter()
-            .enumerate()
-            .map(|(part, value)| text_part(&format!("{place}.content[{part}]"), value.as_object()))
-            .collect::<Result<String, _>>()?,
-        None | Some(Value::Null) if role == "assistant" => String::new(),
-        _ => return Err(wrong("content", "a string or an array of text parts")),
-    };
-    // Templates know OpenAI's newer word for "system" rarely.
-    let role = if role == "developer" { "system" } else { role };
-    let name = fields.get("name").and_then(Value::as_str).map(str::to_owned);
-    Ok(Message { role: role.to_owned(), content, name })
-}
-
-fn text_part(place: &str, part: Option<&Map<String, Value>>) -> Result<String, ApiError> {
-    let kind = part.and_then(|part| part.get("type")).and_then(Value::as_str);
-    match (kind, part.and_then(|part| part.get("text")).and_then(Value::as_str)) {
-        (Some("text"), Some(text)) => Ok(text.to_owned()),
-        (Some("text") | None, _) => Err(ApiError::invalid(
-            Some(place),
-            format!("{place} must be {{\"type\": \"text\", \"text\": \"...\"}}"),
-        )),
-        (Some(kind), _) => Err(ApiError::invalid(
-            Some(place),
-            format!("{place} has the type {kind:?}, and this model reads text only"),
-        )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_read_in_every_form() {
-        let value = json!([
-            {"role": "developer", "content": "a"},
-            {"role": "user", "content": [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}], "name": "n"},
-            {"role": "assistant", "content": null},
-        ]);
-        let read = messages(Some(&value)).unwrap();
-        let shown: Vec<_> =
-            read.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
-        assert_eq!(shown, [("system", "a"), ("user", "bc"), ("assistant", "")]);
     }
 
-    #[test]
-    fn a_wrong_message_is_named() {
-        for (value, param) in [
-            (json!([]), "messages"),
-            (json!("x"), "messages"),
-            (json!([3]), "messages[0]"),
-            (json!([{"role": "user", "content": "x"}, {"role": "king", "content": "x"}]), "messages[1].role"),
-            (json!([{"role": "user"}]), "messages[0].content"),
-            (json!([{"role": "user", "content": [{"type": "image_url"}]}]), "messages[0].content[0]"),
-        ] {
-            let error = messages(Some(&value)).unwrap_err();
-            assert_eq!(error.body()["error"]["param"], param, "{value}");
+    fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
+        json!({"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices})
+    }
+
+    /// The same for a resumed answer as for the unbroken one. Mistral's templates insist on nine characters.
+    fn call_id(&self, choice: usize, call: usize) -> String {
+        let digest = hex::encode(Sha256::digest(format!("{} {choice} {call}", self.id)));
+        if self.short_ids { digest[..9].to_owned() } else { format!("call_{}", &digest[..24]) }
+    }
+
+    fn finish_reason(&self, finish: &Finish) -> &'static str {
+        match finish.reason {
+            FinishReason::Length => "length",
+            FinishReason::Stop if finish.has_calls && !self.named => "tool_calls",
+            FinishReason::Stop => "stop",
         }
+    }
+
+    /// What a chunk adds to the message.
+    fn delta(&mut self, index: usize, parts: Vec<Part>) -> Map<String, Value> {
+        let mut delta = Map::new();
+        if !std::mem::replace(&mut self.begun[index], true) {
+            delta.insert("role".into(), "assistant".into());
+            delta.insert("content".into(), "".into());
+        }
+        let mut calls: Vec<Value> = Vec::new();
+        for part in parts {
+            match part {
+                Part::Reasoning(text) => append(&mut delta, "reasoning_content", &text),
+                Part::Content(text) => append(&mut delta, "content", &text),
+                Part::Call { name } => {
+                    let call = self.calls[index];
+                    self.calls[index] += 1;
+                    calls.push(json!({"index": call, "id": self.call_id(index, call), "type": "function",
+                        "function": {"name": name, "arguments": ""}}));
+                }
+                Part::Arguments(text) => {
+                    let call = self.calls[index].saturating_sub(1);
+                    match calls.last_mut().filter(|last| last["index"] == call) {
+                        Some(last) => {
+                            let joined =
+                                last["function"]["arguments"].as_str().unwrap_or_default().to_owned() + &text;
+                            last["function"]["arguments"] = joined.into();
+                        }
+                        None => calls.push(json!({"index": call, "function": {"arguments": text}})),
+                    }
+                }
+            }
+        }
+        if !calls.is_empty() {
+            delta.insert("tool_calls".into(), calls.into());
+        }
+        delta
+    }
+
+    fn chunk(&mut self, choice: Value, usage: Usage) -> Event {
+        let mut chunk = self.object("chat.completion.chunk", vec![choice]);
+        if let Some(seed) = self.seed.take() {
+            chunk["seed"] = seed.into();
+        }
+        if self.include_usage {
+            chunk["usage"] = if self.continuous_usage { usage_json(usage) } else { Value::Null };
+        }
+        Event::data(&chunk)
+    }
+}
+
+/// Joins text into a field.
+fn append(delta: &mut Map<String, Value>, name: &str, text: &str) {
+    let joined = delta.get(name).and_then(Value::as_str).unwrap_or_default().to_owned() + text;
+    delta.insert(name.into(), joined.into());
+}
+
+/// OpenAI's usage object.
+pub fn usage_json(usage: Usage) -> Value {
+    let Usage { prompt_tokens, completion_tokens } = usage;
+    json!({
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    })
+}
+
+impl Writer for ChatWriter {
+    fn events(&mut self, delta: Delta, usage: Usage) -> Vec<Event> {
+        let Delta { index, parts, token_ids, logprobs, finish } = delta;
+        let logprobs = match self.logprobs && !logprobs.is_empty() {
+            true => logprobs::chat(&self.tokenizer, &logprobs),
+            false => Value::Null,
+        };
+        let reason = finish.as_ref().map(|finish| self.finish_reason(finish));
+        let shows = !parts.is_empty() || !self.begun[index];
+        let delta = self.delta(index, parts);
+        let mut choice =
+            json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason});
+        if self.return_token_ids {
+            // Text and end of one token stay together, so that a cut never falls between them.
+            choice["token_ids"] = token_ids.into();
+            return vec![self.chunk(choice, usage)];
+        }
+        let (Some(reason), true) = (reason, shows) else { return vec![self.chunk(choice, usage)] };
+        choice["finish_reason"] = Value::Null;
+        let end = json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason});
+        vec![self.chunk(choice, usage), self.chunk(end, usage)]
+    }
+
+    fn end(&mut self, usage: Usage) -> Vec<Event> {
+        let mut events = Vec::new();
+        if self.include_usage {
+            let mut chunk = self.object("chat.completion.chunk", Vec::new());
+            chunk["usage"] = usage_json(usage);
+            events.push(Event::data(&chunk));
+        }
+        events.push(Event::done());
+        events
+    }
+
+    fn failed(&mut self, error: &ApiError) -> Event {
+        Event::data(&error.body())
+    }
+
+    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
+        let choices = answers.into_iter().enumerate().map(|(index, answer)| {
+            let Answer { reasoning, content, calls, token_ids, logprobs, finish } = answer;
+            let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+            if !reasoning.is_empty() {
+                message["reasoning_content"] = reasoning.into();
+            }
+            if !calls.is_empty() {
+                let calls = calls.into_iter().enumerate().map(|(call, (name, arguments))| {
+                    json!({"id": self.call_id(index, call), "type": "function",
+                        "function": {"name": name, "arguments": arguments}})
+                });
+                message["tool_calls"] = calls.collect();
+                if message["content"] == "" {
+                    message["content"] = Value::Null;
+                }
+            }
+            let logprobs =
+                if self.logprobs { logprobs::chat(&self.tokenizer, &logprobs) } else { Value::Null };
+            let reason = self.finish_reason(&finish);
+            let mut choice =
+                json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason});
+            if self.return_token_ids {
+                choice["token_ids"] = token_ids.into();
+            }
+            choice
+        });
+        let choices = choices.collect();
+        let mut object = self.object("chat.completion", choices);
+        object["usage"] = usage_json(usage);
+        if let Some(seed) = self.seed {
+            object["seed"] = seed.into();
+        }
+        object
     }
 }

@@ -1,148 +1,340 @@
-//! One answer: from a prompt to pieces of text, with stop strings, time limit and metrics.
+//! The answers to one request: from prompts to what each choice shows, with time limit and metrics.
+//!
+//! Dropping a [`Generation`] ends its sequences.
 
-use super::fields::Common;
 use super::openai::ApiError;
+use super::params::Params;
 use super::{App, Engine};
 use crate::metrics::Metrics;
 use crate::runtime::TokenEvent;
-use crate::text::{Detokenizer, StopFilter, TextTokenizer};
-use atlas_engine_core::{Draft, FinishReason, ValidRequest};
-use serde_json::{Value, json};
+use crate::text::TextTokenizer;
+use crate::text::answer::{AnswerRules, Part};
+use crate::text::choice::{Choice, ChoiceRules, Shown};
+use crate::text::grammar::Grammar;
+use atlas_engine_core::request::MAX_CHOICES;
+use atlas_engine_core::sampler::TokenLogprobs;
+use atlas_engine_core::{Draft, FinishReason, RequestError, TokenId, ValidRequest};
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-/// A request being answered. Dropping it ends the sequence.
+/// What to answer.
+pub struct Task {
+    /// Token ids of each prompt.
+    pub prompts: Vec<Vec<TokenId>>,
+    /// The API's name of the prompt, for errors.
+    pub prompt_param: &'static str,
+    /// How to pick tokens and when to stop.
+    pub params: Params,
+    /// How to read the answers.
+    pub rules: AnswerRules,
+    /// What the answers must hold to.
+    pub grammar: Option<Grammar>,
+    /// Calls that an answer may hold; further ones are dropped.
+    pub most_calls: usize,
+}
+
+/// Prompts that one request may hold.
+pub const MAX_PROMPTS: usize = 128;
+
+/// New things of one choice.
+#[derive(Debug, Default)]
+pub struct Delta {
+    /// Which choice: those of the first prompt come first.
+    pub index: usize,
+    /// What it shows.
+    pub parts: Vec<Part>,
+    /// Tokens since the choice's last delta, those held back included.
+    pub token_ids: Vec<TokenId>,
+    /// Log-probabilities of these tokens, where asked for.
+    pub logprobs: Vec<(TokenId, TokenLogprobs)>,
+    /// Set on the choice's last delta.
+    pub finish: Option<Finish>,
+}
+
+/// How a choice ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finish {
+    /// Why.
+    pub reason: FinishReason,
+    /// Whether it calls a tool.
+    pub has_calls: bool,
+    /// The stop string that ended it.
+    pub stopped_by: Option<String>,
+}
+
+/// Token counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// In the prompts.
+    pub prompt_tokens: usize,
+    /// In the answers.
+    pub completion_tokens: usize,
+}
+
+struct Running {
+    events: Option<UnboundedReceiver<TokenEvent>>,
+    choice: Choice,
+    token_ids: Vec<TokenId>,
+    logprobs: Vec<(TokenId, TokenLogprobs)>,
+    begun: bool,
+    calls: usize,
+    last_token: Option<Instant>,
+}
+
+/// A request being answered.
 pub struct Generation {
-    events: UnboundedReceiver<TokenEvent>,
+    running: Vec<Running>,
+    /// Where the next look for an event begins, so that no choice starves the others.
+    turn: usize,
+    ready: VecDeque<Delta>,
+    most_calls: usize,
+    return_token_ids: bool,
+    sent: bool,
     tokenizer: Arc<TextTokenizer>,
     metrics: Arc<Metrics>,
-    detokenizer: Detokenizer,
-    stop: StopFilter,
     started: Instant,
-    last_token: Option<Instant>,
     timeout: Duration,
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    finished: bool,
+    usage: Usage,
+    aborted: Option<&'static str>,
 }
 
-/// New text, and the reason where it is the last.
-#[derive(Debug)]
-pub struct Piece {
-    /// The text; may be empty on the last piece only.
-    pub text: String,
-    /// Why the answer ends here.
-    pub finish: Option<FinishReason>,
-}
-
-/// OpenAI's word for a reason.
-pub fn finish_reason(finish: FinishReason) -> &'static str {
-    match finish {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-    }
+/// Ids of prompts, off the threads that serve others: a prompt of megabytes takes a while.
+///
+/// # Errors
+/// The tokenizer fails.
+pub async fn encode(engine: &Engine, texts: Vec<String>) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    let tokenizer = engine.tokenizer.clone();
+    let encode =
+        move || texts.iter().map(|text| tokenizer.encode_prompt(text)).collect::<Result<Vec<_>, _>>();
+    let encoded = tokio::task::spawn_blocking(encode).await;
+    let encoded = encoded.map_err(|error| ApiError::internal(error.to_string()))?;
+    encoded.map_err(|error| ApiError::internal(error.to_string()))
 }
 
 impl Generation {
-    /// Tokenizes the prompt and queues the request; `prompt_param` is the API's name of the prompt.
+    /// Queues a task.
     ///
     /// # Errors
-    /// The request does not fit the model, or the queue is full.
-    pub async fn start(
-        app: &App,
-        engine: &Engine,
-        prompt: String,
-        prompt_param: &'static str,
-        common: &Common,
-    ) -> Result<Self, ApiError> {
+    /// The task does not fit the model, or the queue is full.
+    pub fn start(app: &App, engine: &Engine, task: Task) -> Result<Self, ApiError> {
+        let Task { prompts, prompt_param, params, rules, grammar, most_calls } = task;
         let started = Instant::now();
-        let tokenizer = engine.tokenizer.clone();
-        // A prompt of megabytes takes a while: not on the thread that serves others.
-        let ids = tokio::task::spawn_blocking(move || tokenizer.encode_prompt(&prompt)).await;
-        let ids = ids.map_err(|error| ApiError::internal(error.to_string()))?;
-        let ids = ids.map_err(|error| ApiError::internal(error.to_string()))?;
-        let prompt_tokens = ids.len();
-        let draft = Draft {
-            prompt: ids,
-            max_tokens: common.max_tokens,
-            sampling: common.sampling.clone(),
-            ignore_eos: common.ignore_eos,
-            ..Draft::greedy(Vec::new())
-        };
-        let request = ValidRequest::new(draft, &engine.limits);
-        let request = request.map_err(|error| ApiError::from_request(&error, prompt_param))?;
-        let events = engine.handle.submit(request).map_err(|full| ApiError::queue_full(full.waiting))?;
-        app.metrics.prompt_tokens.inc_by(prompt_tokens as u64);
-        Ok(Self {
-            events,
+        let refused = |error: RequestError| ApiError::from_request(&error, prompt_param);
+        let choices = params.choices;
+        if !(1..=MAX_CHOICES).contains(&choices) {
+            let value = choices as f64;
+            return Err(refused(RequestError::OutOfRange {
+                param: "n",
+                value,
+                expected: "between 1 and 64",
+            }));
+        }
+        let count = prompts.len() * choices;
+        let broken = params.resume.from.as_ref();
+        if let Some(given) = broken.map(|broken| broken.tokens.len()).filter(|given| *given != count) {
+            return Err(refused(RequestError::ResumedChoices { given, choices: count }));
+        }
+        // Everything is checked before anything is queued.
+        let mut requests = Vec::with_capacity(count);
+        for index in 0..count {
+            let draft = Draft {
+                prompt: prompts[index / choices].clone(),
+                max_tokens: params.max_tokens,
+                sampling: params.sampling.for_choice(index % choices),
+                ignore_eos: params.ignore_eos,
+                stop_tokens: params.stop_tokens.clone(),
+                choices: 1,
+                resumed: broken.map_or(Vec::new(), |broken| vec![broken.tokens[index].clone()]),
+            };
+            requests.push(ValidRequest::new(draft, &engine.limits).map_err(refused)?);
+        }
+        let prompt_tokens = prompts.iter().map(Vec::len).sum();
+        let rules = ChoiceRules { stop: params.stop, include_stop: params.include_stop, answer: rules };
+        let mut generation = Self {
+            running: Vec::with_capacity(count),
+            turn: 0,
+            ready: VecDeque::new(),
+            most_calls,
+            return_token_ids: params.resume.return_token_ids,
+            sent: false,
             tokenizer: engine.tokenizer.clone(),
             metrics: app.metrics.clone(),
-            detokenizer: Detokenizer::default(),
-            stop: StopFilter::new(common.stop.clone()),
             started,
-            last_token: None,
             timeout: app.request_timeout,
-            prompt_tokens,
-            completion_tokens: 0,
-            finished: false,
-        })
+            usage: Usage { prompt_tokens, completion_tokens: 0 },
+            aborted: None,
+        };
+        for request in requests {
+            let running = Running {
+                events: None,
+                choice: Choice::new(rules.clone()),
+                token_ids: Vec::new(),
+                logprobs: Vec::new(),
+                begun: !request.resumed(0).is_empty(),
+                calls: 0,
+                last_token: None,
+            };
+            generation.running.push(running);
+            let index = generation.running.len() - 1;
+            if generation.replay(index, &request, engine.tokenizer.end_tokens()) {
+                continue;
+            }
+            let mask = grammar.as_ref().map(|grammar| grammar.mask(request.resumed(0)));
+            let events = engine.handle.submit(request, mask);
+            generation.running[index].events =
+                Some(events.map_err(|full| ApiError::queue_full(full.waiting))?);
+        }
+        app.metrics.prompt_tokens.inc_by(prompt_tokens as u64);
+        // Only now does it count as given up when it is dropped.
+        generation.aborted = Some("client");
+        Ok(generation)
     }
 
-    /// The next piece of text; `None` after the last one.
+    /// Feeds a choice the tokens that it has already; whether they end it.
+    fn replay(&mut self, index: usize, request: &ValidRequest, ends: &[TokenId]) -> bool {
+        let resumed = request.resumed(0);
+        for (position, token) in resumed.iter().enumerate() {
+            let end = !request.ignore_eos() && ends.contains(token) || request.stop_tokens().contains(token);
+            let finish = match (end, position + 1 == request.max_tokens()) {
+                (true, _) => Some(FinishReason::Stop),
+                (false, true) => Some(FinishReason::Length),
+                (false, false) => None,
+            };
+            self.usage.completion_tokens += 1;
+            let running = &mut self.running[index];
+            let shown = running.choice.push(self.tokenizer.token_bytes(*token), finish);
+            running.calls += shown.parts.iter().filter(|part| matches!(part, Part::Call { .. })).count();
+            if let Some(reason) = shown.finish {
+                let finish = Some(running.finish(reason));
+                self.ready.push_back(Delta { index, finish, ..Delta::default() });
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What comes next; `None` after the last choice's end.
     ///
     /// # Errors
     /// The time is over, or the worker failed.
-    pub async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
-        while !self.finished {
-            let deadline = (self.started + self.timeout).into();
-            let event = tokio::time::timeout_at(deadline, self.events.recv()).await;
-            let event = event.map_err(|_| ApiError::timeout(self.timeout.as_secs()))?;
-            let event = event.ok_or_else(|| ApiError::internal("the model failed while answering"))?;
-            let piece = self.take(event);
-            if piece.finish.is_some() {
-                self.finished = true;
-                self.metrics.request_seconds.observe(self.started.elapsed().as_secs_f64());
+    pub async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
+        loop {
+            if let Some(delta) = self.ready.pop_front() {
+                self.sent = true;
+                return Ok(Some(delta));
             }
-            if !piece.text.is_empty() || piece.finish.is_some() {
-                return Ok(Some(piece));
+            if self.running.iter().all(|running| running.events.is_none()) {
+                if self.aborted.take().is_some() {
+                    self.metrics.request_seconds.observe(self.started.elapsed().as_secs_f64());
+                }
+                return Ok(None);
+            }
+            let deadline = (self.started + self.timeout).into();
+            let event = tokio::time::timeout_at(deadline, self.event()).await;
+            let Ok((index, event)) = event else {
+                self.aborted = Some("timeout");
+                return Err(ApiError::timeout(self.timeout.as_secs()));
+            };
+            let Some(event) = event else {
+                self.aborted = Some("engine");
+                return Err(ApiError::internal("the model failed while answering"));
+            };
+            if let Some(delta) = self.take(index, event) {
+                self.ready.push_back(delta);
             }
         }
-        Ok(None)
     }
 
-    fn take(&mut self, event: TokenEvent) -> Piece {
-        let TokenEvent { token, finish } = event;
-        self.completion_tokens += 1;
+    /// The next event of any choice.
+    async fn event(&mut self) -> (usize, Option<TokenEvent>) {
+        poll_fn(|context| {
+            let count = self.running.len();
+            for index in (0..count).map(|offset| (self.turn + offset) % count) {
+                let Some(events) = &mut self.running[index].events else { continue };
+                if let Poll::Ready(event) = events.poll_recv(context) {
+                    self.turn = (index + 1) % count;
+                    return Poll::Ready((index, event));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn take(&mut self, index: usize, event: TokenEvent) -> Option<Delta> {
+        let TokenEvent { token, finish, logprobs } = event;
+        self.usage.completion_tokens += 1;
         self.metrics.generated_tokens.inc();
-        match self.last_token.replace(Instant::now()) {
+        let running = &mut self.running[index];
+        match running.last_token.replace(Instant::now()) {
             None => self.metrics.first_token_seconds.observe(self.started.elapsed().as_secs_f64()),
             Some(last) => self.metrics.inter_token_seconds.observe(last.elapsed().as_secs_f64()),
         }
-        // The token that ended the answer is no part of it, but a token at the limit is.
-        let ends = finish == Some(FinishReason::Stop);
-        let mut text =
-            if ends { String::new() } else { self.detokenizer.push(self.tokenizer.token_bytes(token)) };
+        running.token_ids.push(token);
+        if let Some(logprobs) = logprobs {
+            running.logprobs.push((token, logprobs));
+        }
+        let Shown { mut parts, finish } = running.choice.push(self.tokenizer.token_bytes(token), finish);
+        parts.retain(|part| {
+            running.calls += usize::from(matches!(part, Part::Call { .. }));
+            let is_call = matches!(part, Part::Call { .. } | Part::Arguments(_));
+            !is_call || running.calls <= self.most_calls
+        });
         if finish.is_some() {
-            text.push_str(&self.detokenizer.finish());
+            running.events = None;
         }
-        let passed = self.stop.push(&text);
-        if passed.stopped {
-            return Piece { text: passed.text, finish: Some(FinishReason::Stop) };
+        let ids_alone = self.return_token_ids && self.sent;
+        if parts.is_empty() && finish.is_none() && !ids_alone {
+            return None;
         }
-        let mut text = passed.text;
-        if finish.is_some() {
-            text.push_str(&self.stop.finish());
-        }
-        Piece { text, finish }
+        Some(Delta {
+            index,
+            parts,
+            token_ids: std::mem::take(&mut running.token_ids),
+            logprobs: std::mem::take(&mut running.logprobs),
+            finish: finish.map(|reason| running.finish(reason)),
+        })
     }
 
-    /// OpenAI's usage object, as of now.
-    pub fn usage(&self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        })
+    /// Token counts, as of now.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// For each choice, whether it has sent something already: a resumed one.
+    pub fn begun(&self) -> Vec<bool> {
+        self.running.iter().map(|running| running.begun).collect()
+    }
+
+    /// For each choice, how many calls it has made already: a resumed one.
+    pub fn calls(&self) -> Vec<usize> {
+        self.running.iter().map(|running| running.calls).collect()
+    }
+
+    /// Choices of all prompts.
+    pub fn choices(&self) -> usize {
+        self.running.len()
+    }
+}
+
+impl Running {
+    fn finish(&self, reason: FinishReason) -> Finish {
+        Finish {
+            reason,
+            has_calls: self.choice.has_calls(),
+            stopped_by: self.choice.stopped_by().map(str::to_owned),
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if let Some(reason) = self.aborted {
+            self.metrics.aborted.with_label_values(&[reason]).inc();
+        }
     }
 }

@@ -2,17 +2,24 @@
 
 pub mod api;
 mod chat;
+mod collect;
 mod completions;
+mod conversation;
 mod fields;
 mod generate;
 pub mod health;
+mod logprobs;
 mod openai;
+mod params;
 mod reply;
+mod tokenize;
+mod tools;
 
 use crate::config::Serve;
 use crate::metrics::Metrics;
 use crate::runtime::EngineHandle;
 use crate::status::Status;
+use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
 use atlas_engine_core::Limits;
 use std::sync::atomic::AtomicU64;
@@ -27,6 +34,8 @@ pub struct Engine {
     pub tokenizer: Arc<TextTokenizer>,
     /// The model's chat template, where it has one.
     pub template: Option<ChatTemplate>,
+    /// Compiles what answers must hold to.
+    pub grammars: Arc<GrammarCompiler>,
     /// What requests may ask for.
     pub limits: Limits,
 }

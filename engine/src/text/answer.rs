@@ -122,7 +122,10 @@ impl AnswerParser {
 
     /// Takes text.
     pub fn push(&mut self, text: &str) -> Vec<Part> {
-        if self.rules.tools.is_none() && matches!(self.state, State::Text) && (self.spoke || !self.rules.reasoning) {
+        if self.rules.tools.is_none()
+            && matches!(self.state, State::Text)
+            && (self.spoke || !self.rules.reasoning)
+        {
             return if text.is_empty() { Vec::new() } else { vec![Part::Content(text.to_owned())] };
         }
         self.held.push_str(text);
@@ -348,9 +351,8 @@ impl AnswerParser {
         let known = |name: &str| self.rules.names.iter().any(|known| known == name);
         let interpreter = ["code_interpreter", "python", "ipython"].into_iter().find(|name| known(name));
         let call = builtin(code).filter(|(name, _)| known(name));
-        let call = call.or_else(|| {
-            Some((interpreter?.to_owned(), serde_json::json!({"code": code}).to_string()))
-        });
+        let call =
+            call.or_else(|| Some((interpreter?.to_owned(), serde_json::json!({"code": code}).to_string())));
         match call {
             Some((name, arguments)) => {
                 self.called = true;

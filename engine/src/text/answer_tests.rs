@@ -4,7 +4,12 @@ use super::*;
 use proptest::prelude::*;
 
 fn rules(reasoning: bool, tools: Option<ToolFormat>) -> AnswerRules {
-    AnswerRules { reasoning, starts_inside: false, tools, names: vec!["f".into(), "g".into(), "python".into()] }
+    AnswerRules {
+        reasoning,
+        starts_inside: false,
+        tools,
+        names: vec!["f".into(), "g".into(), "python".into()],
+    }
 }
 
 /// The parts of a text that comes in pieces of this many characters.
@@ -62,12 +67,19 @@ fn calls_of_every_family_are_read() {
             r#"[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]"#,
         ),
         (ToolFormat::Llama, r#"{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}"#),
-        (ToolFormat::Llama, r#"<|python_tag|>{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}"#),
+        (
+            ToolFormat::Llama,
+            r#"<|python_tag|>{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}"#,
+        ),
         (ToolFormat::Array, r#"[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]"#),
     ] {
         check(&rules(false, Some(format)), text, &both);
     }
-    check(&rules(false, Some(ToolFormat::Mistral)), r#"[TOOL_CALLS]f[ARGS]{"a": 1}"#, &call("f", r#"{"a": 1}"#));
+    check(
+        &rules(false, Some(ToolFormat::Mistral)),
+        r#"[TOOL_CALLS]f[ARGS]{"a": 1}"#,
+        &call("f", r#"{"a": 1}"#),
+    );
     let llama = rules(false, Some(ToolFormat::Llama));
     check(&llama, "<|python_tag|>f.call(q=\"a, b\")", &call("f", r#"{"q":"a, b"}"#));
     check(&llama, "<|python_tag|>print(1)", &call("python", r#"{"code":"print(1)"}"#));
@@ -76,7 +88,8 @@ fn calls_of_every_family_are_read() {
 #[test]
 fn text_around_calls_stays_and_white_space_does_not() {
     let hermes = rules(true, Some(ToolFormat::Hermes));
-    let text = "<think>let me</think>\nI look.\n\n<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>\n";
+    let text =
+        "<think>let me</think>\nI look.\n\n<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>\n";
     let expected = [&[thought("let me"), content("I look.")][..], &call("f", "{}")].concat();
     check(&hermes, text, &expected);
     check(&hermes, "a <tool b\n", &[content("a <tool b\n")]);

@@ -2,12 +2,19 @@
 //!
 //! Everything comes from the GGUF's metadata; nothing here knows of requests or of the model's weights.
 
+pub mod answer;
 pub mod chat_template;
+pub mod choice;
 pub mod detokenizer;
+pub mod generic_tools;
+pub mod grammar;
+mod json_scan;
 mod pre_tokenizer;
 mod sentence_piece;
 pub mod stop;
+mod template_json;
 pub mod tokenizer;
+mod tool_call;
 
 pub use chat_template::ChatTemplate;
 pub use detokenizer::Detokenizer;

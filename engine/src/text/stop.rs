@@ -12,8 +12,8 @@ pub struct StopFilter {
 pub struct Passed {
     /// Text to give out.
     pub text: String,
-    /// Whether a stop string was met; the text ends before it.
-    pub stopped: bool,
+    /// The stop string that was met; the text ends before it.
+    pub stopped: Option<String>,
 }
 
 impl StopFilter {
@@ -25,13 +25,14 @@ impl StopFilter {
     /// Adds text.
     pub fn push(&mut self, text: &str) -> Passed {
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
+        if let Some((at, stop)) = found.min() {
             self.held.truncate(at);
-            return Passed { text: std::mem::take(&mut self.held), stopped: true };
+            return Passed { text: std::mem::take(&mut self.held), stopped: Some(stop.clone()) };
         }
         let kept = self.stops.iter().map(|stop| beginning(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - kept);
-        Passed { text: std::mem::replace(&mut self.held, rest), stopped: false }
+        Passed { text: std::mem::replace(&mut self.held, rest), stopped: None }
     }
 
     /// What was held back, when no text follows.
@@ -54,10 +55,10 @@ mod tests {
     #[test]
     fn a_stop_string_across_pieces_is_found_and_not_given_out() {
         let mut filter = StopFilter::new(vec!["END".into(), "\n\n".into()]);
-        assert_eq!(filter.push("a E"), Passed { text: "a ".into(), stopped: false });
-        assert_eq!(filter.push("N"), Passed { text: String::new(), stopped: false });
-        assert_eq!(filter.push("T E"), Passed { text: "ENT ".into(), stopped: false });
-        assert_eq!(filter.push("NDx"), Passed { text: String::new(), stopped: true });
+        assert_eq!(filter.push("a E"), Passed { text: "a ".into(), stopped: None });
+        assert_eq!(filter.push("N"), Passed { text: String::new(), stopped: None });
+        assert_eq!(filter.push("T E"), Passed { text: "ENT ".into(), stopped: None });
+        assert_eq!(filter.push("NDx"), Passed { text: String::new(), stopped: Some("END".into()) });
     }
 
     #[test]
@@ -82,7 +83,7 @@ mod tests {
                 if stopped { break }
                 let passed = filter.push(&characters[pair[0]..pair[1]].iter().collect::<String>());
                 out.push_str(&passed.text);
-                stopped = passed.stopped;
+                stopped = passed.stopped.is_some();
             }
             if !stopped { out.push_str(&filter.finish()) }
             prop_assert_eq!(stopped, text.contains(stop.as_str()));

@@ -81,11 +81,21 @@ const END_TEXTS: &[&str] = &[
     "</s>",
 ];
 
+/// How model families name their marks for a text with a gap: prefix, suffix, middle.
+const FILL_IN_THE_MIDDLE: &[[&str; 3]] = &[
+    ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+    ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+    ["▁<PRE>", "▁<SUF>", "▁<MID>"],
+    ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"],
+];
+
 /// A model's tokenizer.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     /// Bytes of each token as it shows in an answer; none for control tokens.
     bytes: Vec<Box<[u8]>>,
+    control: Vec<bool>,
+    fill_in_the_middle: Option<[u32; 3]>,
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
@@ -141,9 +151,13 @@ impl TextTokenizer {
                 .map(|text| (*text).to_owned())
                 .unwrap_or_default()
         };
+        let fill_in_the_middle = vocabulary.fill_in_the_middle(header)?;
+        let control = vocabulary.types.iter().map(|kind| *kind == CONTROL).collect();
         Ok(Self {
             tokenizer,
             bytes,
+            control,
+            fill_in_the_middle,
             bos,
             eos,
             add_bos: header.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos_by_default),
@@ -170,6 +184,49 @@ impl TextTokenizer {
     /// Bytes of a token as it shows in an answer: none for control tokens and unknown ids.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// Ids of a text as it stands, without a token in front.
+    ///
+    /// # Errors
+    /// The library refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(TokenizerError::library)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of ids, control tokens included; what is no character becomes a replacement character.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| self.shown_bytes(*id)).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Bytes of a token with control tokens as their text.
+    pub fn shown_bytes(&self, id: u32) -> Vec<u8> {
+        match self.token_bytes(id) {
+            [] => self.token_text(id).into_bytes(),
+            bytes => bytes.to_vec(),
+        }
+    }
+
+    /// A token as the vocabulary writes it; empty for unknown ids.
+    pub fn token_text(&self, id: u32) -> String {
+        self.tokenizer.id_to_token(id).unwrap_or_default()
+    }
+
+    /// Whether a token is a mark between texts and never text itself.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.control.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// Whether prompts begin with the beginning-of-text token.
+    pub fn adds_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// Tokens that mark prefix, suffix and middle of a text with a gap, where the model was trained on such.
+    pub fn fill_in_the_middle(&self) -> Option<[u32; 3]> {
+        self.fill_in_the_middle
     }
 
     /// Tokens that end an answer.
@@ -210,6 +267,32 @@ impl Vocabulary<'_> {
         let tokens = self.tokens.iter().zip(&self.types).enumerate();
         let ends = tokens.filter(|(_, (token, kind))| **kind == CONTROL && texts.contains(token));
         ends.map(|(id, _)| id as u32).collect()
+    }
+
+    /// The marks for a text with a gap, from the metadata under their newer and older keys, else by name.
+    fn fill_in_the_middle(&self, header: &Gguf) -> Result<Option<[u32; 3]>, TokenizerError> {
+        for keys in [
+            [
+                "tokenizer.ggml.fim_pre_token_id",
+                "tokenizer.ggml.fim_suf_token_id",
+                "tokenizer.ggml.fim_mid_token_id",
+            ],
+            [
+                "tokenizer.ggml.prefix_token_id",
+                "tokenizer.ggml.suffix_token_id",
+                "tokenizer.ggml.middle_token_id",
+            ],
+        ] {
+            let [prefix, suffix, middle] = keys.map(|key| self.id(header, key));
+            if let (Some(prefix), Some(suffix), Some(middle)) = (prefix?, suffix?, middle?) {
+                return Ok(Some([prefix, suffix, middle]));
+            }
+        }
+        let find = |text: &str| self.tokens.iter().position(|token| *token == text).map(|id| id as u32);
+        let named = FILL_IN_THE_MIDDLE
+            .iter()
+            .find_map(|[prefix, suffix, middle]| Some([find(prefix)?, find(suffix)?, find(middle)?]));
+        Ok(named)
     }
 
     fn id(&self, header: &Gguf, key: &'static str) -> Result<Option<u32>, TokenizerError> {
@@ -290,9 +373,14 @@ fn alphabet_byte(character: char) -> Option<u8> {
     }
 }
 
+/// Control tokens never show, but for those that mean something in an answer.
+fn marker_bytes(token: &str) -> Vec<u8> {
+    if super::answer::MARKERS.contains(&token) { token.as_bytes().to_vec() } else { Vec::new() }
+}
+
 fn byte_level_bytes(token: &str, kind: u32) -> Vec<u8> {
     match kind {
-        CONTROL => Vec::new(),
+        CONTROL => marker_bytes(token),
         USER_DEFINED => token.as_bytes().to_vec(),
         _ => token.chars().filter_map(alphabet_byte).collect(),
     }
@@ -300,7 +388,7 @@ fn byte_level_bytes(token: &str, kind: u32) -> Vec<u8> {
 
 fn sentence_piece_bytes(token: &str, kind: u32) -> Vec<u8> {
     match (kind, sentence_piece::byte_token(token)) {
-        (CONTROL, _) => Vec::new(),
+        (CONTROL, _) => marker_bytes(token),
         (BYTE, Some(byte)) => vec![byte],
         _ => token.replace('▁', " ").into_bytes(),
     }

@@ -20,13 +20,20 @@ pub enum CallEvent {
 #[derive(Debug)]
 enum State {
     /// Name and arguments are not both there yet.
-    Head { text: String },
+    Head {
+        text: String,
+    },
     /// The arguments' object is being written.
-    Arguments { scan: JsonScan },
+    Arguments {
+        scan: JsonScan,
+    },
     /// What follows the arguments up to the object's end.
     Tail,
     /// Another order, or no call: read when complete.
-    Whole { text: String, scan: JsonScan },
+    Whole {
+        text: String,
+        scan: JsonScan,
+    },
     Done,
 }
 
@@ -120,7 +127,11 @@ impl CallReader {
     pub fn finish(self) -> Option<String> {
         match self.state {
             State::Head { text } | State::Whole { text, .. } if !text.is_empty() => Some(text),
-            State::Head { .. } | State::Whole { .. } | State::Arguments { .. } | State::Tail | State::Done => None,
+            State::Head { .. }
+            | State::Whole { .. }
+            | State::Arguments { .. }
+            | State::Tail
+            | State::Done => None,
         }
     }
 
@@ -141,7 +152,8 @@ fn read_head(text: &str) -> Option<Head> {
         return Some(Head::Other);
     }
     // Llama writes the type in front at times.
-    if cursor.take(&["\"type\""])? && !(cursor.take(&[":"])? && cursor.take(&["\"function\""])? && cursor.take(&[","])?)
+    if cursor.take(&["\"type\""])?
+        && !(cursor.take(&[":"])? && cursor.take(&["\"function\""])? && cursor.take(&[","])?)
     {
         return Some(Head::Other);
     }
@@ -241,7 +253,11 @@ mod tests {
         for (text, events, rest) in [
             (r#"{"name": "f", "arguments": {"a": "}"}} x"#, call("f", r#"{"a": "}"}"#), " x"),
             (r#"{"name":"f","parameters":{}}"#, call("f", "{}"), ""),
-            (r#"{ "type": "function", "name": "f", "parameters": {"b": [1]} }"#, call("f", r#"{"b": [1]}"#), ""),
+            (
+                r#"{ "type": "function", "name": "f", "parameters": {"b": [1]} }"#,
+                call("f", r#"{"b": [1]}"#),
+                "",
+            ),
             (r#"{"arguments": {"a": 1}, "name": "f"}]"#, call("f", r#"{"a":1}"#), "]"),
             (r#"{"name": "f", "arguments": "{\"a\": 1}"}"#, call("f", r#"{"a": 1}"#), ""),
             (r#"{"name": "f"}"#, call("f", "{}"), ""),
@@ -249,7 +265,11 @@ mod tests {
             (r#"{"other": 1} "#, vec![CallEvent::NotACall(r#"{"other": 1}"#.into())], " "),
         ] {
             for size in [1, 2, 3, 7, 100] {
-                assert_eq!(read(text, size, None), (events.clone(), Some(rest.to_owned())), "{text} by {size}");
+                assert_eq!(
+                    read(text, size, None),
+                    (events.clone(), Some(rest.to_owned())),
+                    "{text} by {size}"
+                );
             }
         }
     }

@@ -1,0 +1,200 @@
+//! The OpenAI-compatible API in full, on the real model: forms of prompts, choices, log-probabilities, tools, schemas.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Engine, chat, events, joined, prompt};
+
+fn ok(engine: &Engine, path: &str, body: Value) -> Value {
+    let (status, answer) = engine.post(path, &body);
+    assert_eq!(status, 200, "{body} gave {answer}");
+    answer
+}
+
+fn stream(engine: &Engine, path: &str, mut body: Value) -> Vec<Value> {
+    body["stream"] = true.into();
+    let answer = ok(engine, path, body);
+    events(answer.as_str().unwrap())
+}
+
+#[test]
+fn prompts_choices_and_log_probabilities_have_their_forms() {
+    let engine = Engine::start(&[]);
+    let completions = |body: Value| ok(&engine, "/v1/completions", body);
+
+    // Text and ids are one prompt; a batch answers each as alone.
+    let ids = ok(&engine, "/tokenize", json!({"prompt": "The capital of France is"}));
+    assert_eq!((&ids["count"], &ids["max_model_len"]), (&json!(5), &json!(512)));
+    let back = ok(&engine, "/detokenize", json!({"tokens": ids["tokens"]}));
+    assert_eq!(back["prompt"], "The capital of France is");
+    let batch = json!({"model": "code", "temperature": 0, "max_tokens": 2, "prompt":
+        ["The capital of France is", "1, 2, 3,"]});
+    let batch = completions(batch);
+    assert_eq!(batch["choices"][0]["text"], " Paris.");
+    assert_eq!(batch["choices"][1]["text"], engine.complete(prompt("1, 2, 3,", json!({"max_tokens": 2}))));
+    let tokens =
+        completions(json!({"model": "code", "temperature": 0, "max_tokens": 2, "prompt": ids["tokens"]}));
+    assert_eq!(
+        (&tokens["choices"][0]["text"], &tokens["usage"]["prompt_tokens"]),
+        (&json!(" Paris."), &json!(5))
+    );
+
+    // Echo, streamed and not, also without an answer.
+    let echo = |max_tokens: usize| {
+        prompt("The capital of France is", json!({"max_tokens": max_tokens, "echo": true}))
+    };
+    assert_eq!(engine.complete(echo(2)), "The capital of France is Paris.");
+    assert_eq!(
+        joined(&stream(&engine, "/v1/completions", echo(2)), "/choices/0/text"),
+        "The capital of France is Paris."
+    );
+    assert_eq!(engine.complete(echo(0)), "The capital of France is");
+    let (status, refused) = engine.post("/v1/completions", &prompt("def f(", json!({"suffix": "return 1"})));
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("suffix")));
+
+    // Log-probabilities of both APIs agree, and the greedy token is the likeliest.
+    let answer = completions(prompt("The capital of France is", json!({"max_tokens": 2, "logprobs": 2})));
+    let logprobs = &answer["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!([" Paris", "."]));
+    assert_eq!(logprobs["text_offset"], json!([0, 6]));
+    let chosen = logprobs["token_logprobs"][0].as_f64().unwrap();
+    assert!(chosen < 0.0 && logprobs["top_logprobs"][0][" Paris"] == json!(chosen), "{logprobs}");
+    let answer = ok(&engine, "/v1/chat/completions", chat(json!({"logprobs": true, "top_logprobs": 3})));
+    let content = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    let text: String = content.iter().map(|token| token["token"].as_str().unwrap()).collect();
+    assert_eq!(answer["choices"][0]["message"]["content"], text);
+    assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 3);
+    assert_eq!(content[0]["top_logprobs"][0]["token"], content[0]["token"]);
+
+    // Several choices: each with its own seed, the first as alone, and streams agree with whole answers.
+    let several = || chat(json!({"temperature": 1, "seed": 3, "n": 3, "max_tokens": 8}));
+    let whole = ok(&engine, "/v1/chat/completions", several());
+    let texts: Vec<&Value> = (0..3).map(|index| &whole["choices"][index]["message"]["content"]).collect();
+    assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
+    assert_eq!(whole["usage"]["completion_tokens"], 24);
+    let alone =
+        ok(&engine, "/v1/chat/completions", chat(json!({"temperature": 1, "seed": 3, "max_tokens": 8})));
+    assert_eq!(&alone["choices"][0]["message"]["content"], texts[0]);
+    let chunks = stream(&engine, "/v1/chat/completions", several());
+    for (index, text) in texts.iter().enumerate() {
+        let own: Vec<Value> =
+            chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == index).cloned().collect();
+        assert_eq!(joined(&own, "/choices/0/delta/content"), text.as_str().unwrap());
+        assert_eq!(joined(&own, "/choices/0/delta/role"), "assistant");
+        assert_eq!(own.last().unwrap()["choices"][0]["finish_reason"], "length");
+    }
+
+    // Prefill, stop strings that show, and bans.
+    let prefilled = json!({"continue_final_message": true, "messages": [
+        {"role": "user", "content": "Name the capital of France."}, {"role": "assistant", "content": "The capital of France is"}]});
+    let prefilled = ok(&engine, "/v1/chat/completions", chat(prefilled));
+    let content = prefilled["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(content.starts_with(" Paris"), "{content:?}");
+    let stopped = prompt("1, 2, 3,", json!({"stop": [" 4"], "include_stop_str_in_output": true}));
+    assert_eq!(engine.complete(stopped), " 4");
+    let paris = ok(&engine, "/tokenize", json!({"prompt": " Paris"}))["tokens"][0].to_string();
+    let banned = prompt("The capital of France is", json!({"logit_bias": {paris: -100}}));
+    assert!(!engine.complete(banned).contains("Paris"));
+
+    let model = engine.get("/v1/models/alias").1;
+    let model: Value = serde_json::from_str(&model).unwrap();
+    assert_eq!(
+        (&model["max_model_len"], &model["root"]),
+        (&json!(512), &json!("smollm2-135m-instruct-q4_1"))
+    );
+}
+
+fn tool(name: &str) -> Value {
+    json!({"type": "function", "function": {"name": name, "description": "Tells the weather of a city.", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"$ref": "#/$defs/days"}},
+        "required": ["city", "days"], "additionalProperties": false,
+        "$defs": {"days": {"type": "integer", "minimum": 1, "maximum": 9}}}}})
+}
+
+#[test]
+fn forced_calls_and_schemas_hold() {
+    let engine = Engine::start(&[]);
+    let body = |more: Value| {
+        let mut body = chat(json!({"max_tokens": 120, "tools": [tool("weather"), tool("forecast")],
+            "messages": [{"role": "user", "content": "What is the weather in Paris for 3 days?"}]}));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let check = |call: &Value| {
+        let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+        assert!(
+            arguments["city"].is_string() && (1..=9).contains(&arguments["days"].as_i64().unwrap()),
+            "{arguments}"
+        );
+        assert_eq!(arguments.as_object().unwrap().len(), 2);
+    };
+    let named = json!({"tool_choice": {"type": "function", "function": {"name": "forecast"}}});
+    for (more, name, reason) in [
+        (named, Some("forecast"), "stop"),
+        (json!({"tool_choice": "required", "parallel_tool_calls": false}), None, "tool_calls"),
+    ] {
+        let whole = ok(&engine, "/v1/chat/completions", body(more.clone()));
+        let choice = &whole["choices"][0];
+        let calls = choice["message"]["tool_calls"].as_array().unwrap();
+        assert_eq!(
+            (calls.len(), &choice["finish_reason"], &choice["message"]["content"]),
+            (1, &json!(reason), &Value::Null)
+        );
+        check(&calls[0]);
+        assert!(name.is_none_or(|name| calls[0]["function"]["name"] == name));
+        // The stream tells the same call, its name first.
+        let chunks = stream(&engine, "/v1/chat/completions", body(more));
+        let pointer = |field: &str| format!("/choices/0/delta/tool_calls/0/{field}");
+        assert_eq!(
+            joined(&chunks, &pointer("function/name")),
+            calls[0]["function"]["name"].as_str().unwrap()
+        );
+        assert_eq!(
+            joined(&chunks, &pointer("function/arguments")),
+            calls[0]["function"]["arguments"].as_str().unwrap()
+        );
+        assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], reason);
+    }
+    // A conversation with calls and results is taken, and tools that may not be called are not shown.
+    let history = json!({"tool_choice": "none", "messages": [
+        {"role": "user", "content": "Weather in Paris?"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Paris\", \"days\": 1}"}}]},
+        {"role": "tool", "tool_call_id": "a", "content": "sunny"}], "max_tokens": 5});
+    let answer = ok(&engine, "/v1/chat/completions", body(history));
+    assert_eq!(answer["choices"][0]["message"]["tool_calls"], Value::Null);
+
+    let schema = json!({"type": "object", "properties": {
+        "name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "kind": {"enum": ["cat", "dog"]}}, "required": ["name", "age", "kind"], "additionalProperties": false});
+    let format = |schema: &Value| {
+        json!({"response_format": {"type": "json_schema", "json_schema":
+        {"name": "pet", "strict": true, "schema": schema}}, "max_tokens": 100, "temperature": 1, "seed": 1})
+    };
+    for seed in 0..4 {
+        let mut body = chat(format(&schema));
+        body["seed"] = seed.into();
+        let answer = ok(&engine, "/v1/chat/completions", body);
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+        let pet: Value =
+            serde_json::from_str(answer["choices"][0]["message"]["content"].as_str().unwrap()).unwrap();
+        assert!(
+            pet["name"].as_str().unwrap().chars().count() <= 12 && pet["age"].as_i64().unwrap() <= 130,
+            "{pet}"
+        );
+        assert!(pet["kind"] == "cat" || pet["kind"] == "dog", "{pet}");
+    }
+    let object = ok(
+        &engine,
+        "/v1/chat/completions",
+        chat(json!({"response_format": {"type": "json_object"}, "max_tokens": 150})),
+    );
+    if object["choices"][0]["finish_reason"] == "stop" {
+        let content = object["choices"][0]["message"]["content"].as_str().unwrap();
+        assert!(serde_json::from_str::<Value>(content).unwrap().is_object());
+    }
+    let (status, refused) = engine.post("/v1/chat/completions", &chat(format(&json!({"type": "thing"}))));
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("response_format")), "{refused}");
+}
