@@ -115,6 +115,24 @@ pub struct Serve {
     /// Largest request body; a larger one is answered 413.
     #[arg(long, value_name = "BYTES", default_value_t = 8 << 20)]
     pub max_body_bytes: usize,
+    /// Requests answered at a time, those in the queue included; one more is answered 503.
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub max_concurrent_requests: NonZeroUsize,
+    /// Connections at a time; further ones wait.
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub max_connections: NonZeroUsize,
+    /// Time for a request's headers, and for a connection to idle between requests.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub header_timeout: Duration,
+    /// Time in which a client must read some of its answer.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub write_timeout: Duration,
+    /// File with API keys, one a line, read again when it changes; without it, no key is asked for.
+    #[arg(long, value_name = "FILE")]
+    pub api_keys_file: Option<PathBuf>,
+    /// A web origin whose pages may use the API, such as https://example.org, or *; may be given several times.
+    #[arg(long = "cors-allow-origin", value_name = "ORIGIN")]
+    pub cors_allow_origins: Vec<String>,
     /// Longest time that running requests get after SIGTERM.
     #[arg(long, value_name = "TIME", default_value = "300s", value_parser = duration)]
     pub drain_timeout: Duration,

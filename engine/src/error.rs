@@ -42,6 +42,15 @@ pub enum Fatal {
         #[source]
         source: std::io::Error,
     },
+    /// The file of API keys cannot be read.
+    #[error("cannot read --api-keys-file {path}")]
+    ApiKeysFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The vocabulary does not suit grammars.
     #[error("cannot prepare grammars for the vocabulary")]
     Grammar(#[from] GrammarError),
@@ -123,7 +132,9 @@ impl Fatal {
             | Self::Template(_)
             | Self::Grammar(_)
             | Self::Vocabulary { .. } => ExitCode::ModelInvalid,
-            Self::Context { .. } | Self::ChatTemplateFile { .. } => ExitCode::Usage,
+            Self::Context { .. } | Self::ChatTemplateFile { .. } | Self::ApiKeysFile { .. } => {
+                ExitCode::Usage
+            }
             Self::DoesNotFit { .. } => ExitCode::DoesNotFit,
             Self::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
                 ExitCode::PortInUse

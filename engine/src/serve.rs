@@ -5,13 +5,14 @@ use crate::error::Fatal;
 use crate::load::{check_backend, load};
 use crate::metrics::Metrics;
 use crate::runtime::Worker;
-use crate::server::{App, api, health};
+use crate::server::listen::{self, ConnectionLimits};
+use crate::server::{App, api, internal};
 use crate::status::{Phase, Status};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// How often draining looks whether the last request is done.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
@@ -30,11 +31,18 @@ pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
     let internal = listen(SocketAddr::new(arguments.host, arguments.internal_port), "the internal port")?;
     let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string());
     tracing::info!(api = ?address(&api).ok(), internal = ?address(&internal).ok(), "listening");
-    let app = Arc::new(App::new(arguments, status, Arc::new(metrics)));
-    health::spawn_internal(internal, app.clone())?;
+    let app = Arc::new(App::new(arguments, status, Arc::new(metrics))?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|source| Fatal::System { what: "starting the runtime", source })?;
-    let result = runtime.block_on(run(arguments, &app, api));
+    let limits = ConnectionLimits {
+        connections: arguments.max_connections.get(),
+        headers: arguments.header_timeout,
+        write: arguments.write_timeout,
+    };
+    let (stop, stopping) = watch::channel(false);
+    let handle = runtime.handle().clone();
+    let internal = internal::spawn(internal, app.clone(), handle, limits, stopping)?;
+    let result = runtime.block_on(run(arguments, &app, api, limits, Stop { stop, internal }));
     if let Err(error) = &result {
         app.status.fail(&error.message());
     }
@@ -50,17 +58,24 @@ fn listen(address: SocketAddr, what: &'static str) -> Result<TcpListener, Fatal>
     Ok(listener)
 }
 
-async fn run(arguments: &Serve, app: &Arc<App>, listener: TcpListener) -> Result<(), Fatal> {
+/// How both listeners are told to end.
+struct Stop {
+    stop: watch::Sender<bool>,
+    /// Resolves when the internal port has ended.
+    internal: oneshot::Receiver<()>,
+}
+
+async fn run(
+    arguments: &Serve,
+    app: &Arc<App>,
+    listener: TcpListener,
+    limits: ConnectionLimits,
+    Stop { stop, internal }: Stop,
+) -> Result<(), Fatal> {
     let failed = |what| move |source| Fatal::System { what, source };
     let mut terminate = Signals::new().map_err(failed("listening for signals"))?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("setting up a listener"))?;
-    let (close, closed) = oneshot::channel::<()>();
-    let router = api::router(app.clone());
-    let server = axum::serve(listener, router).with_graceful_shutdown(async {
-        // A dropped sender closes too.
-        let _ = closed.await;
-    });
-    let server = tokio::spawn(server.into_future());
+    let server = tokio::spawn(listen::serve(listener, api::router(app.clone()), limits, stop.subscribe()));
     let worker = tokio::select! {
         worker = load(arguments, app) => worker?,
         () = terminate.wait() => return Ok(()),
@@ -79,9 +94,10 @@ async fn run(arguments: &Serve, app: &Arc<App>, listener: TcpListener) -> Result
             tracing::warn!(requests = api::in_flight(app), "the drain timeout ended requests");
         }
     }
-    drop(close);
-    // Whether the server ended by itself or by the clock, the process ends now.
-    let _ = tokio::time::timeout(FLUSH_TIMEOUT, server).await;
+    // Probes see the port close with the API's; nobody listens only when both have ended already.
+    let _ = stop.send(true);
+    // Whether the servers ended by themselves or by the clock, the process ends now.
+    let _ = tokio::time::timeout(FLUSH_TIMEOUT, async { (server.await, internal.await) }).await;
     Ok(())
 }
 

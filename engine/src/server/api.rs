@@ -4,35 +4,161 @@ use super::fields::Fields;
 use super::openai::ApiError;
 use super::params::Resume;
 use super::reply::InFlight;
-use super::{App, Engine, chat, completions, health, tokenize};
+use super::{
+    App, Engine, access, anthropic, anthropic_writer, chat, completions, health, responses, tokenize,
+};
 use crate::status::Phase;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::{Method, Uri, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Time in which a request's body must be there.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endpoint {
+    Chat,
+    Completions,
+    Responses,
+    Messages,
+    CountTokens,
+    Embeddings,
+    Tokenize,
+    Detokenize,
+}
+
+impl Endpoint {
+    const ALL: [Self; 8] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Responses,
+        Self::Messages,
+        Self::CountTokens,
+        Self::Embeddings,
+        Self::Tokenize,
+        Self::Detokenize,
+    ];
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Responses => "/v1/responses",
+            Self::Messages => "/v1/messages",
+            Self::CountTokens => "/v1/messages/count_tokens",
+            Self::Embeddings => "/v1/embeddings",
+            Self::Tokenize => "/tokenize",
+            Self::Detokenize => "/detokenize",
+        }
+    }
+
+    fn route(self, resumable: bool) -> MethodRouter<Arc<App>> {
+        post(move |State(app): State<Arc<App>>, request: Request| async move {
+            let result = answer(&app, self, resumable, request).await;
+            let response = result.unwrap_or_else(|error| self.refusal(&error));
+            app.metrics.requests.with_label_values(&[self.path(), response.status().as_str()]).inc();
+            response
+        })
+    }
+
+    /// An error in the form of the API that was asked.
+    fn refusal(self, error: &ApiError) -> Response {
+        match self {
+            Self::Messages | Self::CountTokens => error.response(&anthropic_writer::error_body(error)),
+            _ => error.response(&error.body()),
+        }
+    }
+}
 
 /// All routes of the API port.
 pub fn router(app: Arc<App>) -> Router {
-    let limit = DefaultBodyLimit::max(app.max_body_bytes);
-    health::routes()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{model}", get(model))
-        .route("/v1/chat/completions", post(chat_completions))
-        .route("/v1/completions", post(text_completions))
-        .route("/tokenize", post(tokenize_text))
-        .route("/detokenize", post(detokenize_ids))
-        .layer(limit)
+    let mut router =
+        health::routes().route("/v1/models", get(models)).route("/v1/models/{model}", get(model));
+    for endpoint in Endpoint::ALL {
+        router = router.route(endpoint.path(), endpoint.route(false));
+    }
+    router
         .fallback(|uri: Uri| async move { ApiError::not_found(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::method_not_allowed(method.as_str(), uri.path())
         })
+        .layer(from_fn_with_state(app.clone(), access::require_key))
+        // Outermost, since browsers ask for leave without a key.
+        .layer(from_fn_with_state(app.clone(), access::allow_origins))
         .with_state(app)
+}
+
+/// The routes that take the fields of the resume contract: the internal port's.
+pub fn resumable(app: Arc<App>) -> Router {
+    let mut router = Router::new();
+    for endpoint in [Endpoint::Chat, Endpoint::Completions] {
+        router = router.route(endpoint.path(), endpoint.route(true));
+    }
+    router.with_state(app)
+}
+
+async fn answer(
+    app: &Arc<App>,
+    endpoint: Endpoint,
+    resumable: bool,
+    request: Request,
+) -> Result<Response, ApiError> {
+    // Counted before the phase is looked at, so that draining cannot end between the two.
+    let in_flight = InFlight::new(app.clone());
+    let engine = serving(app)?;
+    let running = app.in_flight.load(Relaxed);
+    if running > app.max_concurrent as u64 {
+        return Err(ApiError::busy(running, app.status.progress.waiting.load(Relaxed)));
+    }
+    let fields = Fields::parse(&read_body(app, request).await?)?;
+    if let Some(Value::String(model)) = fields.get("model") {
+        check_model(app, model)?;
+    }
+    let resume = match resumable {
+        true => Resume::read(&fields)?,
+        false => {
+            Resume::refuse(&fields)?;
+            Default::default()
+        }
+    };
+    match endpoint {
+        Endpoint::Chat => chat::answer(app, engine, fields, in_flight, resume).await,
+        Endpoint::Completions => completions::answer(app, engine, fields, in_flight, resume).await,
+        Endpoint::Responses => responses::answer(app, engine, fields, in_flight).await,
+        Endpoint::Messages => anthropic::answer(app, engine, fields, in_flight).await,
+        Endpoint::CountTokens => Ok(Json(anthropic::count_tokens(engine, &fields).await?).into_response()),
+        Endpoint::Embeddings => Err(ApiError::no_embeddings()),
+        Endpoint::Tokenize => Ok(Json(tokenize::tokenize(engine, &fields).await?).into_response()),
+        Endpoint::Detokenize => Ok(Json(tokenize::detokenize(engine, &fields)?).into_response()),
+    }
+}
+
+/// A body within its limits of size and time.
+async fn read_body(app: &App, request: Request) -> Result<Bytes, ApiError> {
+    let limit = app.max_body_bytes;
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::too_large(limit));
+    }
+    let body: Body = request.into_body();
+    let read = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, limit)).await;
+    let read = read.map_err(|_| ApiError::slow_body(BODY_TIMEOUT.as_secs()))?;
+    read.map_err(|error| {
+        let cause = std::error::Error::source(&error);
+        match cause.is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>()) {
+            true => ApiError::too_large(limit),
+            false => ApiError::invalid(None, "the request body could not be read"),
+        }
+    })
 }
 
 /// The engine, where requests are served now.
@@ -68,10 +194,7 @@ async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     Ok(Json(json!({"object": "list", "data": models})))
 }
 
-async fn model(
-    State(app): State<Arc<App>>,
-    axum::extract::Path(name): axum::extract::Path<String>,
-) -> Result<Json<Value>, ApiError> {
+async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
     let engine = serving(&app)?;
     check_model(&app, &name)?;
     Ok(Json(model_object(&app, engine, &name)))
@@ -84,64 +207,6 @@ fn check_model(app: &App, name: &str) -> Result<(), ApiError> {
     } else {
         Err(ApiError::model_not_found(name, served))
     }
-}
-
-type Body = Result<Bytes, BytesRejection>;
-
-async fn chat_completions(State(app): State<Arc<App>>, body: Body) -> Response {
-    let result = async {
-        let (engine, fields, in_flight) = accept(&app, body)?;
-        Resume::refuse(&fields)?;
-        chat::answer(&app, engine, fields, in_flight, Default::default()).await
-    };
-    counted(&app, "/v1/chat/completions", result.await)
-}
-
-async fn text_completions(State(app): State<Arc<App>>, body: Body) -> Response {
-    let result = async {
-        let (engine, fields, in_flight) = accept(&app, body)?;
-        Resume::refuse(&fields)?;
-        completions::answer(&app, engine, fields, in_flight, Default::default()).await
-    };
-    counted(&app, "/v1/completions", result.await)
-}
-
-async fn tokenize_text(State(app): State<Arc<App>>, body: Body) -> Response {
-    let result = async {
-        let (engine, fields, _in_flight) = accept(&app, body)?;
-        Ok(Json(tokenize::tokenize(engine, &fields).await?).into_response())
-    };
-    counted(&app, "/tokenize", result.await)
-}
-
-async fn detokenize_ids(State(app): State<Arc<App>>, body: Body) -> Response {
-    let result = async {
-        let (engine, fields, _in_flight) = accept(&app, body)?;
-        Ok(Json(tokenize::detokenize(engine, &fields)?).into_response())
-    };
-    counted(&app, "/detokenize", result.await)
-}
-
-/// Checks what every request must be: while serving, small enough, a JSON object, for a model that is here.
-fn accept(app: &Arc<App>, body: Body) -> Result<(&Engine, Fields, InFlight), ApiError> {
-    // Counted before the phase is looked at, so that draining cannot end between the two.
-    let in_flight = InFlight::new(app.clone());
-    let engine = serving(app)?;
-    let body = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(app.max_body_bytes),
-        _ => ApiError::invalid(None, "the request body could not be read"),
-    })?;
-    let fields = Fields::parse(&body)?;
-    if let Some(Value::String(model)) = fields.get("model") {
-        check_model(app, model)?;
-    }
-    Ok((engine, fields, in_flight))
-}
-
-fn counted(app: &App, path: &str, result: Result<Response, ApiError>) -> Response {
-    let response = result.unwrap_or_else(IntoResponse::into_response);
-    app.metrics.requests.with_label_values(&[path, response.status().as_str()]).inc();
-    response
 }
 
 /// Requests that are being answered.

@@ -1,5 +1,8 @@
 //! The HTTP side: the OpenAI-compatible API on one port, probes and status on another.
 
+mod access;
+mod anthropic;
+mod anthropic_writer;
 pub mod api;
 mod chat;
 mod collect;
@@ -7,20 +10,26 @@ mod completions;
 mod conversation;
 mod fields;
 mod generate;
-pub mod health;
+mod health;
+pub mod internal;
+pub mod listen;
 mod logprobs;
 mod openai;
 mod params;
 mod reply;
+mod responses;
+mod responses_writer;
 mod tokenize;
 mod tools;
 
 use crate::config::Serve;
+use crate::error::Fatal;
 use crate::metrics::Metrics;
 use crate::runtime::EngineHandle;
 use crate::status::Status;
 use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
+use access::ApiKeys;
 use atlas_engine_core::Limits;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -54,6 +63,12 @@ pub struct App {
     pub request_timeout: Duration,
     /// Largest request body.
     pub max_body_bytes: usize,
+    /// Requests answered at a time.
+    pub max_concurrent: usize,
+    /// Who may use the API; everybody where there are none.
+    pub api_keys: Option<ApiKeys>,
+    /// Web origins that browsers let use the API.
+    pub cors_origins: Vec<String>,
     /// Requests that are being answered.
     pub in_flight: AtomicU64,
     /// Seconds since 1970 at the start of the process.
@@ -62,17 +77,27 @@ pub struct App {
 
 impl App {
     /// The state of a process whose model is not loaded yet.
-    pub fn new(arguments: &Serve, status: Arc<Status>, metrics: Arc<Metrics>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The file of API keys cannot be read.
+    pub fn new(arguments: &Serve, status: Arc<Status>, metrics: Arc<Metrics>) -> Result<Self, Fatal> {
+        let keys = arguments
+            .api_keys_file
+            .clone()
+            .map(|path| ApiKeys::open(path.clone()).map_err(|source| Fatal::ApiKeysFile { path, source }));
+        Ok(Self {
             status,
             metrics,
             engine: OnceLock::new(),
             served_model_names: arguments.served_model_names.clone(),
             request_timeout: arguments.request_timeout,
             max_body_bytes: arguments.max_body_bytes,
+            max_concurrent: arguments.max_concurrent_requests.get(),
+            api_keys: keys.transpose()?,
+            cors_origins: arguments.cors_allow_origins.clone(),
             in_flight: AtomicU64::new(0),
             created: unix_seconds(),
-        }
+        })
     }
 }
 

@@ -16,11 +16,20 @@ pub struct ApiError {
     param: Option<String>,
     message: String,
     retry_after_seconds: Option<u32>,
+    queue_length: Option<u64>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, code: None, param: None, message: message.into(), retry_after_seconds: None }
+        Self {
+            status,
+            kind,
+            code: None,
+            param: None,
+            message: message.into(),
+            retry_after_seconds: None,
+            queue_length: None,
+        }
     }
 
     fn code(self, code: &'static str) -> Self {
@@ -64,11 +73,38 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message).code("request_too_large")
     }
 
+    /// The body did not arrive in time.
+    pub fn slow_body(seconds: u64) -> Self {
+        let message = format!("the request body did not arrive within {seconds} seconds");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message).code("request_timeout")
+    }
+
+    /// No key, or one that is not known.
+    pub fn unauthorized() -> Self {
+        let message = "this server needs an API key: send it as \"Authorization: Bearer KEY\"";
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message).code("invalid_api_key")
+    }
+
     /// The queue is full.
     pub fn queue_full(waiting: usize) -> Self {
         let message = format!("the server is busy: {waiting} requests are waiting; try again later");
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message).code("queue_full");
-        Self { retry_after_seconds: Some(2), ..error }
+        Self { retry_after_seconds: Some(2), queue_length: Some(waiting as u64), ..error }
+    }
+
+    /// More requests are being answered than the server takes at a time.
+    pub fn busy(running: u64, waiting: u64) -> Self {
+        let message =
+            format!("the server is busy: {running} requests are being answered, {waiting} of them wait");
+        let error =
+            Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message).code("too_many_requests");
+        Self { retry_after_seconds: Some(2), queue_length: Some(waiting), ..error }
+    }
+
+    /// The model's hidden states are not at hand.
+    pub fn no_embeddings() -> Self {
+        let message = "this server has no embeddings: its worker gives tokens, not hidden states";
+        Self::new(StatusCode::NOT_IMPLEMENTED, "invalid_request_error", message).code("unsupported_endpoint")
     }
 
     /// The model is not loaded yet.
@@ -112,17 +148,75 @@ impl ApiError {
 
     /// The JSON body.
     pub fn body(&self) -> Value {
-        let Self { status: _, kind, code, param, message, retry_after_seconds: _ } = self;
+        let Self { status: _, kind, code, param, message, retry_after_seconds: _, queue_length: _ } = self;
         json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    }
+
+    /// The same with the names of another API: a field, or what begins with it, is called otherwise there.
+    pub fn renamed(self, names: &[(&str, &str)]) -> Self {
+        let Some(param) = &self.param else { return self };
+        let renamed = names.iter().find_map(|(from, to)| {
+            let rest = param.strip_prefix(from)?;
+            rest.chars().next().is_none_or(|next| matches!(next, '.' | '[')).then(|| format!("{to}{rest}"))
+        });
+        match renamed {
+            Some(name) => {
+                Self { message: self.message.replace(param.as_str(), &name), param: Some(name), ..self }
+            }
+            None => self,
+        }
+    }
+
+    /// The same at another place.
+    pub fn at(self, place: &str) -> Self {
+        let message = match &self.param {
+            Some(param) => self.message.replace(param.as_str(), place),
+            None => self.message,
+        };
+        Self { message, param: Some(place.to_owned()), ..self }
+    }
+
+    /// The answer with a body in the form of some API.
+    pub fn response(&self, body: &Value) -> Response {
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after_seconds {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(length) = self.queue_length {
+            headers.insert(QUEUE_LENGTH, HeaderValue::from(length));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
     }
 }
 
+/// Requests in the queue, on answers that say the server is busy.
+const QUEUE_LENGTH: &str = "x-atlas-queue-length";
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
-        if let Some(seconds) = self.retry_after_seconds {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        self.response(&self.body())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_field_of_the_api_that_was_asked() {
+        let names = [("messages", "input"), ("max_tokens", "max_output_tokens")];
+        for (param, expected) in [
+            ("messages[0].role", "input[0].role"),
+            ("max_tokens", "max_output_tokens"),
+            ("max_tokens_more", "max_tokens_more"),
+        ] {
+            let body = ApiError::invalid(Some(param), format!("{param} is wrong")).renamed(&names).body();
+            assert_eq!(body["error"]["param"], expected);
+            assert_eq!(body["error"]["message"], format!("{expected} is wrong"));
         }
-        response
     }
 }

@@ -1,0 +1,236 @@
+//! `/v1/messages` and `/v1/messages/count_tokens`: Anthropic's API, told in terms of the chat API.
+
+use super::anthropic_writer::MessagesWriter;
+use super::chat::ChatRequest;
+use super::conversation::text;
+use super::fields::Fields;
+use super::generate::encode;
+use super::openai::ApiError;
+use super::reply::{InFlight, reply};
+use super::tokenize::with_model;
+use super::{App, Engine};
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+/// Names of the chat API, and what the field is called here.
+const NAMES: &[(&str, &str)] = &[("stop", "stop_sequences"), ("response_format", "output_format")];
+
+/// Answers a request.
+///
+/// # Errors
+/// The request is wrong, or the answer fails before anything was sent.
+pub async fn answer(
+    app: &App,
+    engine: &Engine,
+    fields: Fields,
+    in_flight: InFlight,
+) -> Result<Response, ApiError> {
+    let renamed = |error: ApiError| error.renamed(NAMES);
+    fields.required("max_tokens", fields.count("max_tokens")?, "the answer's token limit")?;
+    let request = ChatRequest::read(&Fields::new(translate(&fields)?)).map_err(renamed)?;
+    let stream = request.params.stream;
+    let writer = MessagesWriter::new(&request.params);
+    let generation = request.start(app, engine).await.map_err(renamed)?;
+    reply(generation, writer, stream, in_flight).await
+}
+
+/// Tokens of the prompt that a request leads to.
+///
+/// # Errors
+/// The request is wrong.
+pub async fn count_tokens(engine: &Engine, fields: &Fields) -> Result<Value, ApiError> {
+    let request = ChatRequest::read(&Fields::new(translate(&with_model(fields))?));
+    let prompt = request.map_err(|error| error.renamed(NAMES))?.prompt(engine)?;
+    let ids = encode(engine, vec![prompt]).await?.pop().unwrap_or_default();
+    Ok(json!({"input_tokens": ids.len()}))
+}
+
+/// The request as a chat request.
+fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
+    let mut chat = Map::new();
+    for name in [
+        "model",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "stream",
+        "seed",
+        "min_p",
+        "chat_template_kwargs",
+    ] {
+        if let Some(value) = fields.get(name) {
+            chat.insert(name.into(), value.clone());
+        }
+    }
+    if let Some(stops) = fields.get("stop_sequences") {
+        chat.insert("stop".into(), stops.clone());
+    }
+    let messages = messages(fields)?;
+    // An answer that the client began goes on, as Anthropic's models do.
+    let prefilled =
+        messages.last().is_some_and(|last| last["role"] == "assistant" && last["tool_calls"].is_null());
+    chat.insert("continue_final_message".into(), prefilled.into());
+    chat.insert("messages".into(), messages.into());
+    if let Some(tools) = fields.array("tools")? {
+        let tools = tools.iter().enumerate().map(|(index, tool)| {
+            let tool = Fields::at(&format!("tools[{index}]"), tool)?;
+            let kind = tool.string("type")?.unwrap_or("custom");
+            if kind != "custom" {
+                return Err(tool.invalid("type", format!("is {kind:?}: this server has no tools of its own")));
+            }
+            let name = tool.required("name", tool.string("name")?, "the tool's name")?;
+            let schema = tool.required("input_schema", tool.get("input_schema"), "a JSON schema")?;
+            let description = tool.string("description")?.unwrap_or_default();
+            Ok(json!({"type": "function",
+                "function": {"name": name, "description": description, "parameters": schema}}))
+        });
+        chat.insert("tools".into(), tools.collect::<Result<_, _>>()?);
+    }
+    if let Some(choice) = fields.object("tool_choice")? {
+        let kind = choice.required("type", choice.string("type")?, "auto, any, tool or none")?;
+        let choice_value = match kind {
+            "auto" | "none" => kind.into(),
+            "any" => "required".into(),
+            "tool" => {
+                let name = choice.required("name", choice.string("name")?, "the tool's name")?;
+                json!({"type": "function", "function": {"name": name}})
+            }
+            _ => return Err(choice.invalid("type", "must be auto, any, tool or none")),
+        };
+        chat.insert("tool_choice".into(), choice_value);
+        let single = choice.bool("disable_parallel_tool_use")?.unwrap_or(false);
+        chat.insert("parallel_tool_calls".into(), (!single).into());
+    }
+    Ok(chat)
+}
+
+fn messages(fields: &Fields) -> Result<Vec<Value>, ApiError> {
+    let mut messages = Vec::new();
+    if let Some(system) = fields.get("system") {
+        messages.push(json!({"role": "system", "content": text("system", system)?}));
+    }
+    let list = fields.required("messages", fields.array("messages")?, "an array of messages")?;
+    if list.is_empty() {
+        return Err(fields.invalid("messages", "is empty: give at least one message"));
+    }
+    for (index, message) in list.iter().enumerate() {
+        let message = Fields::at(&format!("messages[{index}]"), message)?;
+        let expected = "user or assistant";
+        let role = message
+            .read("role", expected, |role| role.as_str().filter(|role| ["user", "assistant"].contains(role)));
+        let role = message.required("role", role?, expected)?;
+        let content =
+            message.required("content", message.get("content"), "a string or an array of blocks")?;
+        match content {
+            Value::Array(blocks) => read_blocks(&message.path("content"), role, blocks, &mut messages)?,
+            content => {
+                messages.push(json!({"role": role, "content": text(&message.path("content"), content)?}))
+            }
+        }
+    }
+    Ok(messages)
+}
+
+/// One message of blocks becomes the results of tools, then what is said and called.
+fn read_blocks(place: &str, role: &str, blocks: &[Value], messages: &mut Vec<Value>) -> Result<(), ApiError> {
+    let (mut said, mut thought, mut calls) = (String::new(), String::new(), Vec::new());
+    let before = messages.len();
+    for (index, block) in blocks.iter().enumerate() {
+        let at = format!("{place}[{index}]");
+        let fields = Fields::at(&at, block)?;
+        match (fields.required("type", fields.string("type")?, "the block's type")?, role) {
+            ("thinking", "assistant") => thought.push_str(fields.string("thinking")?.unwrap_or_default()),
+            ("redacted_thinking", "assistant") => {}
+            ("tool_use", "assistant") => {
+                let name = fields.required("name", fields.string("name")?, "the tool's name")?;
+                let input = fields.get("input").cloned().unwrap_or_else(|| json!({}));
+                let id = fields.string("id")?.unwrap_or_default();
+                calls.push(
+                    json!({"id": id, "type": "function", "function": {"name": name, "arguments": input}}),
+                );
+            }
+            ("tool_result", "user") => {
+                let result = fields
+                    .get("content")
+                    .map_or(Ok(String::new()), |result| text(&fields.path("content"), result))?;
+                let id = fields.string("tool_use_id")?.unwrap_or_default();
+                messages.push(json!({"role": "tool", "tool_call_id": id, "content": result}));
+            }
+            _ => said
+                .push_str(&text(place, &Value::Array(vec![block.clone()])).map_err(|error| error.at(&at))?),
+        }
+    }
+    let only_results = messages.len() > before && said.is_empty();
+    if !only_results {
+        let mut message = json!({"role": role, "content": said});
+        if !calls.is_empty() {
+            message["tool_calls"] = calls.into();
+        }
+        if !thought.is_empty() {
+            message["reasoning_content"] = thought.into();
+        }
+        messages.push(message);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: Value) -> Result<Map<String, Value>, ApiError> {
+        translate(&Fields::new(body.as_object().unwrap().clone()))
+    }
+
+    #[test]
+    fn blocks_become_messages() {
+        let chat = read(
+            json!({"model": "m", "max_tokens": 5, "system": [{"type": "text", "text": "s"}], "messages": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"},
+                {"type": "tool_use", "id": "1", "name": "f", "input": {"x": 1}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "5"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": "So"}],
+            "tools": [{"name": "f", "input_schema": {}}],
+            "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": true}}),
+        );
+        let chat = chat.unwrap();
+        assert_eq!(
+            chat["messages"],
+            json!([
+                {"role": "system", "content": "s"}, {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "a", "reasoning_content": "t", "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]},
+                {"role": "tool", "tool_call_id": "1", "content": "5"}, {"role": "user", "content": "b"},
+                {"role": "assistant", "content": "So"}])
+        );
+        assert_eq!(
+            (&chat["continue_final_message"], &chat["parallel_tool_calls"]),
+            (&json!(true), &json!(false))
+        );
+        assert_eq!(chat["tool_choice"]["function"]["name"], "f");
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let user = |content: Value| json!({"messages": [{"role": "user", "content": content}]});
+        for (body, param) in [
+            (json!({}), "messages"),
+            (json!({"messages": []}), "messages"),
+            (json!({"messages": [{"role": "system", "content": "x"}]}), "messages[0].role"),
+            (user(json!([{"type": "text", "text": "x"}, {"type": "image"}])), "messages[0].content[1]"),
+            (user(json!([{"type": "tool_use"}])), "messages[0].content[0]"),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "f"}]}),
+                "tools[0].input_schema",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}], "tool_choice": {"type": "must"}}),
+                "tool_choice.type",
+            ),
+        ] {
+            assert_eq!(read(body.clone()).unwrap_err().body()["error"]["param"], param, "{body}");
+        }
+    }
+}

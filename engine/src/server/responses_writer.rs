@@ -1,0 +1,243 @@
+//! The objects and events of `/v1/responses`.
+
+use super::collect::Answer;
+use super::fields::Fields;
+use super::generate::{Delta, Finish, Usage};
+use super::openai::ApiError;
+use super::params::Params;
+use super::reply::{Event, Writer, new_id};
+use super::unix_seconds;
+use crate::text::answer::Part;
+use atlas_engine_core::FinishReason;
+use serde_json::{Value, json};
+
+/// What an output item is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Reasoning,
+    Message,
+    Call,
+}
+
+/// The item that is being written.
+struct Open {
+    kind: Kind,
+    item: Value,
+    text: String,
+}
+
+/// Writes a response.
+pub struct ResponsesWriter {
+    /// The response without output, status and usage.
+    base: Value,
+    output: Vec<Value>,
+    open: Option<Open>,
+    sequence: usize,
+    finish: Option<Finish>,
+}
+
+impl ResponsesWriter {
+    /// A writer that repeats what the request asked for, as OpenAI does.
+    pub fn new(fields: &Fields, params: &Params) -> Self {
+        let given = |name: &str, default: Value| fields.get(name).cloned().unwrap_or(default);
+        let base = json!({
+            "id": new_id("resp_"), "object": "response", "created_at": unix_seconds(), "status": "in_progress",
+            "error": null, "incomplete_details": null, "instructions": given("instructions", Value::Null),
+            "max_output_tokens": given("max_output_tokens", Value::Null), "model": params.model, "output": [],
+            "parallel_tool_calls": given("parallel_tool_calls", true.into()), "previous_response_id": null,
+            "reasoning": {"effort": null, "summary": null}, "store": false,
+            "temperature": params.sampling.temperature, "text": given("text", json!({"format": {"type": "text"}})),
+            "tool_choice": given("tool_choice", "auto".into()), "tools": given("tools", json!([])),
+            "top_p": params.sampling.top_p, "truncation": "disabled", "usage": null,
+            "metadata": given("metadata", json!({})),
+        });
+        Self { base, output: Vec::new(), open: None, sequence: 0, finish: None }
+    }
+
+    fn event(&mut self, name: &str, mut value: Value) -> Event {
+        value["type"] = name.into();
+        value["sequence_number"] = self.sequence.into();
+        self.sequence += 1;
+        Event::named(name, &value)
+    }
+
+    fn begin(&mut self, events: &mut Vec<Event>) {
+        if self.sequence == 0 {
+            for name in ["response.created", "response.in_progress"] {
+                let response = self.base.clone();
+                events.push(self.event(name, json!({"response": response})));
+            }
+        }
+    }
+
+    fn open(&mut self, kind: Kind, name: &str, events: &mut Vec<Event>) {
+        self.close(events);
+        let item = new_item(kind, name);
+        let output_index = self.output.len();
+        events.push(
+            self.event("response.output_item.added", json!({"output_index": output_index, "item": item})),
+        );
+        if kind == Kind::Message {
+            let part = json!({"type": "output_text", "text": "", "annotations": [], "logprobs": []});
+            events.push(self.part_event("response.content_part.added", &item, json!({"part": part})));
+        }
+        self.open = Some(Open { kind, item, text: String::new() });
+    }
+
+    /// An event about the first and only part of an item.
+    fn part_event(&mut self, name: &str, item: &Value, mut value: Value) -> Event {
+        value["item_id"] = item["id"].clone();
+        value["output_index"] = self.output.len().into();
+        value["content_index"] = 0.into();
+        self.event(name, value)
+    }
+
+    fn add(&mut self, kind: Kind, text: &str, events: &mut Vec<Event>) {
+        if self.open.as_ref().is_none_or(|open| open.kind != kind) {
+            self.open(kind, "", events);
+        }
+        let Some(mut open) = self.open.take() else { return };
+        open.text.push_str(text);
+        let delta = json!({"delta": text});
+        events.push(match kind {
+            Kind::Reasoning => self.part_event("response.reasoning_text.delta", &open.item, delta),
+            Kind::Message => {
+                let delta = json!({"delta": text, "logprobs": []});
+                self.part_event("response.output_text.delta", &open.item, delta)
+            }
+            Kind::Call => self.call_event("response.function_call_arguments.delta", &open.item, delta),
+        });
+        self.open = Some(open);
+    }
+
+    fn call_event(&mut self, name: &str, item: &Value, mut value: Value) -> Event {
+        value["item_id"] = item["id"].clone();
+        value["output_index"] = self.output.len().into();
+        self.event(name, value)
+    }
+
+    fn close(&mut self, events: &mut Vec<Event>) {
+        let Some(Open { kind, mut item, text }) = self.open.take() else { return };
+        fill(kind, &mut item, &text);
+        match kind {
+            Kind::Reasoning => {
+                events.push(self.part_event("response.reasoning_text.done", &item, json!({"text": text})));
+            }
+            Kind::Message => {
+                let done = json!({"text": text, "logprobs": []});
+                events.push(self.part_event("response.output_text.done", &item, done));
+                let part = item["content"][0].clone();
+                events.push(self.part_event("response.content_part.done", &item, json!({"part": part})));
+            }
+            Kind::Call => {
+                let done = json!({"arguments": text, "name": item["name"]});
+                events.push(self.call_event("response.function_call_arguments.done", &item, done));
+            }
+        }
+        let output_index = self.output.len();
+        events.push(
+            self.event("response.output_item.done", json!({"output_index": output_index, "item": item})),
+        );
+        self.output.push(item);
+    }
+
+    /// The response as it is at the end.
+    fn response(&self, usage: Usage) -> Value {
+        let Usage { prompt_tokens, completion_tokens } = usage;
+        let mut response = self.base.clone();
+        let cut = self.finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Length);
+        response["status"] = if cut { "incomplete" } else { "completed" }.into();
+        if cut {
+            response["incomplete_details"] = json!({"reason": "max_output_tokens"});
+        }
+        response["output"] = self.output.clone().into();
+        response["usage"] = json!({
+            "input_tokens": prompt_tokens, "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": completion_tokens, "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt_tokens + completion_tokens,
+        });
+        response
+    }
+}
+
+fn new_item(kind: Kind, name: &str) -> Value {
+    match kind {
+        Kind::Reasoning => json!({"id": new_id("rs_"), "type": "reasoning", "summary": [], "content": []}),
+        Kind::Message => json!({"id": new_id("msg_"), "type": "message", "status": "in_progress",
+            "role": "assistant", "content": []}),
+        Kind::Call => json!({"id": new_id("fc_"), "type": "function_call", "status": "in_progress",
+            "call_id": new_id("call_"), "name": name, "arguments": ""}),
+    }
+}
+
+/// Completes an item with its text.
+fn fill(kind: Kind, item: &mut Value, text: &str) {
+    match kind {
+        Kind::Reasoning => item["content"] = json!([{"type": "reasoning_text", "text": text}]),
+        Kind::Message => {
+            item["content"] =
+                json!([{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]);
+            item["status"] = "completed".into();
+        }
+        Kind::Call => {
+            item["arguments"] = text.into();
+            item["status"] = "completed".into();
+        }
+    }
+}
+
+impl Writer for ResponsesWriter {
+    fn events(&mut self, delta: Delta, _usage: Usage) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.begin(&mut events);
+        for part in delta.parts {
+            match part {
+                Part::Reasoning(text) => self.add(Kind::Reasoning, &text, &mut events),
+                Part::Content(text) => self.add(Kind::Message, &text, &mut events),
+                Part::Call { name } => self.open(Kind::Call, &name, &mut events),
+                Part::Arguments(text) => self.add(Kind::Call, &text, &mut events),
+            }
+        }
+        self.finish = delta.finish.or(self.finish.take());
+        events
+    }
+
+    fn end(&mut self, usage: Usage) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.begin(&mut events);
+        self.close(&mut events);
+        let response = self.response(usage);
+        let name = format!("response.{}", response["status"].as_str().unwrap_or("completed"));
+        events.push(self.event(&name, json!({"response": response})));
+        events
+    }
+
+    fn failed(&mut self, error: &ApiError) -> Event {
+        let body = error.body();
+        let error = &body["error"];
+        self.event(
+            "error",
+            json!({"code": error["code"], "message": error["message"], "param": error["param"]}),
+        )
+    }
+
+    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
+        let Some(answer) = answers.into_iter().next() else { return self.response(usage) };
+        let mut push = |kind: Kind, name: &str, text: &str| {
+            let mut item = new_item(kind, name);
+            fill(kind, &mut item, text);
+            self.output.push(item);
+        };
+        if !answer.reasoning.is_empty() {
+            push(Kind::Reasoning, "", &answer.reasoning);
+        }
+        if !answer.content.is_empty() || answer.calls.is_empty() {
+            push(Kind::Message, "", &answer.content);
+        }
+        for (name, arguments) in &answer.calls {
+            push(Kind::Call, name, arguments);
+        }
+        self.finish = Some(answer.finish);
+        self.response(usage)
+    }
+}
