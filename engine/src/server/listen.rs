@@ -4,9 +4,6 @@
 //! only until a timeout.
 
 use axum::Router;
-use axum::body::Body;
-use axum::http::Request;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -20,7 +17,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Sleep, sleep};
-use tower::ServiceExt;
 
 /// What one listener allows.
 #[derive(Debug, Clone, Copy)]
@@ -83,13 +79,12 @@ async fn connection(
 ) {
     // Small events must not wait for more to send; where it cannot be set, they do.
     let _ = stream.set_nodelay(true);
-    let service = router.map_request(|request: Request<Incoming>| request.map(Body::new));
     let stream = TokioIo::new(Patient { stream, limit: limits.write, waiting: None });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.headers)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(stream, TowerToHyperService::new(service));
+        .serve_connection(stream, TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     // Errors are the client's: it went away, or was too slow, or spoke something else.
     tokio::select! {

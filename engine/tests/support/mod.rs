@@ -13,11 +13,16 @@ const MODEL: &str = "models/smollm2-135m-instruct-q4_1.gguf";
 /// Much longer than anything here takes, also on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The small model.
-pub fn model() -> PathBuf {
+/// The folder that `make setup` fills.
+pub fn cache() -> PathBuf {
     let cache = std::env::var_os("ATLAS_CACHE").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/atlas-operator"));
-    let path = cache.or_else(home).unwrap_or_default().join(MODEL);
+    cache.or_else(home).unwrap_or_default()
+}
+
+/// The small model.
+pub fn model() -> PathBuf {
+    let path = cache().join(MODEL);
     assert!(path.exists(), "{} is missing: run make setup", path.display());
     path
 }
@@ -26,17 +31,9 @@ pub fn model() -> PathBuf {
 pub fn command(model: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_atlas-engine"));
     command.args(["serve", "--model", model, "--served-model-name", "code", "--served-model-name", "alias"]);
-    command.args([
-        "--host",
-        "127.0.0.1",
-        "--internal-port",
-        "0",
-        "--max-batch",
-        "4",
-        "--max-body-bytes",
-        "100000",
-    ]);
-    for (flag, value) in [("--backend", "cpu"), ("--port", "0"), ("--context-tokens", "512")] {
+    command.args(["--host", "127.0.0.1", "--internal-port", "0", "--max-body-bytes", "100000"]);
+    let defaults = [("--backend", "cpu"), ("--port", "0"), ("--context-tokens", "512"), ("--max-batch", "4")];
+    for (flag, value) in defaults {
         if !more.contains(&flag) {
             command.args([flag, value]);
         }

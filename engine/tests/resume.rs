@@ -1,0 +1,138 @@
+//! The resume contract on the internal port, on the real model: a stream cut at any token goes on to the same text.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Engine, chat, events, prompt, request};
+
+/// The events of a stream from the internal port.
+fn stream(engine: &Engine, path: &str, body: &Value) -> Vec<Value> {
+    let (status, text) = request(&engine.internal, "POST", path, &body.to_string());
+    assert_eq!(status, 200, "{body} gave {text}");
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    events(&text)
+}
+
+/// What a client has seen of one choice: everything but ids, joined.
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Seen {
+    role: String,
+    text: String,
+    reasoning: String,
+    calls: Vec<(String, String, String)>,
+    finish: Option<String>,
+}
+
+fn add(seen: &mut [Seen], event: &Value) {
+    for choice in event["choices"].as_array().unwrap() {
+        let own = &mut seen[choice["index"].as_u64().unwrap() as usize];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let delta = &choice["delta"];
+        own.role += &text(&delta["role"]);
+        own.text += &(text(&delta["content"]) + &text(&choice["text"]));
+        own.reasoning += &text(&delta["reasoning_content"]);
+        for call in delta["tool_calls"].as_array().unwrap_or(&Vec::new()) {
+            let index = call["index"].as_u64().unwrap() as usize;
+            if own.calls.len() <= index {
+                own.calls.push(Default::default());
+            }
+            own.calls[index].0 += &text(&call["id"]);
+            own.calls[index].1 += &text(&call["function"]["name"]);
+            own.calls[index].2 += &text(&call["function"]["arguments"]);
+        }
+        if let Some(finish) = choice["finish_reason"].as_str() {
+            assert!(own.finish.replace(finish.to_owned()).is_none(), "a second finish");
+        }
+    }
+}
+
+/// Cuts a stream after each of its events and checks that the two halves are the whole.
+fn check(engine: &Engine, path: &str, mut body: Value, choices: usize) {
+    body["stream"] = true.into();
+    body["return_token_ids"] = true.into();
+    body["stream_options"] = json!({"include_usage": true});
+    let unbroken = stream(engine, path, &body);
+    let (first, usage) = (&unbroken[0], unbroken.last().unwrap());
+    let mut whole = vec![Seen::default(); choices];
+    unbroken.iter().for_each(|event| add(&mut whole, event));
+    assert!(whole.iter().all(|seen| seen.finish.is_some()));
+    for cut in 1..unbroken.len() - 1 {
+        let mut seen = vec![Seen::default(); choices];
+        let mut tokens: Vec<Vec<Value>> = vec![Vec::new(); choices];
+        for event in &unbroken[..cut] {
+            add(&mut seen, event);
+            for choice in event["choices"].as_array().unwrap() {
+                let ids = choice["token_ids"].as_array().unwrap();
+                tokens[choice["index"].as_u64().unwrap() as usize].extend(ids.iter().cloned());
+            }
+        }
+        let finished: Vec<bool> = seen.iter().map(|seen| seen.finish.is_some()).collect();
+        let mut again = body.clone();
+        again["resume_tokens"] = json!(tokens);
+        again["resume"] = json!({"id": first["id"], "created": first["created"], "seed": first["seed"]});
+        let resumed = stream(engine, path, &again);
+        assert_eq!((&resumed[0]["id"], &resumed[0]["created"]), (&first["id"], &first["created"]));
+        assert_eq!(resumed.last().unwrap()["usage"], usage["usage"], "cut at {cut}");
+        for event in &resumed {
+            // The gateway drops the finish of a choice that has one.
+            let mut event = event.clone();
+            let known = |choice: &Value| finished[choice["index"].as_u64().unwrap() as usize];
+            for choice in event["choices"].as_array().unwrap().iter().filter(|choice| known(choice)) {
+                assert!(choice["finish_reason"].is_string() && choice["token_ids"] == json!([]), "{choice}");
+            }
+            event["choices"].as_array_mut().unwrap().retain(|choice| !known(choice));
+            add(&mut seen, &event);
+        }
+        assert_eq!(seen, whole, "cut after event {cut} of {}", unbroken.len());
+    }
+}
+
+#[test]
+fn a_stream_cut_at_any_token_goes_on_to_the_same_answer() {
+    let engine = Engine::start(&[]);
+    let completions = "/v1/completions";
+    check(&engine, completions, prompt("1, 2, 3,", json!({"max_tokens": 12})), 1);
+    // A seed that the engine draws, penalties, two choices, and characters of several tokens.
+    let drawn =
+        json!({"temperature": 1, "max_tokens": 12, "n": 2, "presence_penalty": 1, "repetition_penalty": 1.2});
+    check(&engine, completions, prompt("Emoji: 😀 🦀 🎉 é ü 漢字", drawn), 2);
+    let stopped = json!({"max_tokens": 20, "stop": [", 7, 8"], "logprobs": 1});
+    check(&engine, completions, prompt("1, 2, 3,", stopped), 1);
+    check(&engine, "/v1/chat/completions", chat(json!({"max_tokens": 10, "temperature": 1, "seed": 4})), 1);
+    // Held-back names of calls and a grammar's state come back too.
+    let tool = json!({"type": "function", "function": {"name": "weather", "parameters": {"type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 8}}, "required": ["city"], "additionalProperties": false}}});
+    let forced =
+        json!({"max_tokens": 60, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": false});
+    check(&engine, "/v1/chat/completions", chat(forced), 1);
+}
+
+#[test]
+fn the_contracts_fields_are_for_the_internal_port_and_are_checked() {
+    let engine = Engine::start(&[]);
+    for (field, value) in
+        [("return_token_ids", json!(true)), ("resume_tokens", json!([1])), ("resume", json!({"id": "x"}))]
+    {
+        let (status, refused) = engine.post("/v1/completions", &prompt("x", json!({field: value})));
+        assert_eq!((status, &refused["error"]["param"]), (400, &json!(field)));
+    }
+    let resume = json!({"id": "x", "created": 1, "seed": 2});
+    for (more, param) in [
+        (json!({"resume_tokens": [1]}), "resume"),
+        (json!({"resume_tokens": [[1], [2]], "resume": resume}), "resume_tokens"),
+        (json!({"resume_tokens": [1, 2, 3, 4, 5, 6, 7, 8, 9], "resume": resume}), "resume_tokens"),
+        (json!({"resume_tokens": [9999999], "resume": resume}), "resume_tokens"),
+    ] {
+        let body = prompt("x", more).to_string();
+        let (status, refused) = request(&engine.internal, "POST", "/v1/completions", &body);
+        let refused: Value = serde_json::from_str(&refused).unwrap();
+        assert_eq!((status, &refused["error"]["param"]), (400, &json!(param)), "{refused}");
+    }
+    // A whole answer tells its ids and seed as well.
+    let whole = prompt("x", json!({"return_token_ids": true, "seed": 5})).to_string();
+    let (_, whole) = request(&engine.internal, "POST", "/v1/completions", &whole);
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    assert_eq!((whole["choices"][0]["token_ids"].as_array().unwrap().len(), &whole["seed"]), (8, &json!(5)));
+}
