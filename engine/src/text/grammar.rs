@@ -106,7 +106,7 @@ impl TokenMask for GrammarMask {
         for (word, from) in mask.words_mut().iter_mut().zip(allowed.as_slice()) {
             *word = *from;
         }
-        if let (Some(last), true) = (mask.words_mut().last_mut(), vocabulary % 32 != 0) {
+        if let (Some(last), true) = (mask.words_mut().last_mut(), !vocabulary.is_multiple_of(32)) {
             *last &= (1_u32 << (vocabulary % 32)) - 1;
         }
         // The library knows one end, models may have several.
