@@ -126,7 +126,7 @@ fn each<const B: usize, const E: usize>(
 
 /// The f16 at this byte, by scaling its bits as an f32 up: no branch, subnormals included.
 #[inline(always)]
-fn half(bytes: &[u8], at: usize) -> f32 {
+pub(crate) fn half(bytes: &[u8], at: usize) -> f32 {
     let bits = u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
     let magnitude = (bits & 0x7fff) << 13;
     let value = if magnitude >= 0x0f80_0000 {
@@ -215,14 +215,13 @@ fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
 
 /// Scale and minimum of one of the eight groups of Q4_K and Q5_K.
 #[inline(always)]
-fn scale_and_min(scales: &[u8], group: usize) -> (f32, f32) {
-    let (scale, min) = if group < 4 {
+pub(crate) fn scale_and_min(scales: &[u8], group: usize) -> (u8, u8) {
+    if group < 4 {
         (scales[group] & 63, scales[group + 4] & 63)
     } else {
         let (low, high) = (scales[group + 4], (scales[group - 4] >> 6, scales[group] >> 6));
         ((low & 15) | high.0 << 4, low >> 4 | high.1 << 4)
-    };
-    (f32::from(scale), f32::from(min))
+    }
 }
 
 #[inline(always)]
@@ -230,7 +229,8 @@ fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     let (d, min) = (half(b, 0), half(b, 2));
     for (group, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (scale, least) = scale_and_min(&b[4..16], group);
-        let (d, m, first, shift) = (d * scale, min * least, 16 + group / 2 * 32, group % 2 * 4);
+        let (d, m, first, shift) =
+            (d * f32::from(scale), min * f32::from(least), 16 + group / 2 * 32, group % 2 * 4);
         for i in 0..32 {
             y[i] = d * i32::from((b[first + i] >> shift) & 15) as f32 - m;
         }
@@ -242,7 +242,8 @@ fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
     let (d, min) = (half(b, 0), half(b, 2));
     for (group, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (scale, least) = scale_and_min(&b[4..16], group);
-        let (d, m, first, shift) = (d * scale, min * least, 48 + group / 2 * 32, group % 2 * 4);
+        let (d, m, first, shift) =
+            (d * f32::from(scale), min * f32::from(least), 48 + group / 2 * 32, group % 2 * 4);
         for i in 0..32 {
             let high = (b[16 + i] >> group & 1) << 4;
             y[i] = d * i32::from((b[first + i] >> shift) & 15 | high) as f32 - m;

@@ -7,14 +7,21 @@
 mod attention;
 mod blocks;
 mod cpu;
+mod int8;
 mod lanes;
 mod map;
+mod pages;
+pub mod peak;
 mod pool;
 mod product;
+#[cfg(test)]
+mod testing;
 
 pub use attention::attend;
 pub use blocks::BlockType;
 pub use cpu::CpuBackend;
+pub use int8::{Activations, Items, Operands, Output, PackError, Packed, RowWriter};
 pub use map::MappedFile;
-pub use pool::Pool;
+pub use pages::Pages;
+pub use pool::{Awake, Pool};
 pub use product::{ShapeError, Weights};

@@ -1,45 +1,69 @@
 //! Threads that share out the items of a step.
 //!
-//! A worker that finds nothing to do spins for some microseconds, because the next product follows soon, and sleeps
-//! after that: an idle pool uses no processor. The caller takes items too and never waits for a sleeper, only for
-//! items that have begun.
+//! A job is one word that says whether it is open and how many workers are inside. Workers enter while it is open,
+//! without a lock; the caller takes items too and never waits for a worker that has not entered, only for items that
+//! have begun. A worker that finds nothing to do spins for some microseconds, because the next product follows soon,
+//! and sleeps after that: an idle pool uses no processor. While somebody holds [`Pool::keep_awake`], as for the length
+//! of a model's step, workers do not sleep between jobs but give the processor to whoever else wants it.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a thread spins before it sleeps.
-const SPIN: Duration = Duration::from_micros(40);
+/// How long a thread spins before it sleeps, or before it yields while it is kept awake.
+const SPIN: Duration = Duration::from_micros(50);
 
 /// A fixed number of threads.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// One step at a time.
+    /// One job at a time.
     turn: Mutex<()>,
 }
 
+/// Keeps the workers of a pool from sleeping.
+#[must_use = "workers may sleep once it is dropped"]
+pub struct Awake<'a>(&'a Shared);
+
 struct Shared {
-    state: Mutex<State>,
-    /// Wakes workers.
-    published: Condvar,
-    /// Wakes the caller.
-    finished: Condvar,
-    /// Jobs published so far, for spinning without the lock; changes under the lock only.
-    jobs: AtomicUsize,
-    /// Workers inside the current job; changes under the lock only.
-    active: AtomicUsize,
+    /// The job's number, whether it is open, and how many workers are inside: see [`State`].
+    state: AtomicUsize,
+    /// The job, while it is open or workers are inside.
+    job: AtomicPtr<Items<'static>>,
+    /// Holders of [`Awake`].
+    awake: AtomicUsize,
+    stopping: AtomicBool,
+    /// Workers that sleep, or are about to.
+    sleepers: AtomicUsize,
+    /// Guards only the wait on `wake`.
+    bed: Mutex<()>,
+    wake: Condvar,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-#[derive(Default)]
-struct State {
-    job: Option<Job>,
-    sleepers: usize,
-    stopping: bool,
-    panic: Option<Box<dyn Any + Send>>,
+/// A job's state in one word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct State(usize);
+
+impl State {
+    const OPEN: usize = 1 << 15;
+    const NUMBER: usize = 1 << 16;
+
+    fn is_open(self) -> bool {
+        self.0 & Self::OPEN != 0
+    }
+
+    fn inside(self) -> usize {
+        self.0 & (Self::OPEN - 1)
+    }
+
+    fn number(self) -> usize {
+        self.0 / Self::NUMBER
+    }
 }
 
 /// What the threads of a job share; lives on the caller's stack.
@@ -61,13 +85,6 @@ impl Items<'_> {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Job(*const Items<'static>);
-
-// SAFETY: the pointer is to a value whose parts are all Sync, and `run` keeps the value alive while any worker is
-// inside the job.
-unsafe impl Send for Job {}
-
 impl Pool {
     /// A pool of this many threads, the caller's included.
     ///
@@ -75,14 +92,17 @@ impl Pool {
     /// A thread cannot be started.
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            published: Condvar::new(),
-            finished: Condvar::new(),
-            jobs: AtomicUsize::new(0),
-            active: AtomicUsize::new(0),
+            state: AtomicUsize::new(0),
+            job: AtomicPtr::new(ptr::null_mut()),
+            awake: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            bed: Mutex::default(),
+            wake: Condvar::new(),
+            panic: Mutex::default(),
         });
         let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::default() };
-        for index in 1..threads {
+        for index in 1..threads.min(State::OPEN) {
             let shared = pool.shared.clone();
             let thread = std::thread::Builder::new().name(format!("compute-{index}"));
             pool.workers.push(thread.spawn(move || shared.work())?);
@@ -95,6 +115,13 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Keeps workers from sleeping until the guard is dropped: for a series of jobs that follow one another closely.
+    pub fn keep_awake(&self) -> Awake<'_> {
+        self.shared.awake.fetch_add(1, Ordering::SeqCst);
+        self.shared.wake_sleepers();
+        Awake(&self.shared)
+    }
+
     /// Calls `work` once with each of `0..count`, in any order and on any thread, and returns when all are done.
     ///
     /// # Panics
@@ -105,10 +132,10 @@ impl Pool {
             return items.take_all();
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.publish(Job(std::ptr::from_ref(&items).cast()));
-        // The job must be taken back before `items` goes, also when the caller's own share panics.
+        self.shared.open(&items);
+        // The job must be closed before `items` goes, also when the caller's own share panics.
         let own = catch_unwind(AssertUnwindSafe(|| items.take_all()));
-        let of_workers = self.shared.take_back();
+        let of_workers = self.shared.close();
         if let Some(panic) = own.err().or(of_workers) {
             resume_unwind(panic);
         }
@@ -117,8 +144,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.lock().stopping = true;
-        self.shared.published.notify_all();
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.shared.wake_sleepers();
         for worker in self.workers.drain(..) {
             // Workers catch panics, so there is nothing to pass on.
             let _ = worker.join();
@@ -126,81 +153,124 @@ impl Drop for Pool {
     }
 }
 
+impl Drop for Awake<'_> {
+    fn drop(&mut self) {
+        self.0.awake.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> State {
+        State(self.state.load(Ordering::SeqCst))
     }
 
-    fn publish(&self, job: Job) {
-        let mut state = self.lock();
-        state.job = Some(job);
-        self.jobs.fetch_add(1, Ordering::Release);
-        if state.sleepers > 0 {
-            self.published.notify_all();
+    /// Lets workers in.
+    fn open(&self, items: &Items<'_>) {
+        self.job.store(ptr::from_ref(items).cast_mut().cast(), Ordering::Relaxed);
+        // Nobody is inside, so nobody else changes the state. SeqCst here and in `sleep`: either a worker that goes
+        // to sleep sees this job, or this sees the worker.
+        let number = self.state().number().wrapping_add(1);
+        self.state.store(number.wrapping_mul(State::NUMBER) | State::OPEN, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.wake_sleepers();
         }
     }
 
     /// Lets no more workers in, waits for those inside, and returns their panic.
-    fn take_back(&self) -> Option<Box<dyn Any + Send>> {
-        self.lock().job = None;
-        spin_until(|| self.active.load(Ordering::Acquire) == 0);
-        let mut state = self.lock();
-        while self.active.load(Ordering::Acquire) > 0 {
-            state = self.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
+    fn close(&self) -> Option<Box<dyn Any + Send>> {
+        if State(self.state.fetch_and(!State::OPEN, Ordering::AcqRel)).inside() > 0 {
+            wait_until(|| self.state().inside() == 0);
         }
-        state.panic.take()
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Enters the job if it is open.
+    fn enter(&self) -> bool {
+        let state = self.state();
+        state.is_open()
+            && self.state.compare_exchange(state.0, state.0 + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// A worker's life.
     fn work(&self) {
-        let mut seen = 0;
-        while let Some(Job(items)) = self.next_job(&mut seen) {
-            // SAFETY: this worker was counted as active while the job was still published, and the caller keeps the
-            // items until no worker is active.
-            let items = unsafe { &*items };
-            let panic = catch_unwind(AssertUnwindSafe(|| items.take_all())).err();
-            let mut state = self.lock();
-            if panic.is_some() {
-                state.panic = panic;
+        let mut seen = self.state().number();
+        while self.await_job(seen) {
+            let number = self.state().number();
+            if !self.enter() {
+                // It was closed meanwhile, or another worker was faster; only in the first case is it over.
+                if !self.state().is_open() {
+                    seen = number;
+                }
+                continue;
             }
-            if self.active.fetch_sub(1, Ordering::Release) == 1 {
-                self.finished.notify_one();
+            seen = self.state().number();
+            // SAFETY: this worker is counted as inside a job that was open, and the caller keeps the items until
+            // nobody is inside.
+            let items = unsafe { &*self.job.load(Ordering::Relaxed) };
+            let panic = catch_unwind(AssertUnwindSafe(|| items.take_all())).err();
+            if panic.is_some() {
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = panic;
+            }
+            self.state.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Waits for a job after the one of this number; `false` when the pool ends.
+    fn await_job(&self, seen: usize) -> bool {
+        let mut began = Instant::now();
+        loop {
+            if self.stopping.load(Ordering::Relaxed) {
+                return false;
+            }
+            if self.state().number() != seen {
+                return true;
+            }
+            if began.elapsed() < SPIN {
+                spin();
+            } else if self.awake.load(Ordering::Relaxed) > 0 {
+                std::thread::yield_now();
+            } else {
+                self.sleep(seen);
+                began = Instant::now();
             }
         }
     }
 
-    /// Waits for a job and enters it; `None` when the pool ends.
-    fn next_job(&self, seen: &mut usize) -> Option<Job> {
-        spin_until(|| self.jobs.load(Ordering::Acquire) != *seen);
-        let mut state = self.lock();
-        loop {
-            if state.stopping {
-                return None;
-            }
-            // A job that is over already was taken back: then this waits for the next one.
-            if self.jobs.load(Ordering::Acquire) != *seen {
-                *seen = self.jobs.load(Ordering::Acquire);
-                if let Some(job) = state.job {
-                    self.active.fetch_add(1, Ordering::AcqRel);
-                    return Some(job);
-                }
-                drop(state);
-                spin_until(|| self.jobs.load(Ordering::Acquire) != *seen);
-                state = self.lock();
-                continue;
-            }
-            state.sleepers += 1;
-            state = self.published.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.sleepers -= 1;
+    /// Sleeps until something happens.
+    fn sleep(&self, seen: usize) {
+        let bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let nothing = self.state().number() == seen
+            && self.awake.load(Ordering::SeqCst) == 0
+            && !self.stopping.load(Ordering::SeqCst);
+        if nothing {
+            // Spurious wakes do no harm: the caller looks again.
+            drop(self.wake.wait(bed).unwrap_or_else(PoisonError::into_inner));
         }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn wake_sleepers(&self) {
+        // Whoever is about to sleep holds this lock from its last look until it waits.
+        drop(self.bed.lock().unwrap_or_else(PoisonError::into_inner));
+        self.wake.notify_all();
     }
 }
 
-fn spin_until(done: impl Fn() -> bool) {
+fn spin() {
+    for _ in 0..16 {
+        std::hint::spin_loop();
+    }
+}
+
+/// Spins, and gives the processor away where that takes long: the awaited thread may have lost its own.
+fn wait_until(done: impl Fn() -> bool) {
     let began = Instant::now();
-    while !done() && began.elapsed() < SPIN {
-        for _ in 0..16 {
-            std::hint::spin_loop();
+    while !done() {
+        if began.elapsed() < SPIN {
+            spin();
+        } else {
+            std::thread::yield_now();
         }
     }
 }
@@ -221,6 +291,26 @@ mod tests {
                 assert!(done.iter().all(|done| done.load(Ordering::Relaxed) == 1), "{threads} {count}");
             }
         }
+    }
+
+    #[test]
+    fn many_short_jobs_of_a_pool_that_is_kept_awake_are_all_done() {
+        let pool = Pool::new(3).unwrap();
+        let total = AtomicUsize::new(0);
+        for round in 0..50 {
+            let awake = pool.keep_awake();
+            for _ in 0..40 {
+                pool.run(5, &|item| {
+                    total.fetch_add(item + 1, Ordering::Relaxed);
+                });
+            }
+            drop(awake);
+            if round % 10 == 0 {
+                // Long enough for workers to sleep, so that the next round wakes them.
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(total.into_inner(), 50 * 40 * 15);
     }
 
     #[test]

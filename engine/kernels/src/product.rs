@@ -53,7 +53,25 @@ impl<'a> Weights<'a> {
         Ok(Self { block, bytes, rows, columns })
     }
 
-    fn rows_bytes(&self, rows: Range<usize>) -> &'a [u8] {
+    /// How it is stored.
+    #[must_use]
+    pub fn block(&self) -> BlockType {
+        self.block
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements a row.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    pub(crate) fn rows_bytes(&self, rows: Range<usize>) -> &'a [u8] {
         let row = self.bytes.len() / self.rows.max(1);
         &self.bytes[rows.start * row..rows.end * row]
     }

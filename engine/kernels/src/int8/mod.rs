@@ -1,0 +1,92 @@
+//! Products of repacked weights with rows of activations.
+//!
+//! Quantized weights are multiplied with activations that are quantized too, to int8 in groups of 32 columns with an
+//! f32 scale each; weights of floats with f32. Weights are repacked once, when they are loaded, into panels of 32
+//! interleaved rows that keep the file's bits a weight, so that a register holds 4 columns of 16 rows.
+//!
+//! # Row invariance
+//! An element of a result is one lane: for each group of columns in ascending order, the exact integer dot product,
+//! times the weight's factor, times the activation's scale, added by one fused multiply-add. Tiles, threads, blocking
+//! and the instruction set change where and when that is computed, and not one bit of it.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod floats;
+mod format;
+mod pack;
+mod packed;
+mod portable;
+mod quants;
+mod scales;
+
+pub use activations::{Activations, RowWriter};
+pub use packed::{Items, Output, PackError, Packed};
+
+/// What products need of activations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Operands {
+    /// Quantized: there are quantized weights.
+    pub int8: bool,
+    /// As they are: there are weights of floats.
+    pub floats: bool,
+}
+
+impl Operands {
+    /// What both need.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { int8: self.int8 || other.int8, floats: self.floats || other.floats }
+    }
+}
+
+/// The instruction sets that products are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Isa {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+}
+
+impl Isa {
+    /// The best that this processor has.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
+            if avx2 && avx512 {
+                return Self::Avx512Vnni;
+            }
+            if avx2 {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+
+    /// All that this processor has.
+    #[cfg(test)]
+    pub(crate) fn available() -> Vec<Self> {
+        let mut all = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        match Self::detect() {
+            Self::Avx512Vnni => all.extend([Self::Avx2, Self::Avx512Vnni]),
+            best => all.push(best),
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests;

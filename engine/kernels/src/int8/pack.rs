@@ -1,0 +1,74 @@
+//! From ggml's rows of blocks to panels, and from a panel back to one row.
+
+use super::floats::Float;
+use super::format::{Format, PANEL};
+use super::quants::{GROUP, LANES, Quants};
+use super::scales::{ScaleLayout, Scales};
+
+/// Fills one panel from its rows, of which there may be fewer than 32: the others are zero.
+///
+/// # Shapes
+/// `rows`: whole rows of `superblocks` blocks; `out`: the panel, zero before.
+pub(super) fn pack<F: Format>(rows: &[u8], superblocks: usize, out: &mut [u8]) {
+    let row_bytes = superblocks * F::BLOCK;
+    let count = rows.len() / row_bytes;
+    for (index, out) in out.chunks_exact_mut(F::SUPERBLOCK_BYTES).enumerate() {
+        let (headers, values) = out.split_at_mut(F::SCALE_BYTES);
+        for (half, header) in headers.chunks_exact_mut(F::Scales::BYTES).enumerate() {
+            let mut groups = [[[0_u8; GROUP]; LANES]; 8];
+            for lane in 0..LANES.min(count.saturating_sub(half * LANES)) {
+                let block = &rows[(half * LANES + lane) * row_bytes + index * F::BLOCK..][..F::BLOCK];
+                F::Scales::pack(block, lane, header);
+                for (group, rows) in groups.iter_mut().take(F::GROUPS).enumerate() {
+                    rows[lane] = F::group(block, group);
+                }
+            }
+            for (group, rows) in groups.iter().take(F::GROUPS).enumerate() {
+                let at = group * F::GROUP_BYTES + half * F::Quants::BYTES;
+                F::Quants::pack(rows, &mut values[at..at + F::Quants::BYTES]);
+            }
+        }
+    }
+}
+
+/// Row `row` of a panel in f32.
+pub(super) fn unpack<F: Format>(panel: &[u8], row: usize, out: &mut [f32]) {
+    let (half, lane) = (row / LANES, row % LANES);
+    let mut scales = Scales::ZERO;
+    let superblocks = panel.chunks_exact(F::SUPERBLOCK_BYTES).zip(out.chunks_exact_mut(F::GROUPS * GROUP));
+    for (superblock, out) in superblocks {
+        F::Scales::unpack(&superblock[half * F::Scales::BYTES..][..F::Scales::BYTES], &mut scales);
+        for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
+            let values = &superblock[F::SCALE_BYTES + group * F::GROUP_BYTES + half * F::Quants::BYTES..];
+            for (column, out) in out.iter_mut().enumerate() {
+                let value = i32::from(F::Quants::value(values, lane, column)) - F::ZERO;
+                let factor = scales.factors[group * F::PARTS + column / (GROUP / F::PARTS)][lane];
+                *out = value as f32 * factor + if F::OFFSETS { scales.offsets[group][lane] } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// Columns that are turned at once, so that reads and writes stay in the first cache.
+const TURNED: usize = 32;
+
+/// As [`pack`], for a type of floats.
+pub(super) fn pack_floats<F: Float>(rows: &[u8], columns: usize, out: &mut [u8]) {
+    let row_bytes = columns * F::BYTES;
+    for first in (0..columns).step_by(TURNED) {
+        let last = (first + TURNED).min(columns);
+        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+            for column in first..last {
+                out[(column * PANEL + lane) * F::BYTES..][..F::BYTES]
+                    .copy_from_slice(&row[column * F::BYTES..][..F::BYTES]);
+            }
+        }
+    }
+}
+
+/// As [`unpack`], for a type of floats.
+pub(super) fn unpack_floats<F: Float>(panel: &[u8], row: usize, out: &mut [f32]) {
+    for (column, out) in panel.chunks_exact(PANEL * F::BYTES).zip(out) {
+        *out = F::read(&column[row * F::BYTES..]);
+    }
+}
