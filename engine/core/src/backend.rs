@@ -10,20 +10,34 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+/// What holds shared bytes.
+pub trait SharedOwner: AsRef<[u8]> + Send + Sync {
+    /// Takes note that nobody will read this range soon; its contents stay the same.
+    fn release(&self, _range: Range<usize>) {}
+}
+
+impl SharedOwner for Vec<u8> {}
+
 /// Bytes that outlive the call that passes them: a range of a memory map, or of a buffer.
 ///
-/// A backend that computes on them where they lie keeps a clone; one that repacks or uploads them drops it.
+/// A backend that computes on them where they lie keeps a clone; one that repacks or uploads them releases and drops
+/// it.
 #[derive(Clone)]
 pub struct SharedBytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn SharedOwner>,
     range: Range<usize>,
 }
 
 impl SharedBytes {
     /// A range of what `owner` holds; `None` where it ends before the range does.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Option<Self> {
+    pub fn new(owner: Arc<dyn SharedOwner>, range: Range<usize>) -> Option<Self> {
         let inside = (*owner).as_ref().get(range.clone()).is_some();
         inside.then_some(Self { owner, range })
+    }
+
+    /// Says that nobody will read them soon, so that a map's pages need not stay in memory.
+    pub fn release(&self) {
+        self.owner.release(self.range.clone());
     }
 }
 

@@ -3,6 +3,8 @@
 //! Kernels are written once over [`Lanes`] and inlined into one entry function an instruction set. Every
 //! implementation adds the same lanes in the same order; they differ only in that the portable one rounds products.
 
+use crate::blocks::half;
+
 /// An instruction set that this processor has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
@@ -18,7 +20,9 @@ impl Level {
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
@@ -52,10 +56,14 @@ pub(crate) const LANES: usize = 16;
 /// Sixteen f32.
 ///
 /// # Safety
-/// Every function needs the instruction set of its type, and `load` sixteen readable f32.
+/// Every function needs the instruction set of its type; loads sixteen readable numbers, `store` sixteen writable f32.
 pub(crate) trait Lanes: Copy {
     unsafe fn zero() -> Self;
     unsafe fn load(at: *const f32) -> Self;
+    /// Sixteen f16, given by their bits.
+    unsafe fn load_half(at: *const u16) -> Self;
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn store(self, at: *mut f32);
     /// `self + x * y`.
     unsafe fn add_product(self, x: Self, y: Self) -> Self;
     unsafe fn to_array(self) -> [f32; LANES];
@@ -89,6 +97,24 @@ impl Lanes for Portable {
     unsafe fn load(at: *const f32) -> Self {
         // SAFETY: the caller passes sixteen readable f32; an array has its element's alignment.
         Self(unsafe { at.cast::<[f32; LANES]>().read() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(at: *const u16) -> Self {
+        // SAFETY: the caller passes sixteen readable u16.
+        let bits = unsafe { at.cast::<[u16; LANES]>().read() };
+        Self(bits.map(|bits| half(&bits.to_le_bytes(), 0)))
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        // SAFETY: the caller passes sixteen writable f32.
+        unsafe { at.cast::<[f32; LANES]>().write(self.0) };
     }
 
     #[inline(always)]
@@ -130,6 +156,27 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_half(at: *const u16) -> Self {
+            unsafe {
+                let load = |at: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(at.cast()));
+                Self(load(at), load(at.add(8)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { Self(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, at: *mut f32) {
+            unsafe {
+                _mm256_storeu_ps(at, self.0);
+                _mm256_storeu_ps(at.add(8), self.1);
+            }
+        }
+
+        #[inline(always)]
         unsafe fn add_product(self, x: Self, y: Self) -> Self {
             unsafe { Self(_mm256_fmadd_ps(x.0, y.0, self.0), _mm256_fmadd_ps(x.1, y.1, self.1)) }
         }
@@ -158,6 +205,21 @@ mod x86 {
         #[inline(always)]
         unsafe fn load(at: *const f32) -> Self {
             unsafe { Self(_mm512_loadu_ps(at)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_half(at: *const u16) -> Self {
+            unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(at.cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { Self(_mm512_set1_ps(value)) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, at: *mut f32) {
+            unsafe { _mm512_storeu_ps(at, self.0) };
         }
 
         #[inline(always)]

@@ -11,6 +11,7 @@ mod int8;
 mod lanes;
 mod map;
 mod pages;
+mod partition;
 pub mod peak;
 mod pool;
 mod product;

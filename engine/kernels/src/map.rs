@@ -1,8 +1,9 @@
 //! A read-only memory map of a weight file.
 
+use atlas_engine_core::backend::SharedOwner;
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 /// A file's bytes, mapped read-only and private.
@@ -23,6 +24,20 @@ impl MappedFile {
         // that writes the file can change what we read but breaks no invariant of ours. A file that is truncated
         // while mapped raises SIGBUS; downloads are renamed into place whole and never written again.
         unsafe { memmap2::Mmap::map(&file) }.map(Self)
+    }
+}
+
+impl SharedOwner for MappedFile {
+    /// Lets the pages of these bytes go; they are read from the file again where somebody looks at them.
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if self.0.get(range.clone()).is_some() {
+            // SAFETY: the map is read-only and of a file, so what is let go is read again with the same contents. The
+            // advice is one; where the system refuses it, the pages stay.
+            let _ = unsafe {
+                self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+        }
     }
 }
 
@@ -50,6 +65,17 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"weights").unwrap();
         assert_eq!(&MappedFile::open(file.path()).unwrap()[..], b"weights");
+    }
+
+    #[test]
+    fn released_bytes_read_the_same() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[7; 20_000]).unwrap();
+        let map = MappedFile::open(file.path()).unwrap();
+        assert!(map.iter().all(|byte| *byte == 7));
+        map.release(100..19_000);
+        map.release(0..usize::MAX);
+        assert!(map.iter().all(|byte| *byte == 7));
     }
 
     #[test]

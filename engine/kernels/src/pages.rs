@@ -1,7 +1,7 @@
 //! Memory of whole pages, large ones where the system gives them.
 
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 
 /// Zeroed memory, aligned to pages.
 #[derive(Debug)]
@@ -44,5 +44,11 @@ impl Deref for Pages {
 
     fn deref(&self) -> &[u8] {
         &self.map[..self.length]
+    }
+}
+
+impl DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.map[..self.length]
     }
 }

@@ -1,16 +1,14 @@
 //! Attention over the paged cache.
 //!
-//! A tile is a few rows of one sequence. For each tile and key head, the keys and values of sixty-four positions at a
-//! time become f32 once and serve all rows of the tile and all query heads that share them. Each row and head folds
-//! the partitions it sees in ascending order into a running maximum, total and sum (Milakov and Gimelshein 2018;
-//! Dao et al. 2022), which is a function of its own query and positions alone: tiles change no bit.
+//! A tile is a few rows of one sequence. For each tile and key head, all rows of the tile and all query heads that
+//! share the key head go over the partitions together, in ascending order: see [`crate::partition`]. f16 and f32 are
+//! read where they lie in the cache, Q8_0 becomes f32 first. Tiles change no bit.
 
 use super::kv::{PagedKv, Part};
-use super::ops::exp;
-use crate::attention::dot;
 use crate::lanes::{Lanes, Level, Portable};
+use crate::partition::{BLOCKS, Cached, Fold, Half, Partition, Queries};
 use crate::pool::Pool;
-use atlas_engine_core::backend::Batch;
+use atlas_engine_core::backend::{Batch, KvType};
 use atlas_engine_core::program::{BLOCK_TOKENS, Heads, PARTITION_TOKENS};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -51,21 +49,16 @@ pub(crate) struct Attention<'a> {
 /// Memory of a thread, used again.
 #[derive(Default)]
 struct Scratch {
-    /// `[PARTITION_TOKENS, size]`.
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    scores: Vec<f32>,
+    /// A partition's keys and values in f32.
+    unpacked: Vec<f32>,
+    /// `[rows, group, size]`, times the scale.
+    queries: Vec<f32>,
+    /// `[rows, group]`.
+    visible: Vec<usize>,
     /// `[rows, group]`.
     folds: Vec<Fold>,
     /// `[rows, group, size]`.
     sums: Vec<f32>,
-}
-
-/// What a row's head knows of the partitions so far.
-#[derive(Clone, Copy)]
-struct Fold {
-    maximum: f32,
-    total: f32,
 }
 
 thread_local! {
@@ -122,11 +115,62 @@ impl Attention<'_> {
         });
     }
 
-    /// The query of a row's head, of those that share a key head.
-    fn query(&self, row: usize, kv_head: usize, index: usize) -> &[f32] {
+    /// Copies the queries of a tile's rows that share a key head, and says how many positions they see.
+    #[inline(always)]
+    fn begin(&self, tile: &Tile, head: usize, scratch: &mut Scratch) -> usize {
         let Heads { size, .. } = self.heads;
-        let at = row * self.heads.qkv_columns() + (kv_head * self.heads.group() + index) * size;
-        &self.qkv[at..at + size]
+        let group = self.heads.group();
+        scratch.queries.clear();
+        for row in tile.rows.clone() {
+            let at = row * self.heads.qkv_columns() + head * group * size;
+            scratch.queries.extend(self.qkv[at..at + group * size].iter().map(|query| query * self.scale));
+        }
+        let count = tile.rows.len() * group;
+        scratch.folds.clear();
+        scratch.folds.resize(count, Fold::EMPTY);
+        scratch.sums.clear();
+        scratch.sums.resize(count * size, 0.0);
+        // Positions ascend, so the last row sees furthest.
+        tile.rows.clone().map(|row| self.batch.positions[row] as usize + 1).max().unwrap_or(0)
+    }
+
+    /// A block of the partition that begins there; where the context has ended, its first one, which nobody looks at.
+    #[inline(always)]
+    fn block(&self, tile: &Tile, begin: usize, context: usize, index: usize) -> u32 {
+        let table = &self.batch.blocks[tile.sequence * self.batch.blocks_per_sequence..];
+        let first = begin / BLOCK_TOKENS;
+        let inside = begin + index * BLOCK_TOKENS < context;
+        table[if inside { first + index } else { first }]
+    }
+
+    /// The tile's queries, with what they see of the partition that begins there.
+    #[inline(always)]
+    fn queries<'a>(&self, tile: &Tile, begin: usize, scratch: &'a mut Scratch) -> Queries<'a> {
+        let group = self.heads.group();
+        scratch.visible.clear();
+        for row in tile.rows.clone() {
+            let seen = (self.batch.positions[row] as usize + 1).saturating_sub(begin).min(PARTITION_TOKENS);
+            scratch.visible.extend(std::iter::repeat_n(seen, group));
+        }
+        Queries {
+            size: self.heads.size,
+            queries: &scratch.queries,
+            visible: &scratch.visible,
+            folds: &mut scratch.folds,
+            sums: &mut scratch.sums,
+        }
+    }
+}
+
+impl Scratch {
+    /// Weighted sums become means.
+    #[inline(always)]
+    fn divide(&mut self, size: usize) {
+        for (fold, sums) in self.folds.iter().zip(self.sums.chunks_exact_mut(size)) {
+            for sum in sums {
+                *sum /= fold.total();
+            }
+        }
     }
 }
 
@@ -136,14 +180,14 @@ unsafe fn portable(attention: &Attention<'_>, tile: &Tile, head: usize, scratch:
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2(attention: &Attention<'_>, tile: &Tile, head: usize, scratch: &mut Scratch) {
     // SAFETY: the caller's promise.
     unsafe { attend::<crate::lanes::Avx2>(attention, tile, head, scratch) };
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn avx512(attention: &Attention<'_>, tile: &Tile, head: usize, scratch: &mut Scratch) {
     // SAFETY: the caller's promise.
     unsafe { attend::<crate::lanes::Avx512>(attention, tile, head, scratch) };
@@ -153,76 +197,75 @@ unsafe fn avx512(attention: &Attention<'_>, tile: &Tile, head: usize, scratch: &
 /// The processor has the instruction set of `L`.
 #[inline(always)]
 unsafe fn attend<L: Lanes>(attention: &Attention<'_>, tile: &Tile, head: usize, scratch: &mut Scratch) {
-    let Attention { heads, scale, cache, layer, batch, .. } = attention;
-    let (size, group) = (heads.size, heads.group());
-    let table = &batch.blocks[tile.sequence * batch.blocks_per_sequence..][..batch.blocks_per_sequence];
-    let Scratch { keys, values, scores, folds, sums } = scratch;
-    for buffer in [&mut *keys, &mut *values] {
-        buffer.resize(PARTITION_TOKENS * size, 0.0);
-    }
-    folds.clear();
-    folds.resize(tile.rows.len() * group, Fold { maximum: f32::NEG_INFINITY, total: 0.0 });
-    sums.clear();
-    sums.resize(tile.rows.len() * group * size, 0.0);
-    // Positions ascend, so the last row sees furthest.
-    let context = tile.rows.clone().map(|row| batch.positions[row] as usize + 1).max().unwrap_or(0);
-    for begin in (0..context).step_by(PARTITION_TOKENS) {
-        let filled = (context - begin).min(PARTITION_TOKENS);
-        for (index, block) in
-            table[begin / BLOCK_TOKENS..][..filled.div_ceil(BLOCK_TOKENS)].iter().enumerate()
-        {
-            let first = index * BLOCK_TOKENS;
-            let range = first * size..(first + (filled - first).min(BLOCK_TOKENS)) * size;
-            cache.read(*layer, *block, Part::Keys, head, &mut keys[range.clone()]);
-            cache.read(*layer, *block, Part::Values, head, &mut values[range]);
-        }
-        for (index, row) in tile.rows.clone().enumerate() {
-            let visible = (batch.positions[row] as usize + 1).saturating_sub(begin).min(PARTITION_TOKENS);
-            if visible == 0 {
-                continue;
-            }
-            for query in 0..group {
-                let (fold, at) = (&mut folds[index * group + query], (index * group + query) * size);
-                let query = attention.query(row, head, query);
-                scores.clear();
-                for key in keys[..visible * size].chunks_exact(size) {
-                    // SAFETY: the caller's promise.
-                    scores.push(unsafe { dot::<L>(query, key) } * scale);
-                }
-                fold.add(scores, &values[..visible * size], &mut sums[at..at + size]);
-            }
-        }
-    }
-    for (fold, sums) in folds.iter().zip(sums.chunks_exact_mut(size)) {
-        for sum in sums {
-            *sum /= fold.total;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match attention.cache.spec().kv_type {
+            KvType::F16 => fold::<L, Half>(attention, tile, head, scratch),
+            KvType::F32 => fold::<L, f32>(attention, tile, head, scratch),
+            KvType::Q8_0 => fold_unpacked::<L>(attention, tile, head, scratch),
         }
     }
 }
 
-impl Fold {
-    /// Adds a partition: its scores, which become weights, and its values, one row a score.
-    #[inline(always)]
-    fn add(&mut self, scores: &mut [f32], values: &[f32], sums: &mut [f32]) {
-        let maximum = scores.iter().copied().fold(self.maximum, f32::max);
-        let kept = if self.maximum == maximum { 1.0 } else { exp(self.maximum - maximum) };
-        let mut total = self.total * kept;
-        for score in scores.iter_mut() {
-            *score = exp(*score - maximum);
-        }
-        for score in scores.iter() {
-            total += score;
-        }
-        if kept != 1.0 {
-            for sum in sums.iter_mut() {
-                *sum *= kept;
-            }
-        }
-        for (value, weight) in values.chunks_exact(sums.len()).zip(scores.iter()) {
-            for (sum, value) in sums.iter_mut().zip(value) {
-                *sum += weight * value;
-            }
-        }
-        *self = Self { maximum, total };
+/// Folds partitions that lie in the cache as the kernel takes them.
+///
+/// # Safety
+/// As for [`attend`].
+#[inline(always)]
+unsafe fn fold<L: Lanes, E: Cached>(
+    attention: &Attention<'_>,
+    tile: &Tile,
+    head: usize,
+    scratch: &mut Scratch,
+) {
+    let Attention { cache, layer, .. } = attention;
+    let context = attention.begin(tile, head, scratch);
+    for begin in (0..context).step_by(PARTITION_TOKENS) {
+        let block =
+            |part, index| cache.block::<E>(*layer, attention.block(tile, begin, context, index), part, head);
+        let partition = Partition {
+            keys: std::array::from_fn(|index| block(Part::Keys, index)),
+            values: std::array::from_fn(|index| block(Part::Values, index)),
+        };
+        let mut queries = attention.queries(tile, begin, scratch);
+        // SAFETY: the caller's promise.
+        unsafe { queries.add::<L, E>(&partition) };
     }
+    scratch.divide(attention.heads.size);
+}
+
+/// Folds partitions that become f32 first.
+///
+/// # Safety
+/// As for [`attend`].
+#[inline(always)]
+unsafe fn fold_unpacked<L: Lanes>(
+    attention: &Attention<'_>,
+    tile: &Tile,
+    head: usize,
+    scratch: &mut Scratch,
+) {
+    let Attention { cache, layer, .. } = attention;
+    let context = attention.begin(tile, head, scratch);
+    let length = attention.heads.size * BLOCK_TOKENS;
+    let mut unpacked = std::mem::take(&mut scratch.unpacked);
+    unpacked.resize(2 * BLOCKS * length, 0.0);
+    for begin in (0..context).step_by(PARTITION_TOKENS) {
+        let (keys, values) = unpacked.split_at_mut(BLOCKS * length);
+        for index in 0..BLOCKS {
+            let block = attention.block(tile, begin, context, index);
+            let range = index * length..(index + 1) * length;
+            cache.read(*layer, block, Part::Values, head, &mut values[range.clone()]);
+            cache.read_turned(*layer, block, head, &mut keys[range]);
+        }
+        let partition = Partition {
+            keys: std::array::from_fn(|index| &keys[index * length..(index + 1) * length]),
+            values: std::array::from_fn(|index| &values[index * length..(index + 1) * length]),
+        };
+        let mut queries = attention.queries(tile, begin, scratch);
+        // SAFETY: the caller's promise.
+        unsafe { queries.add::<L, f32>(&partition) };
+    }
+    scratch.unpacked = unpacked;
+    scratch.divide(attention.heads.size);
 }

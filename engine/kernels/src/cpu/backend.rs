@@ -2,7 +2,7 @@
 
 use super::check::{Loaded, check_batch, check_segment, shape};
 use super::kv::PagedKv;
-use super::linear::Weight;
+use super::linear::{Products, Weight};
 use super::program::{Device, Program};
 use crate::blocks::BlockType;
 use crate::pool::Pool;
@@ -20,6 +20,7 @@ pub struct CpuBackend {
     weights: Vec<Weight>,
     kv: Option<PagedKv>,
     programs: Vec<Program>,
+    products: Products,
 }
 
 impl CpuBackend {
@@ -28,6 +29,18 @@ impl CpuBackend {
     /// # Errors
     /// A thread cannot be started.
     pub fn new(threads: usize) -> Result<Self, DeviceError> {
+        Self::with(threads, Products::Repacked)
+    }
+
+    /// The same with products of f32, several times slower: what the others are compared with.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn exact(threads: usize) -> Result<Self, DeviceError> {
+        Self::with(threads, Products::Exact)
+    }
+
+    fn with(threads: usize, products: Products) -> Result<Self, DeviceError> {
         let pool = Pool::new(threads).map_err(|error| DeviceError::Threads { reason: error.to_string() })?;
         let caps = Caps {
             name: "cpu".to_owned(),
@@ -38,7 +51,7 @@ impl CpuBackend {
             kv_types: vec![KvType::F32, KvType::F16, KvType::Q8_0],
             memory_bytes: None,
         };
-        Ok(Self { pool, caps, weights: Vec::new(), kv: None, programs: Vec::new() })
+        Ok(Self { pool, caps, weights: Vec::new(), kv: None, programs: Vec::new(), products })
     }
 
     fn loaded(&self) -> Loaded<'_> {
@@ -62,7 +75,7 @@ impl Backend for CpuBackend {
     fn load(&mut self, parts: &[RawTensor]) -> Result<WeightId, DeviceError> {
         let index = u32::try_from(self.weights.len());
         let index = index.map_err(|_| shape("weights", self.weights.len(), u32::MAX as usize))?;
-        self.weights.push(Weight::load(parts, &self.caps.name)?);
+        self.weights.push(Weight::load(parts, self.products, &self.pool, &self.caps.name)?);
         Ok(WeightId(index))
     }
 

@@ -1,10 +1,12 @@
 //! The paged KV cache: one array of blocks that hold sixteen positions of every head, in f32, f16 or Q8_0.
 //!
-//! `[layer][block][keys, values][head][position]`, a head of one position being whole ggml blocks, so that reading is
-//! what reading weights is.
+//! `[layer][block][keys, values][head]` of `[position][element]`, but keys in f16 and f32 of `[element][position]`:
+//! a register then holds one element of sixteen positions, and scores need no sum across it.
 
 use super::check::shape;
 use crate::blocks::{BlockType, dequantize};
+use crate::pages::Pages;
+use crate::partition::Cached;
 use atlas_engine_core::DeviceError;
 use atlas_engine_core::backend::{KvSpec, KvType};
 use atlas_engine_core::program::BLOCK_TOKENS;
@@ -19,7 +21,7 @@ pub(crate) enum Part {
 
 /// The cache.
 pub(crate) struct PagedKv {
-    bytes: Vec<u8>,
+    bytes: Pages,
     block_type: BlockType,
     spec: KvSpec,
     head_bytes: usize,
@@ -42,14 +44,13 @@ impl PagedKv {
             needed,
             available: usize::MAX as u64,
         })?;
-        // Asked for once without filling it, so that a refusal is an error and not the end of the process.
-        Vec::<u8>::new().try_reserve_exact(length).map_err(too_much)?;
+        let bytes = Pages::new(length).map_err(too_much)?;
         let block_type = match spec.kv_type {
             KvType::F32 => BlockType::F32,
             KvType::F16 => BlockType::F16,
             KvType::Q8_0 => BlockType::Q8_0,
         };
-        Ok(Self { bytes: vec![0; length], block_type, spec: spec.clone(), head_bytes })
+        Ok(Self { bytes, block_type, spec: spec.clone(), head_bytes })
     }
 
     pub(crate) fn spec(&self) -> &KvSpec {
@@ -83,7 +84,17 @@ impl PagedKv {
     /// Writes all heads of one position, `[kv_heads * head_size]`.
     pub(crate) fn write(&mut self, layer: usize, slot: u32, part: Part, row: &[f32]) {
         let (block, position) = (slot / BLOCK_TOKENS as u32, slot as usize % BLOCK_TOKENS);
+        let turned = part == Part::Keys && self.spec.kv_type != KvType::Q8_0;
         for (head, values) in row.chunks_exact(self.spec.head_size).enumerate() {
+            if turned {
+                let range = self.range(layer, block, part, head, 0..BLOCK_TOKENS);
+                let bytes = &mut self.bytes[range];
+                match self.spec.kv_type {
+                    KvType::F32 => each_turned(bytes, position, values, f32::to_le_bytes),
+                    _ => each_turned(bytes, position, values, |value| half_of(value).to_le_bytes()),
+                }
+                continue;
+            }
             let range = self.range(layer, block, part, head, position..position + 1);
             let bytes = &mut self.bytes[range];
             match self.spec.kv_type {
@@ -99,6 +110,28 @@ impl PagedKv {
     pub(crate) fn read(&self, layer: usize, block: u32, part: Part, head: usize, out: &mut [f32]) {
         let positions = out.len() / self.spec.head_size;
         dequantize(self.block_type, &self.bytes[self.range(layer, block, part, head, 0..positions)], out);
+    }
+
+    /// One head's keys or values of a block as they are stored, where `E` is the element's type.
+    #[inline(always)]
+    pub(crate) fn block<E: Cached>(&self, layer: usize, block: u32, part: Part, head: usize) -> &[E] {
+        let bytes = &self.bytes[self.range(layer, block, part, head, 0..BLOCK_TOKENS)];
+        // SAFETY: a cached element is plain bits, so any bytes are values of it.
+        let (before, elements, after) = unsafe { bytes.align_to::<E>() };
+        assert!(before.is_empty() && after.is_empty(), "elements lie at multiples of their size");
+        elements
+    }
+
+    /// One head's keys of a block of Q8_0 as `[head_size, positions]`.
+    pub(crate) fn read_turned(&self, layer: usize, block: u32, head: usize, out: &mut [f32]) {
+        let mut row = vec![0.0; self.spec.head_size];
+        for position in 0..BLOCK_TOKENS {
+            let range = self.range(layer, block, Part::Keys, head, position..position + 1);
+            dequantize(self.block_type, &self.bytes[range], &mut row);
+            for (element, value) in row.iter().enumerate() {
+                out[element * BLOCK_TOKENS + position] = *value;
+            }
+        }
     }
 
     /// Copies a block of all layers.
@@ -125,6 +158,19 @@ fn each<const E: usize, const B: usize>(
     let (values, _) = values.as_chunks::<E>();
     for (block, values) in blocks.iter_mut().zip(values) {
         *block = convert(values);
+    }
+}
+
+/// Writes values to one column of `[value][position]`.
+fn each_turned<const B: usize>(
+    bytes: &mut [u8],
+    position: usize,
+    values: &[f32],
+    convert: impl Fn(f32) -> [u8; B],
+) {
+    let (elements, _) = bytes.as_chunks_mut::<B>();
+    for (elements, value) in elements.chunks_exact_mut(BLOCK_TOKENS).zip(values) {
+        elements[position] = convert(*value);
     }
 }
 
@@ -161,6 +207,7 @@ fn q8_0_of(values: &[f32; 32]) -> [u8; 34] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::partition::Half;
 
     /// What an f16's bits say, by its definition.
     fn value_of(half: u16) -> f64 {
@@ -205,10 +252,27 @@ mod tests {
             }
             kv.copy(1, 2).unwrap();
             let check = |layer, block, part, head: usize, position: usize, seed: Option<usize>| {
-                let mut out = vec![9.0; (position + 1) * 32];
-                kv.read(layer, block, part, head, &mut out);
+                let turned = |element: usize| element * BLOCK_TOKENS + position;
+                let out: Vec<f32> = match (part, kv_type) {
+                    (Part::Keys, KvType::F32) => {
+                        (0..32).map(|at| kv.block::<f32>(layer, block, part, head)[turned(at)]).collect()
+                    }
+                    (Part::Keys, KvType::F16) => (0..32)
+                        .map(|at| kv.block::<Half>(layer, block, part, head)[turned(at)].read())
+                        .collect(),
+                    (Part::Keys, KvType::Q8_0) => {
+                        let mut out = vec![9.0; BLOCK_TOKENS * 32];
+                        kv.read_turned(layer, block, head, &mut out);
+                        (0..32).map(|at| out[turned(at)]).collect()
+                    }
+                    (Part::Values, _) => {
+                        let mut out = vec![9.0; (position + 1) * 32];
+                        kv.read(layer, block, part, head, &mut out);
+                        out.split_off(position * 32)
+                    }
+                };
                 let expected = seed.map_or(vec![0.0; 64], row);
-                for (out, expected) in out[position * 32..].iter().zip(&expected[head * 32..]) {
+                for (out, expected) in out.iter().zip(&expected[head * 32..]) {
                     assert!((out - expected).abs() <= tolerance, "{kv_type:?} {out} {expected}");
                 }
             };

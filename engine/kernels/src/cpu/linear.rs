@@ -1,14 +1,38 @@
 //! Weights as loaded, and the products with them.
 //!
-//! [`Weight::multiply`] is the one place where activations meet weight matrices: a faster kernel for a type belongs
-//! in there.
+//! Matrices are repacked for the kernels of [`crate::int8`] and their bytes in the file let go; types without such a
+//! kernel (Q2_K, Q3_K) are multiplied where they lie, and all are where exact products are asked for.
 
 use super::check::shape;
 use crate::blocks::{BlockType, dequantize};
+use crate::int8::{Activations, PackError, Packed};
 use crate::pool::Pool;
 use crate::product::Weights;
 use atlas_engine_core::DeviceError;
 use atlas_engine_core::backend::{RawTensor, SharedBytes};
+
+/// How matrices are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Products {
+    /// Repacked, quantized weights with int8 activations.
+    Repacked,
+    /// Where they lie, with f32 activations.
+    Exact,
+}
+
+/// A weight of one or several parts of equal columns.
+pub(crate) struct Weight {
+    stored: Stored,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
+enum Stored {
+    /// The values of a weight of one column; small, and read by every row.
+    Vector(Vec<f32>),
+    Packed(Packed),
+    Mapped(Vec<Part>),
+}
 
 /// A matrix of one type, as it lies in a file.
 struct Part {
@@ -17,18 +41,14 @@ struct Part {
     rows: usize,
 }
 
-/// A weight of one or several parts of equal columns.
-pub(crate) struct Weight {
-    parts: Vec<Part>,
-    pub(crate) rows: usize,
-    pub(crate) columns: usize,
-    /// The values of a weight of one column; small, and read by every row.
-    vector: Option<Vec<f32>>,
-}
-
 impl Weight {
-    /// Checks the parts' types and sizes. Their bytes stay where they are.
-    pub(crate) fn load(tensors: &[RawTensor], device: &str) -> Result<Self, DeviceError> {
+    /// Checks the parts' types and sizes, and repacks them where there is a kernel for that.
+    pub(crate) fn load(
+        tensors: &[RawTensor],
+        products: Products,
+        pool: &Pool,
+        device: &str,
+    ) -> Result<Self, DeviceError> {
         let columns = tensors.first().map_or(0, |tensor| tensor.columns);
         let parts = tensors
             .iter()
@@ -38,48 +58,98 @@ impl Weight {
         if rows == 0 {
             return Err(shape("rows of a weight", 0, 1));
         }
-        let vector = (columns == 1).then(|| {
-            let mut values = vec![0.0; rows];
-            let mut rest = values.as_mut_slice();
-            for part in &parts {
-                let (own, others) = rest.split_at_mut(part.rows);
-                dequantize(part.block, &part.bytes, own);
-                rest = others;
-            }
-            values
-        });
-        Ok(Self { parts, rows, columns, vector })
+        let stored = if columns == 1 {
+            Stored::Vector(values(&parts, rows))
+        } else if products == Products::Repacked && parts.iter().all(|part| Packed::supports(part.block)) {
+            let weights: Vec<_> = parts.iter().map(|part| part.weights(columns)).collect();
+            let packed = Packed::new(pool, &weights).map_err(refused)?;
+            parts.iter().for_each(|part| part.bytes.release());
+            Stored::Packed(packed)
+        } else {
+            Stored::Mapped(parts)
+        };
+        Ok(Self { stored, rows, columns })
     }
 
     pub(crate) fn byte_count(&self) -> u64 {
-        self.parts.iter().map(|part| part.bytes.len() as u64).sum()
+        match &self.stored {
+            Stored::Vector(values) => size_of_val(&values[..]) as u64,
+            Stored::Packed(packed) => packed.byte_count() as u64,
+            Stored::Mapped(parts) => parts.iter().map(|part| part.bytes.len() as u64).sum(),
+        }
     }
 
     /// The values of a weight of one column.
     pub(crate) fn vector(&self) -> Option<&[f32]> {
-        self.vector.as_deref()
+        match &self.stored {
+            Stored::Vector(values) => Some(values),
+            Stored::Packed(_) | Stored::Mapped(_) => None,
+        }
     }
 
-    /// `out[t] = W x[t]`.
+    /// `out[t] = W x[t]`. `activations` is memory for what the kernels make of `x`.
     ///
     /// # Shapes
     /// `x`: `[T, columns]`, `out`: `[T, rows]`.
-    pub(crate) fn multiply(&self, pool: &Pool, x: &[f32], out: &mut [f32]) {
-        let mut first = 0;
-        for part in &self.parts {
-            part.weights(self.columns).multiply_into(pool, x, out, self.rows, first);
-            first += part.rows;
+    pub(crate) fn multiply(&self, pool: &Pool, activations: &mut Activations, x: &[f32], out: &mut [f32]) {
+        match &self.stored {
+            Stored::Packed(packed) => {
+                activations.fill(pool, x, self.columns, packed.operands());
+                packed.multiply(pool, activations, out);
+            }
+            Stored::Mapped(parts) => {
+                let mut first = 0;
+                for part in parts {
+                    part.weights(self.columns).multiply_into(pool, x, out, self.rows, first);
+                    first += part.rows;
+                }
+            }
+            Stored::Vector(values) => {
+                for (x, out) in x.iter().zip(out.chunks_exact_mut(self.rows)) {
+                    for (out, value) in out.iter_mut().zip(values) {
+                        *out = value * x;
+                    }
+                }
+            }
         }
     }
 
     /// One row in f32.
     pub(crate) fn row(&self, mut index: usize, out: &mut [f32]) {
-        for part in &self.parts {
-            match index.checked_sub(part.rows) {
-                None => return part.weights(self.columns).row(index, out),
-                Some(rest) => index = rest,
+        match &self.stored {
+            Stored::Packed(packed) => packed.row(index, out),
+            Stored::Vector(values) => out.copy_from_slice(&values[index..=index]),
+            Stored::Mapped(parts) => {
+                for part in parts {
+                    match index.checked_sub(part.rows) {
+                        None => return part.weights(self.columns).row(index, out),
+                        Some(rest) => index = rest,
+                    }
+                }
             }
         }
+    }
+}
+
+fn values(parts: &[Part], rows: usize) -> Vec<f32> {
+    let mut values = vec![0.0; rows];
+    let mut rest = values.as_mut_slice();
+    for part in parts {
+        let (own, others) = rest.split_at_mut(part.rows);
+        dequantize(part.block, &part.bytes, own);
+        rest = others;
+    }
+    values
+}
+
+/// Types and columns were checked, so only memory can be short.
+fn refused(error: PackError) -> DeviceError {
+    match error {
+        PackError::Memory { bytes, source: _ } => {
+            DeviceError::OutOfMemory { what: "a weight", needed: bytes as u64, available: 0 }
+        }
+        PackError::Columns { found, expected } => shape("columns of a weight's part", found, expected),
+        PackError::Type { block: _ } => shape("a weight's kernels", 0, 1),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The CPU backend: runs op programs with weights where they lie in the memory map.
+//! The CPU backend: runs op programs with repacked weights.
 //!
 //! `program` checks a segment once and runs it op by op, `linear` is every product with weights, `attend` reads the
 //! paged cache of `kv` through block tables, `ops` is the rest. All of it keeps the row invariance of
@@ -14,3 +14,4 @@ mod program;
 mod rows;
 
 pub use backend::CpuBackend;
+pub(crate) use ops::exp;

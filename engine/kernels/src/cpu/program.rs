@@ -5,6 +5,7 @@ use super::kv::{PagedKv, Part};
 use super::linear::Weight;
 use super::ops;
 use super::rows::two;
+use crate::int8::Activations;
 use crate::lanes::Level;
 use crate::pool::Pool;
 use atlas_engine_core::backend::{Batch, StepOut};
@@ -28,6 +29,7 @@ pub(crate) struct Program {
     /// Sine and cosine for each rope, `[T, pairs]`: every layer turns by the same ones.
     angles: Vec<Vec<(f32, f32)>>,
     tiles: Vec<Tile>,
+    activations: Activations,
     level: Level,
 }
 
@@ -40,6 +42,7 @@ impl Program {
             scratch: vec![0.0; plan.length],
             angles: angles.collect(),
             tiles: Vec::new(),
+            activations: Activations::new(),
             plan,
             segment: segment.clone(),
             max: *max,
@@ -61,6 +64,7 @@ impl Program {
         handoff: Option<&[f32]>,
         out: &mut StepOut,
     ) {
+        let _awake = device.pool.keep_awake();
         out.logits.clear();
         out.hidden.clear();
         out.handoff.clear();
@@ -122,8 +126,9 @@ impl Program {
                 ops::norm(pool, x, vector_of(weight), *epsilon, out);
             }
             Op::Linear { x, weight, bias, out } => {
-                let (x, out) = self.two(*x, *out, batch);
-                weight_of(weight).multiply(pool, x, out);
+                let (read, write) = (self.range(*x, batch), self.range(*out, batch));
+                let (x, out) = two(&mut self.scratch, read, write);
+                weight_of(weight).multiply(pool, &mut self.activations, x, out);
                 if let Some(bias) = bias {
                     ops::add_to_rows(vector_of(bias), out);
                 }
@@ -172,7 +177,7 @@ impl Program {
             Op::Logits { x, weight } => {
                 let (x, weight) = (&self.scratch[self.range(*x, batch)], weight_of(weight));
                 out.logits.resize(batch.logit_rows.len() * weight.rows, 0.0);
-                weight.multiply(pool, x, &mut out.logits);
+                weight.multiply(pool, &mut self.activations, x, &mut out.logits);
             }
             Op::Hidden { x } => out.hidden.extend_from_slice(&self.scratch[self.range(*x, batch)]),
         }
