@@ -50,6 +50,40 @@ impl Level {
     }
 }
 
+/// A function whose plain loops the compiler vectorises for each instruction set; which one runs is decided when it is
+/// called. Nothing is fused, so all of them give the same bits.
+macro_rules! compiled_for_each_level {
+    (fn $name:ident($($argument:ident: $type:ty),*) $body:block) => {
+        fn $name($($argument: $type),*) {
+            #[inline(always)]
+            fn body($($argument: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($argument: $type),*) {
+                body($($argument),*);
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512($($argument: $type),*) {
+                body($($argument),*);
+            }
+
+            match $crate::lanes::Level::detect() {
+                $crate::lanes::Level::Portable => body($($argument),*),
+                // SAFETY: `detect` answers with what this processor has.
+                #[cfg(target_arch = "x86_64")]
+                $crate::lanes::Level::Avx2 => unsafe { avx2($($argument),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::lanes::Level::Avx512 => unsafe { avx512($($argument),*) },
+            }
+        }
+    };
+}
+pub(crate) use compiled_for_each_level;
+
 /// Floats a [`Lanes`].
 pub(crate) const LANES: usize = 16;
 

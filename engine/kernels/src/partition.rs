@@ -15,6 +15,8 @@ pub(crate) const POSITIONS: usize = 64;
 pub(crate) const BLOCKS: usize = POSITIONS / LANES;
 /// Queries that share loads.
 const TOGETHER: usize = 4;
+/// Blocks whose scores are computed side by side: sums of one alone would wait for one another.
+const PAIR: usize = 2;
 /// Registers of a result that stand beside one another.
 const ABREAST: usize = 4;
 
@@ -142,20 +144,16 @@ impl Queries<'_> {
         let visible = &self.visible[first..first + M];
         let seen = visible.iter().copied().max().unwrap_or(0);
         let mut weights = [[0.0_f32; POSITIONS]; M];
-        for (block, keys) in partition.keys.iter().enumerate().take(seen.div_ceil(LANES)) {
-            // SAFETY: a block has sixteen keys an element, a query `size` elements.
-            unsafe {
-                let mut scores = [L::zero(); M];
-                for element in 0..size {
-                    let keys = E::load::<L>(keys.as_ptr().add(element * LANES));
-                    for (m, score) in scores.iter_mut().enumerate() {
-                        let query = *self.queries.get_unchecked((first + m) * size + element);
-                        *score = score.add_product(L::splat(query), keys);
-                    }
-                }
-                for (weights, score) in weights.iter_mut().zip(scores) {
-                    score.store(weights.as_mut_ptr().add(block * LANES));
-                }
+        let queries = &self.queries[first * size..(first + M) * size];
+        let (mut block, blocks) = (0, seen.div_ceil(LANES));
+        // SAFETY: the caller's promise; a block has sixteen keys an element, as checked.
+        unsafe {
+            while block + PAIR <= blocks {
+                scores::<L, E, M, PAIR>(partition, queries, block, &mut weights);
+                block += PAIR;
+            }
+            if block < blocks {
+                scores::<L, E, M, 1>(partition, queries, block, &mut weights);
             }
         }
         for (m, weights) in weights.iter_mut().enumerate() {
@@ -186,6 +184,43 @@ impl Queries<'_> {
                     *sum +=
                         weight * partition.values[position / LANES][position % LANES * size + column].read();
                 }
+            }
+        }
+    }
+}
+
+/// `out[m][block * 16..] = queries[m] K^T` for `B` blocks.
+///
+/// # Safety
+/// The processor has the instruction set of `L`; the blocks hold sixteen keys of as many elements as a query has.
+#[inline(always)]
+unsafe fn scores<L: Lanes, E: Cached, const M: usize, const B: usize>(
+    partition: &Partition<'_, E>,
+    queries: &[f32],
+    block: usize,
+    out: &mut [[f32; POSITIONS]; M],
+) {
+    let size = queries.len() / M;
+    let queries: [*const f32; M] = std::array::from_fn(|m| queries[m * size..(m + 1) * size].as_ptr());
+    let blocks: [&[E]; B] = std::array::from_fn(|b| partition.keys[block + b]);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut scores = [[L::zero(); M]; B];
+        for element in 0..size {
+            let mut keys = [L::zero(); B];
+            for (keys, block) in keys.iter_mut().zip(blocks) {
+                *keys = E::load::<L>(block.as_ptr().add(element * LANES));
+            }
+            for m in 0..M {
+                let query = L::splat(queries[m].add(element).read());
+                for (scores, keys) in scores.iter_mut().zip(keys) {
+                    scores[m] = scores[m].add_product(query, keys);
+                }
+            }
+        }
+        for (b, scores) in scores.iter().enumerate() {
+            for (out, score) in out.iter_mut().zip(scores) {
+                score.store(out[(block + b) * LANES..].as_mut_ptr());
             }
         }
     }
@@ -278,136 +313,5 @@ impl Fold {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::lanes::{Level, Portable};
-
-    /// Numbers from -1 to 1 that look random.
-    fn value(seed: usize) -> f32 {
-        ((seed * 7919 + 13) % 1000) as f32 / 500.0 - 1.0
-    }
-
-    struct Case {
-        size: usize,
-        /// Positions that each query sees, over all partitions.
-        visible: Vec<usize>,
-        queries: Vec<f32>,
-        /// `[position, size]`.
-        keys: Vec<f32>,
-        values: Vec<f32>,
-    }
-
-    impl Case {
-        fn new(size: usize, visible: &[usize]) -> Self {
-            let positions = visible.iter().copied().max().unwrap().next_multiple_of(POSITIONS);
-            let list = |count: usize, seed: usize| (seed..seed + count).map(value).collect();
-            Self {
-                size,
-                visible: visible.to_vec(),
-                queries: list(visible.len() * size, 3),
-                keys: list(positions * size, 5),
-                values: list(positions * size, 9),
-            }
-        }
-
-        /// The result for these queries by one instruction set.
-        fn run(&self, level: Level, queries: std::ops::Range<usize>) -> Vec<f32> {
-            let size = self.size;
-            let mut folds = vec![Fold::EMPTY; queries.len()];
-            let mut sums = vec![0.0; queries.len() * size];
-            for begin in (0..self.keys.len() / size).step_by(POSITIONS) {
-                let rows =
-                    |block: usize| (begin + block * LANES) * size..(begin + (block + 1) * LANES) * size;
-                let keys: Vec<Vec<f32>> = (0..BLOCKS)
-                    .map(|block| {
-                        let keys = &self.keys[rows(block)];
-                        (0..size * LANES).map(|at| keys[at % LANES * size + at / LANES]).collect()
-                    })
-                    .collect();
-                let partition = Partition {
-                    keys: std::array::from_fn(|block| &keys[block][..]),
-                    values: std::array::from_fn(|block| &self.values[rows(block)]),
-                };
-                let visible: Vec<usize> = self.visible[queries.clone()]
-                    .iter()
-                    .map(|seen| seen.saturating_sub(begin).min(POSITIONS))
-                    .collect();
-                let mut queries = Queries {
-                    size,
-                    queries: &self.queries[queries.start * size..queries.end * size],
-                    visible: &visible,
-                    folds: &mut folds,
-                    sums: &mut sums,
-                };
-                // SAFETY: `available` names what the processor has.
-                unsafe {
-                    match level {
-                        Level::Portable => queries.add::<Portable, f32>(&partition),
-                        #[cfg(target_arch = "x86_64")]
-                        Level::Avx2 => avx2(&mut queries, &partition),
-                        #[cfg(target_arch = "x86_64")]
-                        Level::Avx512 => avx512(&mut queries, &partition),
-                    }
-                }
-            }
-            for (fold, sums) in folds.iter().zip(sums.chunks_exact_mut(size)) {
-                sums.iter_mut().for_each(|sum| *sum /= fold.total());
-            }
-            sums
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn avx2(queries: &mut Queries<'_>, partition: &Partition<'_, f32>) {
-        unsafe { queries.add::<crate::lanes::Avx2, f32>(partition) };
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn avx512(queries: &mut Queries<'_>, partition: &Partition<'_, f32>) {
-        unsafe { queries.add::<crate::lanes::Avx512, f32>(partition) };
-    }
-
-    #[test]
-    fn every_level_attends_like_the_definition_and_queries_do_not_depend_on_company() {
-        for (size, visible) in [
-            (64, vec![1]),
-            (64, vec![64, 65, 130, 7, 100, 128]),
-            (80, vec![3, 4, 5, 6]),
-            (20, vec![90, 17, 64, 1, 2]),
-            (128, vec![200, 201, 202, 203, 204]),
-        ] {
-            let case = Case::new(size, &visible);
-            for level in Level::available() {
-                let out = case.run(level, 0..visible.len());
-                for (index, out) in out.chunks_exact(size).enumerate() {
-                    assert_eq!(case.run(level, index..index + 1), out, "{level:?} {size}: {index} alone");
-                    let query = &case.queries[index * size..(index + 1) * size];
-                    let weights: Vec<f64> = case
-                        .keys
-                        .chunks_exact(size)
-                        .take(visible[index])
-                        .map(|key| {
-                            key.iter()
-                                .zip(query)
-                                .map(|(k, q)| f64::from(*k) * f64::from(*q))
-                                .sum::<f64>()
-                                .exp()
-                        })
-                        .collect();
-                    let total: f64 = weights.iter().sum();
-                    for (column, out) in out.iter().enumerate() {
-                        let values = case.values.chunks_exact(size).map(|value| f64::from(value[column]));
-                        let expected: f64 =
-                            weights.iter().zip(values).map(|(w, v)| w * v).sum::<f64>() / total;
-                        assert!(
-                            (f64::from(*out) - expected).abs() < 1e-5,
-                            "{level:?} {size}: {out} {expected}"
-                        );
-                    }
-                }
-            }
-        }
-    }
-}
+#[path = "partition_tests.rs"]
+mod tests;

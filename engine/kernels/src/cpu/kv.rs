@@ -7,10 +7,20 @@ use super::check::shape;
 use crate::blocks::{BlockType, dequantize};
 use crate::pages::Pages;
 use crate::partition::Cached;
+use crate::pool::Pool;
 use atlas_engine_core::DeviceError;
 use atlas_engine_core::backend::{KvSpec, KvType};
-use atlas_engine_core::program::BLOCK_TOKENS;
+use atlas_engine_core::program::{BLOCK_TOKENS, Heads};
 use std::ops::Range;
+
+/// Rows below which waking threads costs more than it saves.
+const FEW: usize = 8;
+
+/// The cache's bytes, written to by several threads.
+struct Shared(*mut u8);
+
+// SAFETY: each thread writes the parts of its own head.
+unsafe impl Sync for Shared {}
 
 /// Which half of a cached position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,27 +91,63 @@ impl PagedKv {
         at(positions.start)..at(positions.end)
     }
 
-    /// Writes all heads of one position, `[kv_heads * head_size]`.
-    pub(crate) fn write(&mut self, layer: usize, slot: u32, part: Part, row: &[f32]) {
-        let (block, position) = (slot / BLOCK_TOKENS as u32, slot as usize % BLOCK_TOKENS);
-        let turned = part == Part::Keys && self.spec.kv_type != KvType::Q8_0;
-        for (head, values) in row.chunks_exact(self.spec.head_size).enumerate() {
-            if turned {
-                let range = self.range(layer, block, part, head, 0..BLOCK_TOKENS);
-                let bytes = &mut self.bytes[range];
-                match self.spec.kv_type {
-                    KvType::F32 => each_turned(bytes, position, values, f32::to_le_bytes),
-                    _ => each_turned(bytes, position, values, |value| half_of(value).to_le_bytes()),
-                }
-                continue;
+    /// Writes keys and values of every row to its slot.
+    ///
+    /// # Shapes
+    /// `qkv`: `[T, heads.qkv_columns()]`, `slots`: `[T]`.
+    ///
+    /// # Panics
+    /// A slot lies outside the cache.
+    pub(crate) fn write_rows(
+        &mut self,
+        pool: &Pool,
+        layer: usize,
+        heads: &Heads,
+        qkv: &[f32],
+        slots: &[u32],
+    ) {
+        let capacity = self.spec.blocks as usize * BLOCK_TOKENS;
+        assert!(slots.iter().all(|slot| (*slot as usize) < capacity), "slots inside the cache");
+        let bytes = Shared(self.bytes.as_mut_ptr());
+        let cache = &*self;
+        // An item is one head's keys or values: no two touch the same bytes, whatever the slots are.
+        let items = 2 * heads.kv;
+        let work = |item: usize| {
+            let bytes = &bytes;
+            let (part, head) =
+                if item < heads.kv { (Part::Keys, item) } else { (Part::Values, item - heads.kv) };
+            let first = (heads.query + item) * heads.size;
+            for (row, slot) in qkv.chunks_exact(heads.qkv_columns()).zip(slots) {
+                let (block, position) = (slot / BLOCK_TOKENS as u32, *slot as usize % BLOCK_TOKENS);
+                let range = cache.range(layer, block, part, head, 0..BLOCK_TOKENS);
+                // SAFETY: the block lies inside the cache, as asserted, and this head's part of it belongs to this
+                // item alone.
+                let block = unsafe { std::slice::from_raw_parts_mut(bytes.0.add(range.start), range.len()) };
+                cache.write(part, position, &row[first..first + heads.size], block);
             }
-            let range = self.range(layer, block, part, head, position..position + 1);
-            let bytes = &mut self.bytes[range];
-            match self.spec.kv_type {
-                KvType::F32 => each(bytes, values, |value: &[f32; 1]| value[0].to_le_bytes()),
-                KvType::F16 => each(bytes, values, |value: &[f32; 1]| half_of(value[0]).to_le_bytes()),
-                KvType::Q8_0 => each(bytes, values, q8_0_of),
+        };
+        if slots.len() < FEW {
+            (0..items).for_each(work);
+        } else {
+            pool.run(items, &work);
+        }
+    }
+
+    /// Writes one head's position into a block of this part.
+    fn write(&self, part: Part, position: usize, values: &[f32], block: &mut [u8]) {
+        let row = position * self.head_bytes..(position + 1) * self.head_bytes;
+        match (self.spec.kv_type, part) {
+            (KvType::F32, Part::Keys) => each_turned(block, position, values, f32::to_le_bytes),
+            (KvType::F16, Part::Keys) => {
+                each_turned(block, position, values, |value| half_of(value).to_le_bytes());
             }
+            (KvType::F32, Part::Values) => {
+                each(&mut block[row], values, |value: &[f32; 1]| value[0].to_le_bytes());
+            }
+            (KvType::F16, Part::Values) => {
+                each(&mut block[row], values, |value: &[f32; 1]| half_of(value[0]).to_le_bytes());
+            }
+            (KvType::Q8_0, _) => each(&mut block[row], values, q8_0_of),
         }
     }
 
@@ -243,14 +289,12 @@ mod tests {
             let row = |seed: usize| -> Vec<f32> {
                 (0..64).map(|index| ((index * 37 + seed * 101) % 200) as f32 / 100.0 - 1.0).collect()
             };
-            for (seed, (layer, slot, part)) in
-                [(0, 0, Part::Keys), (0, 17, Part::Keys), (1, 17, Part::Values), (1, 18, Part::Values)]
-                    .into_iter()
-                    .enumerate()
-            {
-                kv.write(layer, slot, part, &row(seed));
-            }
-            kv.copy(1, 2).unwrap();
+            let (pool, heads) = (Pool::new(2).unwrap(), Heads { query: 0, kv: 2, size: 32 });
+            kv.write_rows(&pool, 0, &heads, &[row(0), row(4), row(1), row(5)].concat(), &[0, 17]);
+            kv.write_rows(&pool, 1, &heads, &[row(6), row(2), row(7), row(3)].concat(), &[17, 18]);
+            let many: Vec<f32> = (0..9).flat_map(|seed| [row(seed + 10), row(seed + 20)].concat()).collect();
+            kv.write_rows(&pool, 0, &heads, &many, &[32, 33, 34, 35, 36, 37, 38, 39, 40]);
+            kv.copy(1, 0).unwrap();
             let check = |layer, block, part, head: usize, position: usize, seed: Option<usize>| {
                 let turned = |element: usize| element * BLOCK_TOKENS + position;
                 let out: Vec<f32> = match (part, kv_type) {
@@ -277,12 +321,17 @@ mod tests {
                 }
             };
             for head in [0, 1] {
-                check(0, 0, Part::Keys, head, 0, Some(0));
-                check(0, 1, Part::Keys, head, 1, Some(1));
-                check(0, 2, Part::Keys, head, 1, Some(1));
+                check(0, 0, Part::Keys, head, 1, Some(1));
+                check(0, 0, Part::Keys, head, 0, None);
+                check(0, 1, Part::Values, head, 1, Some(5));
                 check(1, 1, Part::Values, head, 1, Some(2));
-                check(1, 2, Part::Values, head, 2, Some(3));
-                check(1, 1, Part::Keys, head, 1, None);
+                check(1, 0, Part::Values, head, 2, Some(3));
+                check(1, 1, Part::Keys, head, 2, Some(7));
+                check(1, 1, Part::Keys, head, 3, None);
+                for position in 0..9 {
+                    check(0, 2, Part::Keys, head, position, Some(position + 10));
+                    check(0, 2, Part::Values, head, position, Some(position + 20));
+                }
             }
             assert!(kv.copy(0, 3).is_err());
         }

@@ -1,23 +1,38 @@
 //! The small operations between products, each on f32 rows.
 
-use super::rows::for_rows;
+use super::rows::{for_rows, for_rows_of_two};
+use crate::lanes::compiled_for_each_level;
 use crate::pool::Pool;
 use atlas_engine_core::program::{Heads, Pairing, Rope};
 use std::ops::Range;
 
-/// `out[t] = x[t] / sqrt(mean(x[t]^2) + epsilon) * weight` (Zhang and Sennrich 2019).
+/// `x += add` where given, then `out = x[t] / sqrt(mean(x[t]^2) + epsilon) * weight` (Zhang and Sennrich 2019).
 ///
 /// # Shapes
-/// `x`, `out`: `[T, d]`, `weight`: `[d]`.
-pub(crate) fn norm(pool: &Pool, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+/// `x`, `add`, `out`: `[T, d]`, `weight`: `[d]`.
+pub(crate) fn norm(
+    pool: &Pool,
+    x: &mut [f32],
+    add: Option<&[f32]>,
+    weight: &[f32],
+    epsilon: f32,
+    out: &mut [f32],
+) {
     let columns = weight.len();
-    for_rows(pool, out, columns, &|row, out| {
-        let x = &x[row * columns..(row + 1) * columns];
+    for_rows_of_two(pool, x, out, columns, &|row, x, out| {
+        let add = add.map_or(&[][..], |add| &add[row * columns..(row + 1) * columns]);
+        norm_row(x, add, weight, epsilon, out);
+    });
+}
+
+compiled_for_each_level! {
+    fn norm_row(x: &mut [f32], addend: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        add(addend, x);
         let scale = scale_of(x, epsilon);
-        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        for ((out, x), weight) in out.iter_mut().zip(x.iter()).zip(weight) {
             *out = x * scale * weight;
         }
-    });
+    }
 }
 
 /// The same in place, for single heads of each row.
@@ -40,11 +55,13 @@ pub(crate) fn head_norm(
     });
 }
 
+#[inline(always)]
 fn scale_of(row: &[f32], epsilon: f32) -> f32 {
     1.0 / (sum_of_squares(row) / row.len() as f32 + epsilon).sqrt()
 }
 
 /// Summed in sixteen lanes that the compiler can vectorise, and a fixed order.
+#[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<16>();
     let mut lanes = [0.0_f32; 16];
@@ -64,6 +81,7 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 }
 
 /// `out += x`.
+#[inline(always)]
 pub(crate) fn add(x: &[f32], out: &mut [f32]) {
     for (out, x) in out.iter_mut().zip(x) {
         *out += x;
@@ -84,10 +102,16 @@ pub(crate) fn add_to_rows(vector: &[f32], out: &mut [f32]) {
 pub(crate) fn swiglu(pool: &Pool, x: &[f32], columns: usize, out: &mut [f32]) {
     for_rows(pool, out, columns, &|row, out| {
         let (gate, up) = x[row * 2 * columns..(row + 1) * 2 * columns].split_at(columns);
+        swiglu_row(gate, up, out);
+    });
+}
+
+compiled_for_each_level! {
+    fn swiglu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
         for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
             *out = gate / (1.0 + exp(-gate)) * up;
         }
-    });
+    }
 }
 
 /// e to the x, to about an ulp, without a branch, so that loops over it are vectorised.
@@ -162,7 +186,9 @@ mod tests {
     fn norm_and_gate_match_hand_computed_values() {
         let pool = Pool::new(1).unwrap();
         let mut normed = [0.0; 4];
-        norm(&pool, &[3.0, 4.0, 0.0, 2.0], &[1.0, 2.0], 0.0, &mut normed);
+        let mut x = [3.0, 1.0, 0.0, 2.0];
+        norm(&pool, &mut x, Some(&[0.0, 3.0, 0.0, 0.0]), &[1.0, 2.0], 0.0, &mut normed);
+        assert_eq!(x, [3.0, 4.0, 0.0, 2.0]);
         let expected = [3.0 / 12.5_f32.sqrt(), 8.0 / 12.5_f32.sqrt(), 0.0, 4.0 / 2.0_f32.sqrt()];
         for (value, expected) in normed.iter().zip(expected) {
             assert!((value - expected).abs() < 1e-6, "{normed:?}");

@@ -1,15 +1,15 @@
 //! A compiled segment: where its buffers lie, and how a step runs through its ops.
 
 use super::attend::{Attention, Tile, tiles};
-use super::kv::{PagedKv, Part};
+use super::kv::PagedKv;
 use super::linear::Weight;
 use super::ops;
-use super::rows::two;
+use super::rows::{three, two};
 use crate::int8::Activations;
 use crate::lanes::Level;
 use crate::pool::Pool;
 use atlas_engine_core::backend::{Batch, StepOut};
-use atlas_engine_core::program::{Buf, Heads, MaxShape, MemoryPlan, Op, Rows, Segment, WeightId};
+use atlas_engine_core::program::{Buf, MaxShape, MemoryPlan, Op, Rows, Segment, WeightId};
 use std::ops::Range;
 
 /// What a program runs with.
@@ -118,12 +118,11 @@ impl Program {
                 }
             }
             Op::Norm { x, add, weight, epsilon, out } => {
-                if let Some(add) = add {
-                    let (add, x) = self.two(*add, *x, batch);
-                    ops::add(add, x);
-                }
-                let (x, out) = self.two(*x, *out, batch);
-                ops::norm(pool, x, vector_of(weight), *epsilon, out);
+                let addend = add.map_or(0..0, |add| self.range(add, batch));
+                let (x, out) = (self.range(*x, batch), self.range(*out, batch));
+                let (addend, x, out) = three(&mut self.scratch, addend, x, out);
+                let addend = add.is_some().then_some(addend);
+                ops::norm(pool, x, addend, vector_of(weight), *epsilon, out);
             }
             Op::Linear { x, weight, bias, out } => {
                 let (read, write) = (self.range(*x, batch), self.range(*out, batch));
@@ -144,7 +143,7 @@ impl Program {
                 ops::rope(pool, &self.segment.ropes[*rope], &self.angles[*rope], heads, qkv);
                 let kv = device.kv.as_mut().expect("checked when it was compiled");
                 let layer = usize::from(*layer - kv.spec().layers.start);
-                write_kv(kv, layer, heads, qkv, batch.slots);
+                kv.write_rows(pool, layer, heads, qkv, batch.slots);
             }
             Op::Attend { qkv, layer, heads, scale, out } => {
                 let cache: &PagedKv = device.kv.as_ref().expect("checked when it was compiled");
@@ -181,15 +180,5 @@ impl Program {
             }
             Op::Hidden { x } => out.hidden.extend_from_slice(&self.scratch[self.range(*x, batch)]),
         }
-    }
-}
-
-/// Keys and values of every row go to its slot.
-fn write_kv(kv: &mut PagedKv, layer: usize, heads: &Heads, qkv: &[f32], slots: &[u32]) {
-    let keys = heads.query * heads.size;
-    let values = keys + heads.kv * heads.size;
-    for (row, slot) in qkv.chunks_exact(heads.qkv_columns()).zip(slots) {
-        kv.write(layer, *slot, Part::Keys, &row[keys..values]);
-        kv.write(layer, *slot, Part::Values, &row[values..]);
     }
 }

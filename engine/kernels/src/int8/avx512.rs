@@ -8,6 +8,7 @@ use super::quants::{LANES, Quants};
 use super::scales::{ScaleLayout, Scales};
 use super::{activations::GROUP_BYTES, activations::TILE};
 use std::arch::x86_64::*;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// See [`super::packed::Kernel`].
 ///
@@ -62,14 +63,14 @@ unsafe fn tile<F: Format, const T: usize>(
                 }
                 if F::PARTS == 1 {
                     let mut dots = zero_points::<F, T>(x, Columns::All);
-                    quads!(F, T, at, x, dots, 0, 1, 2, 3, 4, 5, 6, 7);
+                    quads!(F, T, at, x, dots, 0 1, 2 3, 4 5, 6 7);
                     add::<T>(x, &dots, &mut sums, factors(&scales, group));
                 } else {
                     let mut dots = zero_points::<F, T>(x, Columns::First);
-                    quads!(F, T, at, x, dots, 0, 1, 2, 3);
+                    quads!(F, T, at, x, dots, 0 1, 2 3);
                     add::<T>(x, &dots, &mut sums, factors(&scales, group * 2));
                     let mut dots = zero_points::<F, T>(x, Columns::Second);
-                    quads!(F, T, at, x, dots, 4, 5, 6, 7);
+                    quads!(F, T, at, x, dots, 4 5, 6 7);
                     add::<T>(x, &dots, &mut sums, factors(&scales, group * 2 + 1));
                 }
                 if F::OFFSETS {
@@ -102,18 +103,25 @@ const FIRST_SUM: usize = 11;
 
 /// Adds the products of these quads to `$dots`.
 macro_rules! quads {
-    ($format:ident, $t:ident, $at:ident, $x:ident, $dots:ident, $($quad:literal),*) => {
+    ($format:ident, $t:ident, $at:ident, $x:ident, $dots:ident, $($even:literal $odd:literal),*) => {
         $(
-            let weights = [
-                <$format::Quants as Quants>::wide::<$quad>($at),
-                <$format::Quants as Quants>::wide::<$quad>($at.add(<$format::Quants as Quants>::BYTES)),
-            ];
-            for (t, dots) in $dots.iter_mut().enumerate() {
-                let quad = _mm512_set1_epi32($x.add(($quad * $t + t) * 4).cast::<i32>().read());
-                dots[0] = _mm512_dpbusd_epi32(dots[0], weights[0], quad);
-                dots[1] = _mm512_dpbusd_epi32(dots[1], weights[1], quad);
-            }
+            quads!($format, $t, $at, $x, $dots, $even);
+            quads!($format, $t, $at, $x, $dots, $odd);
+            // Loads stay between two of these. Otherwise the compiler loads all quads first and then has no register
+            // left for sums: less than half as fast for the types of several planes.
+            compiler_fence(Ordering::SeqCst);
         )*
+    };
+    ($format:ident, $t:ident, $at:ident, $x:ident, $dots:ident, $quad:literal) => {
+        let weights = [
+            <$format::Quants as Quants>::wide::<$quad>($at),
+            <$format::Quants as Quants>::wide::<$quad>($at.add(<$format::Quants as Quants>::BYTES)),
+        ];
+        for (t, dots) in $dots.iter_mut().enumerate() {
+            let quad = _mm512_set1_epi32($x.add(($quad * $t + t) * 4).cast::<i32>().read());
+            dots[0] = _mm512_dpbusd_epi32(dots[0], weights[0], quad);
+            dots[1] = _mm512_dpbusd_epi32(dots[1], weights[1], quad);
+        }
     };
 }
 use quads;
