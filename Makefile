@@ -15,7 +15,7 @@ HELM = $(firstword $(wildcard $(KUBEBUILDER_ASSETS)/helm $(KUBE)/helm) helm)
 CLUSTER ?= local
 ARGS ?=
 
-.PHONY: help setup run test lint fmt generate bench clean
+.PHONY: help setup run test lint fmt generate bench chaos soak clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,14 @@ generate: ## write the generated files: CRDs, chart CRDs, plain manifests
 bench: ## measure what docs/benchmarks.md reports
 	@tests/setup.sh run
 	target/debug/atlas-local bench $(ARGS)
+
+chaos: ## faults under load, for long: a table, target/chaos/summary.json and a plot (ARGS="--rounds 10 --faults net-cut")
+	@tests/setup.sh run
+	target/debug/atlas-local chaos $(ARGS)
+
+soak: ## an hour of random faults under load (ARGS="--minutes 5"): nothing lost, memory flat
+	@tests/setup.sh run
+	target/debug/atlas-local soak $(ARGS)
 
 clean: ## remove build results (the cache folder stays)
 	cargo clean

@@ -166,13 +166,6 @@ pub fn validate(model: &AtlasModel, profiles: &[Arc<GpuProfile>]) -> Result<Vali
     let mut not_implemented = |field: &str, value: &str, remedy| {
         refusals.push(Refusal::NotImplemented { field: field.to_owned(), value: value.to_owned(), remedy });
     };
-    if let Some(access) = &spec.access {
-        not_implemented(
-            "access.apiKeysSecret",
-            &access.api_keys_secret,
-            "remove access; a NetworkPolicy limits who may ask",
-        );
-    }
     if spec.resume.across_models {
         not_implemented("resume.acrossModels", "true", "set it to false");
     }

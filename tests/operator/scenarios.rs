@@ -130,13 +130,6 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
             &["s3://b/k.gguf"],
         ),
         (
-            "access",
-            with("maxBatch", 1.into()),
-            json!({"access": {"apiKeysSecret": "keys"}}),
-            "NotImplemented",
-            &["access.apiKeysSecret", "keys"],
-        ),
-        (
             "resume",
             with("maxBatch", 1.into()),
             json!({"resume": {"acrossModels": true}}),

@@ -5,29 +5,21 @@
 //! Direct and through the gateway take turns, one request at a time on a kept-alive connection each, so that both
 //! see the same machine. It measures latency, not throughput.
 
+mod support;
+
 use std::{
     net::SocketAddr,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use atlas_gateway::{
-    EndpointConfig, GatewayConfig, Listeners, ModelConfig, ModelTable, TierConfig, Timing, serve,
-};
 use axum::{Router, routing::any, serve::ListenerExt};
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
-use tokio_util::sync::CancellationToken;
-
-/// Any error: this is a tool at its end, not a library.
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+use support::{Failure, machine, start_gateway};
+use tokio::net::{TcpListener, TcpStream};
 
 const ROUNDS: usize = 5;
 
@@ -76,19 +68,6 @@ fn percentiles(mut times: Vec<Duration>) -> (u128, u128) {
     (at(50), at(99))
 }
 
-fn machine() -> String {
-    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|pair| pair.1);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!(
-        "{} x {}, profile {}",
-        cores,
-        model.unwrap_or("unknown CPU"),
-        if cfg!(debug_assertions) { "dev" } else { "release" }
-    )
-}
-
 async fn start_engine() -> Result<SocketAddr, Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -97,56 +76,6 @@ async fn start_engine() -> Result<SocketAddr, Failure> {
     });
     let router = Router::new().fallback(any(|| async { r#"{"choices": []}"# }));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    Ok(address)
-}
-
-async fn start_gateway(engine: SocketAddr) -> Result<SocketAddr, Failure> {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = GatewayConfig {
-        namespace: "atlas".into(),
-        listen: any,
-        internal_listen: any,
-        cluster_domain: "cluster.local".into(),
-        pod_name: "bench".into(),
-        timing: Timing::production(),
-    };
-    let listeners = Listeners::bind(&config).await?;
-    let address = listeners.api.local_addr()?;
-    let model = ModelConfig {
-        name: "code".into(),
-        aliases: Vec::new(),
-        suspended: false,
-        needs_api_key: false,
-        tiers: vec![TierConfig {
-            name: "primary".into(),
-            display_model: "m".into(),
-            context_tokens: 4096,
-            message: None,
-        }],
-        pinned_tier: None,
-        active_tier_hint: None,
-        unhealthy_after: Duration::from_secs(1),
-        failback_after: Duration::from_secs(60),
-        timeout: Duration::from_secs(300),
-        max_body_bytes: 8 << 20,
-    };
-    let endpoint = EndpointConfig {
-        model: "code".into(),
-        tier: "primary".into(),
-        api: engine,
-        internal: engine,
-        pod: None,
-        node: None,
-        ready: true,
-    };
-    let table = ModelTable { models: [("code".into(), Arc::new(model))].into(), endpoints: vec![endpoint] };
-    let (writer, view) = watch::channel(table);
-    let listed = CancellationToken::new();
-    listed.cancel();
-    tokio::spawn(async move {
-        let _writer = writer;
-        serve(config, listeners, view, listed, CancellationToken::new()).await
-    });
     Ok(address)
 }
 

@@ -1,8 +1,8 @@
 //! One request from its head to its answer: identify the model, authorise, read the body, forward.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use http::{Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use serde_json::json;
@@ -17,6 +17,7 @@ use crate::{
     forward,
     headers::{self, Wishes},
     identify::{self, BodyHead, HostNames},
+    limits::{self, Reached, Usage},
     metrics::Metrics,
     registry::{Registry, View},
     table::ModelConfig,
@@ -33,6 +34,8 @@ pub struct Api {
     pub names: HostNames,
     /// Waits and limits.
     pub timing: Timing,
+    /// What callers use of their limits.
+    pub usage: Arc<Usage>,
 }
 
 impl Api {
@@ -46,6 +49,34 @@ impl Api {
         response
     }
 
+    /// Refuses what needs no engine to be refused.
+    fn admit(
+        &self,
+        config: &ModelConfig,
+        view: &View,
+        headers: &HeaderMap,
+        body_bytes: usize,
+    ) -> Result<(Wishes, Admitted), ApiError> {
+        let caller = auth::authorise(config, &view.keys, headers)?;
+        if config.suspended {
+            return Err(ApiError::Suspended { model: config.name.clone() });
+        }
+        if body_bytes > config.max_body_bytes {
+            return Err(ApiError::BodyTooLarge { limit_bytes: config.max_body_bytes });
+        }
+        let wishes = Wishes::parse(headers)?;
+        let Some(caller) = caller else {
+            return Ok((wishes, Admitted { caller: String::new(), running: None }));
+        };
+        match self.usage.begin(&caller, std::time::Instant::now()) {
+            Ok(running) => Ok((wishes, Admitted { caller: caller.name, running: Some(running) })),
+            Err(Reached { limit, value, retry_after }) => {
+                self.metrics.limited(&config.name, limit);
+                Err(ApiError::LimitReached { limit, value, retry_after })
+            }
+        }
+    }
+
     async fn try_answer(&self, request: Request<Incoming>) -> Result<Response<AnswerBody>, ApiError> {
         let received = Instant::now();
         let (head, incoming) = request.into_parts();
@@ -57,7 +88,7 @@ impl Api {
         let host = head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).or(head.uri.host());
         let named_by_host = identify::by_host(&view.configs, &self.names, host);
         if head.method == Method::GET
-            && let Some(response) = list_models(path, &view, named_by_host)
+            && let Some(response) = list_models(path, &view, named_by_host, &head.headers)
         {
             return response;
         }
@@ -75,14 +106,15 @@ impl Api {
         };
         let running = self.metrics.begin(&config.name);
         model.count(|counts| &counts.total);
-        let checked = check(config, &head.headers, body.len())
-            .and_then(|wishes| Ok((forward::required_tier(model, &wishes)?, wishes.timeout)));
+        let checked = self.admit(config, &view, &head.headers, body.len()).and_then(|(wishes, admitted)| {
+            Ok((forward::required_tier(model, &wishes)?, wishes.timeout, admitted))
+        });
         let response = match checked {
             Err(error) => {
                 self.metrics.answered(&config.name, None, error.status());
                 error.into_response()
             }
-            Ok((required_tier, timeout)) => {
+            Ok((required_tier, timeout, Admitted { caller, running })) => {
                 let limit = timeout.map_or(config.timeout, |timeout| timeout.min(config.timeout));
                 let call = Call {
                     model: Arc::clone(model),
@@ -93,10 +125,15 @@ impl Api {
                     body,
                     needs,
                     required_tier,
+                    caller,
+                    _running: running,
+                    place: OnceLock::new(),
                     received,
                     deadline: received + limit,
                 };
-                forward::forward(Arc::new(call)).await
+                // On the heap and gone with the answer's head: the connection keeps room for its largest future as
+                // long as it lives, and a stream lives long.
+                Box::pin(forward::forward(Arc::new(call))).await
             }
         };
         drop(running);
@@ -104,16 +141,10 @@ impl Api {
     }
 }
 
-/// Refuses what needs no engine to be refused.
-fn check(config: &ModelConfig, headers: &http::HeaderMap, body_bytes: usize) -> Result<Wishes, ApiError> {
-    auth::authorise(config, headers)?;
-    if config.suspended {
-        return Err(ApiError::Suspended { model: config.name.clone() });
-    }
-    if body_bytes > config.max_body_bytes {
-        return Err(ApiError::BodyTooLarge { limit_bytes: config.max_body_bytes });
-    }
-    Wishes::parse(headers)
+/// Who was let in.
+struct Admitted {
+    caller: String,
+    running: Option<limits::Running>,
 }
 
 /// Path and query, as an engine expects them.
@@ -131,28 +162,36 @@ async fn read_body(incoming: Incoming, limit_bytes: usize, timing: Timing) -> Re
         Err(_) => Err(ApiError::BodyTooSlow { seconds: timing.body_timeout.as_secs() }),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit_bytes }),
         Ok(Err(_)) => Err(ApiError::BodyBroken),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        // A copy of its own size: a small body would keep the connection's whole read buffer from being used again.
+        Ok(Ok(collected)) => Ok(bytes::Bytes::copy_from_slice(&collected.to_bytes())),
     }
 }
 
-/// `/v1/models` and `/v1/models/ID`, which need no engine; `None` for every other path.
+/// `/v1/models` and `/v1/models/ID`, which need no engine; `None` for every other path. Who may not use a model does not
+/// see it.
 fn list_models(
     path: &str,
     view: &View,
     named_by_host: Option<&Arc<ModelConfig>>,
+    headers: &HeaderMap,
 ) -> Option<Result<Response<AnswerBody>, ApiError>> {
     let shown = || -> Vec<&Arc<ModelConfig>> {
         named_by_host.map_or_else(|| view.configs.values().collect(), |model| vec![model])
     };
+    let may_see = |model: &ModelConfig| auth::authorise(model, &view.keys, headers).is_ok();
     let entry = |id: &str| json!({"id": id, "object": "model", "created": 0, "owned_by": "atlas"});
     if path == "models" {
-        let ids: Vec<_> =
-            shown().iter().flat_map(|model| model.ids().map(entry).collect::<Vec<_>>()).collect();
+        let ids: Vec<_> = shown()
+            .iter()
+            .filter(|model| may_see(model))
+            .flat_map(|model| model.ids().map(entry).collect::<Vec<_>>())
+            .collect();
         return Some(Ok(body::json(StatusCode::OK, &json!({"object": "list", "data": ids}))));
     }
     let id = path.strip_prefix("models/")?;
     Some(
         identify::identify(&view.configs, named_by_host, Some(id))
+            .and_then(|model| auth::authorise(model, &view.keys, headers))
             .map(|_| body::json(StatusCode::OK, &entry(id))),
     )
 }

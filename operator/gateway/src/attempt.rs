@@ -108,7 +108,7 @@ impl Failure {
 /// There is no answer, and the client saw nothing of one.
 pub async fn attempt(call: &Call, endpoint: &Arc<Endpoint>, form: Form) -> Result<Reached, Failure> {
     let mut loss = endpoint.loss();
-    let in_flight = InFlight::begin(Arc::clone(endpoint));
+    let in_flight = InFlight::begin(Arc::clone(endpoint), call.needs.load_tokens);
     let begun = Instant::now();
     let awaiting = Awaiting::begin(endpoint);
     let exchanged = tokio::select! {

@@ -1,17 +1,35 @@
 //! Whether the caller may use the model.
 //!
-//! API keys are not built yet, and the controller says so on the AtlasModel (`NotImplemented`). Until then a model
-//! that asks for keys is closed: an access rule that is not understood must never open it.
+//! A model that asks for keys is closed until they were read: an access rule that is not known must never open it.
 
-use http::HeaderMap;
+use http::{HeaderMap, header};
 
-use crate::{error::ApiError, table::ModelConfig};
+use crate::{
+    error::ApiError,
+    keys::{Caller, KeyRing},
+    table::ModelConfig,
+};
 
-/// Lets the caller pass, or says why not.
+/// Lets the caller pass and says who it is, where the model asks.
 ///
 /// # Errors
 ///
-/// The model asks for API keys.
-pub fn authorise(model: &ModelConfig, _headers: &HeaderMap) -> Result<(), ApiError> {
-    if model.needs_api_key { Err(ApiError::AccessNotSupported { model: model.name.clone() }) } else { Ok(()) }
+/// The model asks for a key, and there is none, a wrong one, or the keys are not known yet.
+pub fn authorise(
+    model: &ModelConfig,
+    keys: &KeyRing,
+    headers: &HeaderMap,
+) -> Result<Option<Caller>, ApiError> {
+    let Some(secret) = &model.api_keys_secret else { return Ok(None) };
+    let Some(keys) = keys.get(secret) else {
+        return Err(ApiError::KeysNotRead { model: model.name.clone(), secret: secret.clone() });
+    };
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let key = given.and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    });
+    let caller = key.and_then(|key| keys.find(key)).cloned();
+    let told = given.is_some();
+    caller.map(Some).ok_or_else(|| ApiError::NotAuthorised { model: model.name.clone(), told })
 }

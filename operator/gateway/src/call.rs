@@ -1,16 +1,21 @@
 //! A request on its way: everything that an attempt, a retry and a resumption need of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::{identify::BodyHead, metrics::Metrics, model::Model, transcript};
+use crate::{balance, identify::BodyHead, limits, metrics::Metrics, model::Model, queue::Place, transcript};
 
 /// No token is longer than this on average, so a prompt has at least so many of them.
 const MOST_BYTES_A_TOKEN: u64 = 16;
+
+/// An answer's length where the request sets no limit, for the balance among engines only.
+const USUAL_TOKENS: u64 = 256;
+/// A token's usual length, for the same.
+const USUAL_BYTES_A_TOKEN: u64 = 4;
 
 /// A request whose body is here, so that it can be sent again.
 #[derive(Debug)]
@@ -31,6 +36,12 @@ pub struct Call {
     pub needs: Needs,
     /// The only tier that may answer, where the client wants that.
     pub required_tier: Option<String>,
+    /// Who asks, where the model wants to know; else empty.
+    pub caller: String,
+    /// Counts it among the caller's.
+    pub _running: Option<limits::Running>,
+    /// Its place among the model's requests, from when it has one until the answer is over.
+    pub place: OnceLock<Place>,
     /// When it came in.
     pub received: Instant,
     /// When its time is over.
@@ -44,6 +55,10 @@ pub struct Needs {
     pub streams: bool,
     /// The body with what a [`transcript::Transcript`] needs; absent where a break cannot be mended.
     pub with_ids: Option<Bytes>,
+    /// Tokens that it takes, roughly: what an engine owes while it has it.
+    pub load_tokens: u64,
+    /// Hash of the prompt's head, for engines that may have it cached.
+    pub head: Option<u64>,
     /// Tokens that it surely takes: a context of less cannot serve it.
     pub least_tokens: u64,
 }
@@ -55,15 +70,19 @@ impl Needs {
         let streams = head.stream.as_ref().and_then(Value::as_bool) == Some(true);
         let generates = *method == Method::POST && matches!(path, "chat/completions" | "completions");
         let max_tokens = [&head.max_completion_tokens, &head.max_tokens];
-        let max_tokens = max_tokens.into_iter().flatten().find_map(Value::as_u64).unwrap_or(1);
+        let max_tokens = max_tokens.into_iter().flatten().find_map(Value::as_u64);
+        let bytes = body.len() as u64;
         Self {
+            // Saturated well below what a sum over many requests could overflow.
+            load_tokens: max_tokens.unwrap_or(USUAL_TOKENS).min(1 << 32) + bytes / USUAL_BYTES_A_TOKEN,
+            head: generates.then(|| balance::head_of(body)).flatten(),
             streams,
             // A client that names fields of the contract itself is told by the engine's public port.
             with_ids: (streams && generates && !head.names_contract_field())
                 .then(|| transcript::body_with_ids(body))
                 .flatten(),
             least_tokens: if generates {
-                max_tokens.saturating_add(body.len() as u64 / MOST_BYTES_A_TOKEN)
+                max_tokens.unwrap_or(1).saturating_add(bytes / MOST_BYTES_A_TOKEN)
             } else {
                 0
             },

@@ -53,11 +53,42 @@ pub enum ApiError {
         /// What it should have been.
         expected: &'static str,
     },
-    /// The model asks for API keys.
-    #[error("model {model:?} asks for API keys (access.apiKeysSecret), which this gateway cannot check yet")]
-    AccessNotSupported {
+    /// The model asks for an API key.
+    #[error(
+        "model {model:?} asks for an API key: {}",
+        if *told { "this one is not valid" } else { "send it as Authorization: Bearer KEY" }
+    )]
+    NotAuthorised {
         /// The model.
         model: String,
+        /// Whether the caller sent anything.
+        told: bool,
+    },
+    /// The keys are not known yet.
+    #[error("the API keys of model {model:?} could not be read yet (Secret {secret}): try again")]
+    KeysNotRead {
+        /// The model.
+        model: String,
+        /// The Secret.
+        secret: String,
+    },
+    /// The caller is at one of its limits.
+    #[error("the limit of this API key is reached: {limit} {value}")]
+    LimitReached {
+        /// The limit's name.
+        limit: &'static str,
+        /// Its value.
+        value: u32,
+        /// When trying again makes sense.
+        retry_after: Duration,
+    },
+    /// The model's engines have all that they can do, and too many requests wait already.
+    #[error("model {model:?} is busy: {queued} requests wait already (requests.queue); try again later")]
+    Busy {
+        /// The model.
+        model: String,
+        /// Requests that wait.
+        queued: usize,
     },
     /// The model was suspended by its owner.
     #[error("model {model:?} is suspended (spec.suspend): set it to false to serve again")]
@@ -145,8 +176,10 @@ impl ApiError {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyBroken | Self::BadHeader { .. } => StatusCode::BAD_REQUEST,
-            Self::AccessNotSupported { .. } => StatusCode::FORBIDDEN,
-            Self::Suspended { .. }
+            Self::NotAuthorised { .. } => StatusCode::UNAUTHORIZED,
+            Self::LimitReached { .. } | Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::KeysNotRead { .. }
+            | Self::Suspended { .. }
             | Self::NoTierServes { .. }
             | Self::TierNotActive { .. }
             | Self::TierTooSmall { .. }
@@ -166,7 +199,10 @@ impl ApiError {
             Self::BodyTooSlow { .. } => "body_timeout",
             Self::BodyBroken => "body_broken",
             Self::BadHeader { .. } => "bad_header",
-            Self::AccessNotSupported { .. } => "access_not_supported",
+            Self::NotAuthorised { .. } => "invalid_api_key",
+            Self::KeysNotRead { .. } => "keys_not_read",
+            Self::LimitReached { .. } => "rate_limit_exceeded",
+            Self::Busy { .. } => "queue_full",
             Self::Suspended { .. } => "model_suspended",
             Self::NoTierServes { .. } => "no_tier_available",
             Self::TierNotActive { .. } => "tier_not_active",
@@ -180,6 +216,8 @@ impl ApiError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Suspended { .. } => Some(Duration::from_secs(60)),
+            Self::LimitReached { retry_after, .. } => Some(*retry_after),
+            Self::KeysNotRead { .. } | Self::Busy { .. } => Some(Duration::from_secs(1)),
             Self::TierTooSmall { .. } => Some(Duration::from_secs(10)),
             Self::NoTierServes { .. }
             | Self::TierNotActive { .. }
@@ -191,7 +229,12 @@ impl ApiError {
 
     /// OpenAI's error body.
     fn json(&self) -> serde_json::Value {
-        let kind = if self.status().is_server_error() { "server_error" } else { "invalid_request_error" };
+        let kind = match self.status() {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
         json!({"error": {
             "message": self.to_string(), "type": kind, "param": null, "code": self.code(),
         }})
@@ -207,6 +250,9 @@ impl ApiError {
     #[must_use]
     pub fn into_response(self) -> Response<AnswerBody> {
         let mut response = body::json(self.status(), &self.json());
+        if self.status() == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(wait) = self.retry_after() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
         }

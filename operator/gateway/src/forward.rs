@@ -20,6 +20,7 @@ use crate::{
     health::endpoint::Endpoint,
     hold,
     model::{Model, Routes},
+    queue::Full,
     relay::{Relay, Rest},
 };
 
@@ -56,8 +57,21 @@ pub async fn forward(call: Arc<Call>) -> Response<AnswerBody> {
     done.unwrap_or_else(ApiError::into_response)
 }
 
+/// Counts how a request came out, and notes it: the access log.
 fn count(call: &Call, done: &Result<Response<AnswerBody>, ApiError>) {
     let model = call.model.config();
+    let status = done.as_ref().map_or_else(ApiError::status, Response::status);
+    let header = |name| done.as_ref().ok().and_then(|response| response.headers().get(name)?.to_str().ok());
+    debug!(
+        model = %model.name,
+        path = call.uri.path(),
+        caller = %call.caller,
+        status = status.as_u16(),
+        tier = header(headers::TIER),
+        request_id = call.headers.get(headers::REQUEST_ID).and_then(|id| id.to_str().ok()),
+        millis = u64::try_from(call.received.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "request"
+    );
     match done {
         Ok(response) => {
             let tier = response.headers().get(headers::TIER).and_then(|value| value.to_str().ok());
@@ -87,6 +101,15 @@ async fn try_all(call: Arc<Call>) -> Result<Response<AnswerBody>, ApiError> {
         let millis = call.deadline.duration_since(call.received).as_millis();
         ApiError::Timeout { model: config.name.clone(), millis }
     };
+    // Kept with the call, whose last holder is the answer's body.
+    let waits = call.metrics.queue(&config.name);
+    let most = config.queue.saturating_mul(model.endpoints().len().max(1));
+    let entered = tokio::time::timeout_at(call.deadline, model.queue.enter(&call.caller, most)).await;
+    let place = entered.map_err(|_| timed_out())?;
+    let place = place.map_err(|Full { queued }| ApiError::Busy { model: config.name.clone(), queued })?;
+    // Nobody else sets it.
+    let _ = call.place.set(place);
+    drop(waits);
     let mut held = None;
     let mut routes = model.routes();
     let mut attempts = Attempts { tried: Vec::new(), count: 0, last_refusal: None, too_long: None };
@@ -168,14 +191,16 @@ fn choose(call: &Call, view: &Routes, attempts: &Attempts) -> Result<Option<Arc<
             && !attempts.tried.iter().any(|other| Arc::ptr_eq(other, endpoint))
     };
     if let Some((_, too_short)) = attempts.too_long {
-        return Ok(view.choose(|endpoint| may_try(endpoint) && context_of(call, endpoint) > too_short));
+        return Ok(
+            view.choose(&call.needs, |endpoint| may_try(endpoint) && context_of(call, endpoint) > too_short)
+        );
     }
     let fits = |endpoint: &Arc<Endpoint>| context_of(call, endpoint) >= call.needs.least_tokens;
-    if let Some(endpoint) = view.choose(|endpoint| may_try(endpoint) && fits(endpoint)) {
+    if let Some(endpoint) = view.choose(&call.needs, |endpoint| may_try(endpoint) && fits(endpoint)) {
         return Ok(Some(endpoint));
     }
     // What no tier can take is refused by the engine, which can count tokens.
-    let Some(endpoint) = view.choose(may_try) else { return Ok(None) };
+    let Some(endpoint) = view.choose(&call.needs, may_try) else { return Ok(None) };
     match too_long(call, view, context_of(call, &endpoint)) {
         Some(error) if attempts.count == 0 => Err(error),
         _ => Ok(Some(endpoint)),

@@ -131,13 +131,14 @@ mod tests {
             name: (*name).into(),
             aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
             suspended: false,
-            needs_api_key: false,
+            api_keys_secret: None,
             tiers: Vec::new(),
             pinned_tier: None,
             active_tier_hint: None,
             unhealthy_after: Duration::ZERO,
             failback_after: Duration::ZERO,
             timeout: Duration::ZERO,
+            queue: 0,
             max_body_bytes: 0,
         };
         names.iter().map(|entry| (entry.0.to_owned(), Arc::new(config(entry)))).collect()

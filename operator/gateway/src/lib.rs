@@ -12,6 +12,7 @@
 mod api;
 mod attempt;
 mod auth;
+mod balance;
 mod body;
 mod budget;
 mod call;
@@ -24,12 +25,16 @@ mod health;
 mod hold;
 mod identify;
 mod internal;
+mod keys;
+mod limits;
 mod metrics;
 mod model;
 mod pool;
+mod queue;
 mod registry;
 mod relay;
 mod resume;
+mod secrets;
 mod server;
 mod status;
 mod table;
@@ -50,6 +55,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 pub use config::{GatewayConfig, Timing};
+pub use keys::{KeyRing, Keys};
 pub use table::{EndpointConfig, ModelConfig, ModelTable, TierConfig};
 
 /// Why a gateway could not run.
@@ -87,7 +93,10 @@ pub async fn run(
     let namespace = config.namespace.clone();
     let (first_lists, stop) = (listed.clone(), watching.clone());
     let watcher = tokio::spawn(async move {
-        health::watch::run(client, &namespace, writer, first_lists, stop).await;
+        tokio::join!(
+            health::watch::run(client.clone(), &namespace, writer.clone(), first_lists, stop.clone()),
+            secrets::run(client, &namespace, writer, stop),
+        );
     });
     let served = serve(config, listeners, table, listed, shutdown).await;
     watching.cancel();
@@ -150,6 +159,7 @@ pub async fn serve(
         metrics,
         names: identify::HostNames { namespace: config.namespace, cluster_domain: config.cluster_domain },
         timing: config.timing,
+        usage: Arc::default(),
     });
     let (stop_accepting, stop_all, running) =
         (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());

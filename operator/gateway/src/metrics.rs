@@ -21,6 +21,8 @@ pub struct Metrics {
     resumes: IntCounterVec,
     aborts: IntCounterVec,
     held: IntGaugeVec,
+    queued: IntGaugeVec,
+    limited: IntCounterVec,
     active_tier: IntGaugeVec,
     in_flight: IntGaugeVec,
     added_seconds: HistogramVec,
@@ -88,6 +90,16 @@ impl Metrics {
                 "atlas_gateway_held_requests",
                 "Requests that wait for a tier to become ready.",
                 &["model"],
+            )?,
+            queued: gauge(
+                "atlas_gateway_queued_requests",
+                "Requests that wait for their turn because the engines have all that they can do.",
+                &["model"],
+            )?,
+            limited: counter(
+                "atlas_gateway_limited_requests_total",
+                "Requests refused because a limit of their API key was reached.",
+                &["model", "limit"],
             )?,
             active_tier: gauge(
                 "atlas_gateway_active_tier",
@@ -160,6 +172,17 @@ impl Metrics {
     #[must_use]
     pub fn hold(&self, model: &str) -> Running {
         Running::count(self.held.with_label_values(&[model]))
+    }
+
+    /// Counts a request that waits for its turn, for as long as the guard lives.
+    #[must_use]
+    pub fn queue(&self, model: &str) -> Running {
+        Running::count(self.queued.with_label_values(&[model]))
+    }
+
+    /// A caller was at one of its limits.
+    pub fn limited(&self, model: &str, limit: &str) {
+        self.limited.with_label_values(&[model, limit]).inc();
     }
 
     /// Which tier serves.

@@ -17,10 +17,13 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::{
+    balance::{self, Candidate},
     budget::RetryBudget,
+    call::Needs,
     config::Timing,
     health::{Clock, endpoint::Endpoint},
     metrics::Metrics,
+    queue::FairQueue,
     table::ModelConfig,
 };
 
@@ -46,18 +49,27 @@ pub struct Route {
 }
 
 impl Routes {
-    /// The best endpoint that `may_try` accepts: of equals, the one that holds the fewest requests.
+    /// The best endpoint that `may_try` accepts; `balance` picks among equals.
     #[must_use]
-    pub fn choose(&self, may_try: impl Fn(&Arc<Endpoint>) -> bool) -> Option<Arc<Endpoint>> {
+    pub fn choose(&self, needs: &Needs, may_try: impl Fn(&Arc<Endpoint>) -> bool) -> Option<Arc<Endpoint>> {
         let mut candidates = self.order.iter().filter(|route| may_try(&route.endpoint));
         let first = candidates.next()?;
         let equals = candidates.take_while(|route| {
             route.healthy == first.healthy && route.endpoint.config.tier == first.endpoint.config.tier
         });
-        let all = std::iter::once(first).chain(equals);
-        all.min_by_key(|route| route.endpoint.in_flight.load(Ordering::Relaxed))
-            .map(|route| Arc::clone(&route.endpoint))
+        let all: Vec<&Route> = std::iter::once(first).chain(equals).collect();
+        let loads: Vec<Candidate> = all.iter().map(|route| route.endpoint.load()).collect();
+        let at = balance::pick(&loads, needs.head, needs.load_tokens)?;
+        all.get(at).map(|route| Arc::clone(&route.endpoint))
     }
+}
+
+/// Requests that the serving tier is given at once: what its engines compute, and as many again that they have at hand.
+/// Without a limit where an engine does not say, and while nothing serves: then requests are held elsewhere.
+fn capacity(routes: &Routes) -> Option<usize> {
+    let tier = routes.active_tier.as_ref()?;
+    let serving = routes.order.iter().filter(|route| route.healthy && route.endpoint.config.tier == *tier);
+    serving.map(|route| route.endpoint.facts().max_batch.map(|batch| 2 * batch)).sum()
 }
 
 /// A move of the traffic, as the status shows it.
@@ -106,6 +118,8 @@ pub struct Model {
     pub counts: RequestCounts,
     /// What its requests may try again.
     pub budget: RetryBudget,
+    /// Who may send next.
+    pub queue: Arc<FairQueue>,
     held: AtomicUsize,
     metrics: Arc<Metrics>,
     config: RwLock<Arc<ModelConfig>>,
@@ -123,6 +137,7 @@ impl Model {
             timing,
             counts: RequestCounts::default(),
             budget: RetryBudget::new(std::time::Instant::now()),
+            queue: Arc::default(),
             held: AtomicUsize::new(0),
             metrics,
             config: RwLock::new(config),
@@ -296,6 +311,7 @@ impl Model {
                 memory.switches.pop_front();
             }
         }
+        self.queue.set_capacity(capacity(&routes));
         self.metrics.active_tier(&config, routes.active_tier.as_deref());
         self.routes.send_if_modified(|current| {
             let same = current.active_tier == routes.active_tier

@@ -13,6 +13,7 @@ use tracing::info;
 use crate::{
     config::Timing,
     health::{Clock, endpoint::Endpoint, probe},
+    keys::KeyRing,
     metrics::Metrics,
     model::Model,
     table::{EndpointConfig, ModelConfig, ModelTable},
@@ -25,6 +26,8 @@ pub struct View {
     pub configs: BTreeMap<String, Arc<ModelConfig>>,
     /// The same models at run time.
     pub models: BTreeMap<String, Arc<Model>>,
+    /// The keys of callers.
+    pub keys: KeyRing,
 }
 
 /// All models of the gateway.
@@ -102,7 +105,7 @@ impl Registry {
             }
         }
         *self.view.write().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(View { configs: table.models.clone(), models });
+            Arc::new(View { configs: table.models.clone(), models, keys: table.keys.clone() });
     }
 
     /// The endpoints that are wanted: known ones are kept with their health, new ones are probed from now on, and

@@ -25,7 +25,7 @@ pub async fn go_on(call: &Arc<Call>, broken: &Arc<Endpoint>, body: Bytes) -> Opt
     let mut tried = vec![Arc::clone(broken)];
     for _ in 0..MAX_ATTEMPTS {
         let view = Arc::clone(&routes.borrow_and_update());
-        let chosen = view.choose(|endpoint| {
+        let chosen = view.choose(&call.needs, |endpoint| {
             endpoint.facts().model_file.as_ref() == Some(&model_file)
                 && endpoint.takes_resume()
                 && call.required_tier.as_ref().is_none_or(|tier| *tier == endpoint.config.tier)

@@ -44,6 +44,7 @@ struct RequestStatus {
     retried: u64,
     failed: u64,
     held: usize,
+    queued: usize,
     retry_budget: u64,
 }
 
@@ -81,6 +82,7 @@ fn of_model(name: &str, model: &Model) -> ModelStatus {
             retried: model.counts.retried.load(Ordering::Relaxed),
             failed: model.counts.failed.load(Ordering::Relaxed),
             held: model.held(),
+            queued: model.queue.queued(),
             retry_budget: model.budget.left(std::time::Instant::now()),
         },
         switches: model.switches(),

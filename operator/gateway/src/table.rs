@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
+use crate::keys::KeyRing;
 use atlas_crds::{AtlasModel, ModelSource, model::FailoverMode, names, quantity};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
@@ -14,6 +15,8 @@ pub struct ModelTable {
     pub models: BTreeMap<String, Arc<ModelConfig>>,
     /// Their engines.
     pub endpoints: Vec<EndpointConfig>,
+    /// The keys of every Secret that a model names, as far as they were read.
+    pub keys: KeyRing,
 }
 
 /// One model as requests need it.
@@ -25,8 +28,8 @@ pub struct ModelConfig {
     pub aliases: Vec<String>,
     /// Whether every engine was taken down on purpose.
     pub suspended: bool,
-    /// Whether only holders of an API key may ask.
-    pub needs_api_key: bool,
+    /// The Secret whose keys callers must hold, where they must.
+    pub api_keys_secret: Option<String>,
     /// Its tiers, best first.
     pub tiers: Vec<TierConfig>,
     /// The only tier that may serve, in mode Pinned.
@@ -39,6 +42,8 @@ pub struct ModelConfig {
     pub failback_after: Duration,
     /// Longest time of a request.
     pub timeout: Duration,
+    /// Requests that may wait for an engine, per engine.
+    pub queue: usize,
     /// Largest request body.
     pub max_body_bytes: usize,
 }
@@ -107,7 +112,7 @@ impl ModelConfig {
             name: model.metadata.name.clone().unwrap_or_default(),
             aliases: spec.aliases.clone(),
             suspended: spec.suspend,
-            needs_api_key: spec.access.is_some(),
+            api_keys_secret: spec.access.as_ref().map(|access| access.api_keys_secret.clone()),
             tiers: tiers.collect(),
             pinned_tier: match spec.failover.mode {
                 FailoverMode::Auto => None,
@@ -117,13 +122,14 @@ impl ModelConfig {
             unhealthy_after: Duration::from(spec.failover.unhealthy_after),
             failback_after: Duration::from(spec.failover.failback_after),
             timeout: Duration::from(spec.requests.timeout),
+            queue: usize::try_from(spec.requests.queue).unwrap_or(0),
             max_body_bytes: max_body_bytes.and_then(|b| usize::try_from(b).ok()).unwrap_or(8 << 20),
         }
     }
 }
 
 impl ModelTable {
-    /// Builds the table from what the watches hold.
+    /// Builds the table from what the watches hold; keys are not among it.
     #[must_use]
     pub fn from_objects(models: &[Arc<AtlasModel>], slices: &[Arc<EndpointSlice>]) -> Self {
         let models = models.iter().map(|model| {
@@ -135,7 +141,7 @@ impl ModelTable {
         endpoints
             .sort_by(|a, b| (&a.model, &a.tier, a.api, b.ready).cmp(&(&b.model, &b.tier, b.api, a.ready)));
         endpoints.dedup_by(|b, a| (&a.model, &a.tier, a.api) == (&b.model, &b.tier, b.api));
-        Self { models: models.collect(), endpoints }
+        Self { models: models.collect(), endpoints, keys: KeyRing::new() }
     }
 }
 
@@ -214,7 +220,8 @@ mod tests {
                 "tiers": [{"name": "primary", "gpuProfile": "big", "model": {"source": "hf://o/r/big-13b.gguf"}},
                           {"name": "fallback", "gpuProfile": "small", "model": {"source": "nonsense"}}],
                 "failover": {"mode": "Pinned", "pinnedTier": "fallback", "unhealthyAfter": "700ms"},
-                "requests": {"maxBodyBytes": "1Mi", "timeout": "20s"},
+                "requests": {"maxBodyBytes": "1Mi", "timeout": "20s", "queue": 7},
+                "access": {"apiKeysSecret": "keys"},
             },
             "status": {"activeTier": "primary", "tiers": [{"name": "fallback", "message": "loading"}]},
         }))
@@ -227,6 +234,7 @@ mod tests {
         assert_eq!(config.pinned_tier.as_deref(), Some("fallback"));
         assert_eq!(config.active_tier_hint.as_deref(), Some("primary"));
         assert_eq!(config.unhealthy_after, Duration::from_millis(700));
+        assert_eq!((config.queue, config.api_keys_secret.as_deref()), (7, Some("keys")));
         assert_eq!((config.max_body_bytes, config.timeout), (1 << 20, Duration::from_secs(20)));
     }
 }

@@ -222,9 +222,9 @@ async fn a_closed_model_says_how_it_is_opened() {
     gateway.table.send_replace(table(suspended, endpoints.clone()));
     wait_for_code(&gateway, "model_suspended").await;
     let mut keyed = model(&["primary"]);
-    keyed.needs_api_key = true;
+    keyed.api_keys_secret = Some("keys".into());
     gateway.table.send_replace(table(keyed, endpoints));
-    wait_for_code(&gateway, "access_not_supported").await;
+    wait_for_code(&gateway, "keys_not_read").await;
 }
 
 async fn wait_for_code(gateway: &Gateway, code: &str) {

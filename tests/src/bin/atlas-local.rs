@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use atlas_tests::{
-    bench,
+    bench, chaos,
     tour::{
         self,
         report::{Report, Screen},
@@ -36,6 +36,10 @@ enum Command {
     },
     /// Measures what docs/benchmarks.md reports.
     Bench(bench::Args),
+    /// Plays faults under load over the gateway and real engine processes, and measures what clients notice.
+    Chaos(chaos::Args),
+    /// Plays random faults for a long time; fails when a request is lost or memory grows.
+    Soak(chaos::soak::Args),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -49,6 +53,20 @@ async fn main() -> ExitCode {
     atlas_tests::support::init_logging();
     match Args::parse().command {
         Command::Run { cluster, once, report } => run(cluster, once, report).await,
+        Command::Chaos(args) => match chaos::run(&args).await {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("chaos: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Soak(args) => match chaos::soak::run(&args).await {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("soak: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Bench(args) => match bench::run(args).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -13,7 +13,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::facts::EngineFacts;
-use crate::{pool::Pool, table::EndpointConfig};
+use crate::{
+    balance::{self, Candidate},
+    pool::Pool,
+    table::EndpointConfig,
+};
 
 /// A port of an engine that requests go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +33,9 @@ pub enum Port {
 pub struct Endpoint {
     /// What the cluster says about it; readiness is in the health.
     pub config: EndpointConfig,
-    /// Requests that it holds.
-    pub in_flight: AtomicUsize,
+    /// Tokens of the requests that it holds, roughly.
+    outstanding: AtomicU64,
+    identity: u64,
     /// Those of them without a byte of their answer.
     awaiting: AtomicUsize,
     /// Ends its prober.
@@ -53,11 +58,12 @@ impl Endpoint {
     pub fn new(config: EndpointConfig, now: Millis) -> Self {
         Self {
             health: Mutex::new(EndpointHealth::new(config.ready, now)),
+            identity: balance::hash(config.api.to_string().as_bytes()),
             config,
             api_pool: Pool::default(),
             internal_pool: Pool::default(),
             no_resume: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
+            outstanding: AtomicU64::new(0),
             awaiting: AtomicUsize::new(0),
             facts: RwLock::default(),
             removed: CancellationToken::new(),
@@ -106,6 +112,12 @@ impl Endpoint {
     /// It does not know the resume contract.
     pub fn refuses_resume(&self) {
         self.no_resume.store(true, Ordering::Relaxed);
+    }
+
+    /// What it has to do, for the choice among equals.
+    #[must_use]
+    pub fn load(&self) -> Candidate {
+        Candidate { identity: self.identity, outstanding: self.outstanding.load(Ordering::Relaxed) }
     }
 
     /// What the engine last said about itself.
@@ -201,20 +213,21 @@ impl Loss {
 #[derive(Debug)]
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
+    tokens: u64,
 }
 
 impl InFlight {
-    /// Counts one request.
+    /// Counts one request of so many tokens.
     #[must_use]
-    pub fn begin(endpoint: Arc<Endpoint>) -> Self {
-        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { endpoint }
+    pub fn begin(endpoint: Arc<Endpoint>, tokens: u64) -> Self {
+        endpoint.outstanding.fetch_add(tokens, Ordering::Relaxed);
+        Self { endpoint, tokens }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.outstanding.fetch_sub(self.tokens, Ordering::Relaxed);
     }
 }
 

@@ -10,6 +10,8 @@ pub struct EngineFacts {
     pub model_file: Option<String>,
     /// Context window in tokens, prompt and answer together.
     pub context_tokens: Option<u64>,
+    /// Sequences that it generates at once.
+    pub max_batch: Option<usize>,
 }
 
 /// The answer to a probe.
@@ -29,6 +31,7 @@ struct Wire {
     ready: bool,
     model_file: Option<String>,
     context_tokens: Option<u64>,
+    max_batch: Option<usize>,
     #[serde(default)]
     queue: Queue,
     #[serde(default)]
@@ -53,7 +56,7 @@ impl Status {
     /// Reads it; `None` where it is not what the contract says, so that `/readyz` has to be asked.
     #[must_use]
     pub fn parse(body: &[u8]) -> Option<Self> {
-        let Wire { ready, model_file, context_tokens, queue, progress } =
+        let Wire { ready, model_file, context_tokens, max_batch, queue, progress } =
             serde_json::from_slice(body).ok()?;
         Some(Self {
             ready,
@@ -62,7 +65,7 @@ impl Status {
                 steps: progress.steps,
                 tokens: progress.tokens_generated,
             },
-            facts: EngineFacts { model_file, context_tokens },
+            facts: EngineFacts { model_file, context_tokens, max_batch },
         })
     }
 }
@@ -74,10 +77,11 @@ mod tests {
     #[test]
     fn a_status_is_read_with_and_without_steps() {
         let full = Status::parse(
-            br#"{"ready": true, "modelFile": "m", "contextTokens": 4096, "queue": {"running": 0, "waiting": 2},
+            br#"{"ready": true, "modelFile": "m", "contextTokens": 4096, "maxBatch": 4, "queue": {"running": 0, "waiting": 2},
                 "progress": {"steps": 7, "tokensGenerated": 12, "millisSinceLastToken": null}, "card": null}"#,
         );
-        let facts = EngineFacts { model_file: Some("m".into()), context_tokens: Some(4096) };
+        let facts =
+            EngineFacts { model_file: Some("m".into()), context_tokens: Some(4096), max_batch: Some(4) };
         let report = EngineReport { busy: true, steps: Some(7), tokens: 12 };
         assert_eq!(full, Some(Status { ready: true, report, facts }));
         let bare = Status::parse(br#"{"ready": false, "progress": {"tokensGenerated": 1}}"#).unwrap();

@@ -53,8 +53,9 @@ pub async fn run(
         }
         // A table of one half would take every endpoint away from its model.
         if models_listed && slices_listed {
-            let new = ModelTable::from_objects(&models.state(), &slices.state());
+            let mut new = ModelTable::from_objects(&models.state(), &slices.state());
             table.send_if_modified(|old| {
+                new.keys.clone_from(&old.keys);
                 let changed = *old != new;
                 *old = new;
                 changed

@@ -49,6 +49,8 @@ pub enum Script {
     SlowStream(Arc<Notify>),
     /// `/readyz` says no, and so do requests.
     Loading,
+    /// Says that it computes one request at a time, and answers each once the test says so.
+    OneAtATime(Arc<Notify>),
     /// 400 with the code of a prompt that is too long.
     TooLong,
     /// A stream in the form of the resume contract.
@@ -177,6 +179,9 @@ async fn converse(
                 continue;
             }
             match now {
+                Script::OneAtATime(_) => {
+                    send(&mut stream, &whole(200, r#"{"ready": true, "maxBatch": 1}"#)).await;
+                }
                 Script::Freeze | Script::FreezeAfterHeaders => std::future::pending().await,
                 Script::Loading => send(&mut stream, &whole(503, "Loading")).await,
                 Script::Hang => send(&mut stream, &whole(200, &status_of_a_hang().to_string())).await,
@@ -189,6 +194,10 @@ async fn converse(
             Script::Answer(text) => send(&mut stream, &whole(200, &json!({"text": text}).to_string())).await,
             Script::Status(status) => send(&mut stream, &whole(status, "{}")).await,
             Script::Loading => send(&mut stream, &whole(503, "{}")).await,
+            Script::OneAtATime(go) => {
+                go.notified().await;
+                send(&mut stream, &whole(200, "{}")).await;
+            }
             Script::TooLong => {
                 send(&mut stream, &whole(400, r#"{"error": {"code": "context_length_exceeded"}}"#)).await;
             }
@@ -248,7 +257,7 @@ pub fn model(tiers: &[&str]) -> ModelConfig {
         name: "code".into(),
         aliases: vec!["gpt-patch".into()],
         suspended: false,
-        needs_api_key: false,
+        api_keys_secret: None,
         tiers: tiers
             .iter()
             .map(|name| TierConfig {
@@ -263,12 +272,13 @@ pub fn model(tiers: &[&str]) -> ModelConfig {
         unhealthy_after: Duration::from_millis(400),
         failback_after: Duration::from_millis(300),
         timeout: Duration::from_secs(20),
+        queue: 1,
         max_body_bytes: 1 << 16,
     }
 }
 
 pub fn table(model: ModelConfig, endpoints: Vec<EndpointConfig>) -> ModelTable {
-    ModelTable { models: [(model.name.clone(), Arc::new(model))].into(), endpoints }
+    ModelTable { models: [(model.name.clone(), Arc::new(model))].into(), endpoints, ..ModelTable::default() }
 }
 
 /// Quick enough for tests.
@@ -384,6 +394,13 @@ pub async fn get(address: SocketAddr, path: &str) -> (StatusCode, Bytes) {
     let request = Request::get(path).header("host", "127.0.0.1").body(Full::default()).unwrap();
     let response = exchange(address, request).await;
     (response.status(), response.into_body().collect().await.unwrap().to_bytes())
+}
+
+/// Asks without a [`Gateway`] at hand.
+pub async fn ask_at(address: SocketAddr, body: &str) -> Answer {
+    let body = Full::new(Bytes::copy_from_slice(body.as_bytes()));
+    let request = Request::post("/v1/chat/completions").header("host", "127.0.0.1").body(body);
+    whole(exchange(address, request.unwrap()).await).await
 }
 
 async fn exchange(address: SocketAddr, request: Request<Full<Bytes>>) -> Response<Incoming> {

@@ -1,0 +1,189 @@
+//! Who may send next where a model's engines have all that they can compute: the keys take turns.
+//!
+//! Engines queue too, first come first served; a gateway that hands them little more than they can compute at once
+//! keeps one caller with a thousand requests from standing before everybody else's first.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::oneshot;
+
+/// The queue of one model.
+#[derive(Debug, Default)]
+pub struct FairQueue {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    capacity: Option<usize>,
+    running: usize,
+    queued: usize,
+    waiting: BTreeMap<String, VecDeque<oneshot::Sender<Place>>>,
+    /// Keys that wait, the next one first.
+    turns: VecDeque<String>,
+}
+
+/// More requests wait already than may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full {
+    /// Requests that wait.
+    pub queued: usize,
+}
+
+/// A request's place among those that run; given on when dropped.
+#[derive(Debug)]
+pub struct Place {
+    queue: Arc<FairQueue>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.queue.lock().running -= 1;
+        self.queue.admit();
+    }
+}
+
+impl FairQueue {
+    /// Sets how many requests may run at once; `None` is without limit.
+    pub fn set_capacity(self: &Arc<Self>, capacity: Option<usize>) {
+        let changed = std::mem::replace(&mut self.lock().capacity, capacity) != capacity;
+        if changed {
+            self.admit();
+        }
+    }
+
+    /// Requests that wait.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.lock().queued
+    }
+
+    /// Waits for a place.
+    ///
+    /// # Errors
+    ///
+    /// `most` requests wait already.
+    pub async fn enter(self: &Arc<Self>, key: &str, most: usize) -> Result<Place, Full> {
+        let turn = {
+            let mut state = self.lock();
+            if state.has_room() && state.queued == 0 {
+                state.running += 1;
+                return Ok(Place { queue: Arc::clone(self) });
+            }
+            if state.queued >= most {
+                return Err(Full { queued: state.queued });
+            }
+            let (sender, turn) = oneshot::channel();
+            state.queued += 1;
+            if !state.waiting.contains_key(key) {
+                state.turns.push_back(key.to_owned());
+            }
+            state.waiting.entry(key.to_owned()).or_default().push_back(sender);
+            turn
+        };
+        // The sender is dropped with the queue only, and this holds the queue.
+        turn.await.map_err(|_| Full { queued: self.queued() })
+    }
+
+    /// Lets in whoever has a place now.
+    fn admit(self: &Arc<Self>) {
+        loop {
+            let next = {
+                let mut state = self.lock();
+                if !state.has_room() {
+                    return;
+                }
+                let Some(next) = state.next() else { return };
+                state.running += 1;
+                next
+            };
+            // Not under the lock: a place that nobody takes any more is given back at once.
+            let _ = next.send(Place { queue: Arc::clone(self) });
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn has_room(&self) -> bool {
+        self.capacity.is_none_or(|capacity| self.running < capacity)
+    }
+
+    fn next(&mut self) -> Option<oneshot::Sender<Place>> {
+        let key = self.turns.pop_front()?;
+        let of_key = self.waiting.get_mut(&key)?;
+        let next = of_key.pop_front();
+        if of_key.is_empty() {
+            self.waiting.remove(&key);
+        } else {
+            self.turns.push_back(key);
+        }
+        self.queued -= 1;
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, future::join_all};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn keys_take_turns_whoever_came_first() {
+        let queue = Arc::new(FairQueue::default());
+        queue.set_capacity(Some(1));
+        let first = queue.enter("a", 10).await.unwrap();
+        let order = Mutex::new(Vec::new());
+        let wait = async |key: &str| {
+            let place = queue.enter(key, 10).await.unwrap();
+            order.lock().unwrap().push(key.to_owned());
+            drop(place);
+        };
+        let all = join_all(["a", "a", "a", "b", "c", "b"].map(wait));
+        let release = async { drop(first) };
+        tokio::join!(all, release);
+        assert_eq!(*order.lock().unwrap(), ["a", "b", "c", "a", "b", "a"]);
+        assert_eq!((queue.queued(), queue.lock().running), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_says_so_at_once_and_one_without_limit_never() {
+        let queue = Arc::new(FairQueue::default());
+        let places = join_all((0..100).map(|_| queue.enter("a", 0))).await;
+        assert!(places.iter().all(Result::is_ok));
+        queue.set_capacity(Some(2));
+        assert_eq!(queue.enter("a", 0).await.unwrap_err(), Full { queued: 0 });
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_gives_its_place_on() {
+        let queue = Arc::new(FairQueue::default());
+        queue.set_capacity(Some(1));
+        let first = queue.enter("a", 10).await.unwrap();
+        let mut gone = Box::pin(queue.enter("a", 10));
+        assert!((&mut gone).now_or_never().is_none());
+        let mut waits = Box::pin(queue.enter("b", 10));
+        assert!((&mut waits).now_or_never().is_none());
+        drop(gone);
+        drop(first);
+        assert!(waits.now_or_never().is_some_and(|place| place.is_ok()));
+        assert_eq!(queue.lock().running, 0);
+    }
+
+    #[tokio::test]
+    async fn capacity_that_grows_lets_more_in() {
+        let queue = Arc::new(FairQueue::default());
+        queue.set_capacity(Some(0));
+        let mut waits = Box::pin(queue.enter("a", 1));
+        assert!((&mut waits).now_or_never().is_none());
+        queue.set_capacity(Some(1));
+        assert!(waits.now_or_never().is_some());
+    }
+}

@@ -1,0 +1,138 @@
+//! Who may ask, how much, and who comes next.
+
+// Helpers of tests are tests too.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use atlas_gateway::Keys;
+use http::StatusCode;
+use support::{Answer, Engine, Gateway, Script, get, model, table, whole};
+use tokio::sync::Notify;
+
+/// One tier behind keys.
+async fn keyed(script: Script, entries: &[(&str, &str)]) -> (Engine, Gateway) {
+    let engine = Engine::start(script).await;
+    let mut config = model(&["primary"]);
+    config.api_keys_secret = Some("keys".into());
+    let data: Vec<(String, &[u8])> =
+        entries.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes())).collect();
+    let keys = Keys::read(data.iter().map(|(name, value)| (name, *value)));
+    let mut view = table(config, vec![engine.endpoint("primary")]);
+    view.keys = [("keys".to_owned(), Arc::new(keys))].into();
+    let gateway = Gateway::start(view).await;
+    gateway.active(Some("primary")).await;
+    (engine, gateway)
+}
+
+async fn ask(gateway: &Gateway, authorization: &str) -> Answer {
+    gateway.ask_with(&[("authorization", authorization)], r#"{"model": "code"}"#).await
+}
+
+#[tokio::test]
+async fn only_holders_of_a_key_are_answered_and_the_engine_never_sees_it() {
+    let (engine, gateway) = keyed(Script::Answer("yes"), &[("alice", "sk-alice")]).await;
+    for authorization in ["Bearer wrong", "Bearer ", "Basic sk-alice", "sk-alice"] {
+        let answer = ask(&gateway, authorization).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{authorization}");
+        assert_eq!(answer.json()["error"]["code"], "invalid_api_key");
+        assert_eq!(answer.headers["www-authenticate"], "Bearer");
+    }
+    let answer = gateway.ask().await;
+    assert!(answer.text.contains("Authorization: Bearer KEY"), "{}", answer.text);
+    assert!(engine.seen.lock().unwrap().is_empty());
+    for authorization in ["Bearer sk-alice", "bearer sk-alice"] {
+        assert_eq!(ask(&gateway, authorization).await.json()["text"], "yes");
+    }
+    assert!(!engine.seen.lock().unwrap().join("").contains("sk-alice"));
+    let list = get(gateway.api, "/v1/models").await.1;
+    assert!(!String::from_utf8_lossy(&list).contains("code"), "who may not use it does not see it");
+}
+
+#[tokio::test]
+async fn a_key_is_held_to_its_limits() {
+    let go = Arc::new(Notify::new());
+    let entries = [("alice", "sk-a\nmax-concurrent: 1"), ("bob", "sk-b")];
+    let (_engine, gateway) = keyed(Script::SlowStream(Arc::clone(&go)), &entries).await;
+    let first = gateway.open(&[("authorization", "Bearer sk-a")], r#"{"model": "code"}"#).await;
+    let refused = ask(&gateway, "Bearer sk-a").await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+    assert_eq!(refused.headers["retry-after"], "1");
+    let other = gateway.open(&[("authorization", "Bearer sk-b")], r#"{"model": "code"}"#).await;
+    go.notify_one();
+    assert!(whole(first).await.text.ends_with("data: two\n\n"));
+    go.notify_one();
+    assert!(whole(other).await.text.ends_with("data: two\n\n"));
+    let free_again = async {
+        go.notify_one();
+        while ask(&gateway, "Bearer sk-a").await.status != StatusCode::OK {}
+    };
+    tokio::time::timeout(Duration::from_secs(10), free_again).await.expect("the limit ends with the answer");
+    let page = get(gateway.internal, "/metrics").await.1;
+    let limited = r#"atlas_gateway_limited_requests_total{limit="max-concurrent",model="code"}"#;
+    assert!(String::from_utf8_lossy(&page).contains(limited));
+}
+
+#[tokio::test]
+async fn an_engine_gets_what_it_can_compute_and_one_too_many_is_told_at_once() {
+    let go = Arc::new(Notify::new());
+    let engine = Engine::start(Script::OneAtATime(Arc::clone(&go))).await;
+    let gateway = Gateway::start(table(model(&["primary"]), vec![engine.endpoint("primary")])).await;
+    gateway.active(Some("primary")).await;
+    // The engine computes one and has another at hand; `queue: 1` lets a third one wait here.
+    let (mut answered, mut waiting) = (0, tokio::task::JoinSet::new());
+    for _ in 0..3 {
+        let api = gateway.api;
+        waiting.spawn(async move { support::ask_at(api, r#"{"model": "code"}"#).await });
+    }
+    let settled = async {
+        while gateway.status().await["models"][0]["requests"]["queued"] != 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), settled).await.expect("the third one waits");
+    let refused = gateway.ask().await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.json()["error"]["code"], "queue_full");
+    assert!(refused.headers.contains_key("retry-after"));
+    while answered < 3 {
+        go.notify_one();
+        if let Some(answer) = waiting.join_next().await {
+            assert_eq!(answer.unwrap().status, StatusCode::OK);
+            answered += 1;
+        }
+    }
+    assert_eq!(engine.seen.lock().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn the_same_prompt_goes_to_the_same_replica() {
+    let engines = [Engine::start(Script::Answer("a")).await, Engine::start(Script::Answer("b")).await];
+    let endpoints = engines.iter().map(|engine| engine.endpoint("primary")).collect();
+    let gateway = Gateway::start(table(model(&["primary"]), endpoints)).await;
+    gateway.active(Some("primary")).await;
+    let both = async {
+        let healthy = |status: &serde_json::Value, at: usize| {
+            status["models"][0]["endpoints"][at]["health"] == "Healthy"
+        };
+        loop {
+            let status = gateway.status().await;
+            if healthy(&status, 0) && healthy(&status, 1) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), both).await.expect("both are probed");
+    let mut texts = Vec::new();
+    for prompt in 0..16 {
+        let body = format!(r#"{{"model": "code", "messages": [{{"role": "user", "content": "{prompt}"}}]}}"#);
+        let first = gateway.ask_with(&[], &body).await.json()["text"].clone();
+        assert_eq!(gateway.ask_with(&[], &body).await.json()["text"], first, "prompt {prompt}");
+        texts.push(first);
+    }
+    assert!(texts.iter().any(|text| *text != texts[0]), "and prompts spread over the replicas");
+}
