@@ -12,12 +12,14 @@ pub const TIER: HeaderName = HeaderName::from_static("x-atlas-tier");
 pub const MODEL: HeaderName = HeaderName::from_static("x-atlas-model");
 /// Identifies a request in the logs of everything that it passes.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// An API key in the way of `/v1/messages`.
+pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const REQUIRE_TIER: HeaderName = HeaderName::from_static("x-atlas-require-tier");
 const NO_FALLBACK: HeaderName = HeaderName::from_static("x-atlas-no-fallback");
 const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-atlas-timeout-ms");
 
 /// Headers that belong to one connection only (RFC 9110, 7.6.1), or that the gateway has dealt with itself.
-const NOT_PASSED: [HeaderName; 14] = [
+const NOT_PASSED: [HeaderName; 15] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -32,6 +34,7 @@ const NOT_PASSED: [HeaderName; 14] = [
     header::CONTENT_LENGTH,
     // API keys are the gateway's business; engines never see them.
     header::AUTHORIZATION,
+    API_KEY,
     header::COOKIE,
 ];
 
@@ -137,6 +140,7 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("host", "code"),
             ("authorization", "Bearer secret"),
+            ("x-api-key", "secret"),
             ("x-atlas-require-tier", "primary"),
             ("x-request-id", "mine"),
             ("traceparent", "00-1-2-01"),

@@ -22,6 +22,8 @@ pub struct BodyHead {
     pub max_tokens: Option<Value>,
     /// The newer name of the same.
     pub max_completion_tokens: Option<Value>,
+    /// Its name in `/v1/responses`.
+    pub max_output_tokens: Option<Value>,
     return_token_ids: Option<IgnoredAny>,
     resume_tokens: Option<IgnoredAny>,
     resume: Option<IgnoredAny>,

@@ -69,7 +69,7 @@ impl Routes {
 fn capacity(routes: &Routes) -> Option<usize> {
     let tier = routes.active_tier.as_ref()?;
     let serving = routes.order.iter().filter(|route| route.healthy && route.endpoint.config.tier == *tier);
-    serving.map(|route| route.endpoint.facts().max_batch.map(|batch| 2 * batch)).sum()
+    serving.map(|route| route.endpoint.facts().max_batch.map(|batch| 2 * batch.max(1))).sum()
 }
 
 /// A move of the traffic, as the status shows it.
@@ -98,6 +98,8 @@ pub struct RequestCounts {
     pub retried: AtomicU64,
     /// Requests that ended in an error of the gateway's own.
     pub failed: AtomicU64,
+    /// Breaks of streams that another engine went on from.
+    pub resumed: AtomicU64,
 }
 
 #[derive(Debug, Default)]

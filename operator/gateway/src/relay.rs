@@ -100,7 +100,15 @@ impl Relay {
     async fn next(&mut self) -> Option<Next> {
         loop {
             let source = self.source.as_mut()?;
-            match step(&self.call, source, &mut self.deadline).await {
+            let step = step(&self.call, source, &mut self.deadline).await;
+            // A stream that ends without saying so is a broken one, however cleanly its connection was closed.
+            let unfinished = self.transcript.as_ref().is_some_and(|transcript| !transcript.is_done());
+            let step = if unfinished && matches!(step, Step::End) {
+                Step::Broken(StreamError::Interrupted)
+            } else {
+                step
+            };
+            match step {
                 Step::Data(data) => match self.pass(data) {
                     Passed::Bytes(bytes) if bytes.is_empty() => {}
                     Passed::Bytes(bytes) => return Some(Next::Frame(bytes)),
@@ -153,6 +161,9 @@ impl Relay {
         let resumed = resume::go_on(&self.call, &endpoint, body).await;
         let (model, tokens) = (&endpoint.config.model, transcript.tokens());
         self.call.metrics.resumed(model, resumed.is_some());
+        if resumed.is_some() {
+            self.call.model.count(|counts| &counts.resumed);
+        }
         debug!(%model, tokens, found = resumed.is_some(), "a stream broke");
         self.source = resumed;
         self.source.is_some()

@@ -43,8 +43,12 @@ async fn only_holders_of_a_key_are_answered_and_the_engine_never_sees_it() {
     let answer = gateway.ask().await;
     assert!(answer.text.contains("Authorization: Bearer KEY"), "{}", answer.text);
     assert!(engine.seen.lock().unwrap().is_empty());
-    for authorization in ["Bearer sk-alice", "bearer sk-alice"] {
-        assert_eq!(ask(&gateway, authorization).await.json()["text"], "yes");
+    for header in [
+        ("authorization", "Bearer sk-alice"),
+        ("authorization", "bearer sk-alice"),
+        ("x-api-key", "sk-alice"),
+    ] {
+        assert_eq!(gateway.ask_with(&[header], "{}").await.json()["text"], "yes");
     }
     assert!(!engine.seen.lock().unwrap().join("").contains("sk-alice"));
     let list = get(gateway.api, "/v1/models").await.1;

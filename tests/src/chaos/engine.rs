@@ -18,6 +18,7 @@ use tokio::{
     process::{Child, Command},
 };
 
+use super::stall::Stalled;
 use crate::support::{binary, wait_until};
 
 /// Longer than any start takes, also on a busy machine.
@@ -28,6 +29,7 @@ pub struct Engine {
     program: PathBuf,
     model: PathBuf,
     child: Option<Child>,
+    stalled: Option<Stalled>,
     /// Its API.
     pub api: SocketAddr,
     /// Its internal port.
@@ -43,7 +45,7 @@ impl Engine {
     pub async fn start(model: &Path) -> anyhow::Result<Self> {
         let (api, internal) = (free_port().await?, free_port().await?);
         let program = binary("atlas-engine")?;
-        let mut engine = Self { program, model: model.to_owned(), child: None, api, internal };
+        let mut engine = Self { program, model: model.to_owned(), child: None, stalled: None, api, internal };
         engine.start_again().await?;
         Ok(engine)
     }
@@ -98,7 +100,19 @@ impl Engine {
         Ok(answer.context("the engine does not answer")?.0 == 400)
     }
 
+    /// Lets the thread that computes stand still.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone or may not be traced.
+    pub fn stall_worker(&mut self) -> anyhow::Result<()> {
+        let pid = self.child.as_ref().and_then(Child::id).context("the engine is gone already")?;
+        self.stalled = Some(Stalled::stall(pid, "worker")?);
+        Ok(())
+    }
+
     async fn end(&mut self) {
+        self.stalled = None;
         if let Some(mut child) = self.child.take() {
             // One that ended by itself needs no end; the wait leaves no zombie.
             let _ = child.kill().await;

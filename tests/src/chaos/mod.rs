@@ -7,6 +7,7 @@ mod engine;
 mod load;
 mod plot;
 pub mod soak;
+mod stall;
 mod summary;
 mod wire;
 
@@ -48,11 +49,14 @@ pub enum Fault {
     NodeFreeze,
     /// No byte passes, and nobody says so.
     NetCut,
+    /// The engine's worker stands still in the middle of its work and everything else goes on, as when the card hangs.
+    GpuHang,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 4] = [Self::EngineKill, Self::EngineCrash, Self::NodeFreeze, Self::NetCut];
+    pub const ALL: [Self; 5] =
+        [Self::EngineKill, Self::EngineCrash, Self::NodeFreeze, Self::NetCut, Self::GpuHang];
 
     /// The id in the summary.
     #[must_use]
@@ -62,6 +66,7 @@ impl Fault {
             Self::EngineCrash => "engine-crash",
             Self::NodeFreeze => "node-freeze",
             Self::NetCut => "net-cut",
+            Self::GpuHang => "gpu-hang",
         }
     }
 }
@@ -130,7 +135,7 @@ fn model_path() -> anyhow::Result<PathBuf> {
 }
 
 /// Lets the fault happen to an engine behind these cables.
-fn inject(fault: Fault, engine: &Engine, wires: &[Wire; 2]) -> anyhow::Result<()> {
+fn inject(fault: Fault, engine: &mut Engine, wires: &[Wire; 2]) -> anyhow::Result<()> {
     match fault {
         Fault::EngineKill => engine.signal(Signal::SIGKILL),
         Fault::EngineCrash => engine.signal(Signal::SIGILL),
@@ -139,6 +144,7 @@ fn inject(fault: Fault, engine: &Engine, wires: &[Wire; 2]) -> anyhow::Result<()
             wires.iter().for_each(|wire| wire.set_cut(true));
             Ok(())
         }
+        Fault::GpuHang => engine.stall_worker(),
     }
 }
 
@@ -151,6 +157,8 @@ async fn repair(fault: Fault, engine: &mut Engine, wires: &[Wire; 2]) -> anyhow:
             wires.iter().for_each(|wire| wire.set_cut(false));
             Ok(())
         }
+        // A card that hung is of no use any more: its engine is started anew, as its watchdog has it.
+        Fault::GpuHang => engine.start_again().await,
     }
 }
 
@@ -167,6 +175,8 @@ pub struct Played {
     pub samples: Vec<Sample>,
     /// Attempts that the gateway made again.
     pub retried: u64,
+    /// Breaks of streams that the other engine went on from.
+    pub resumed: u64,
     /// Whether the engines know how to go on with a broken stream.
     pub resumes: bool,
 }
@@ -191,7 +201,7 @@ async fn play(
         gateway.active("primary").await?;
         tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
         let at = Instant::now();
-        inject(fault, &engines.primary, &wires)?;
+        inject(fault, &mut engines.primary, &wires)?;
         gateway.active("fallback").await?;
         let moved = Instant::now();
         wait_until("answers of the fallback", PATIENCE, || async {
@@ -206,8 +216,9 @@ async fn play(
     }
     gateway.active("primary").await?;
     let samples = load.finish().await;
-    let retried = gateway.status().await?["models"][0]["requests"]["retried"].as_u64().unwrap_or(0);
-    Ok(Played { rounds, samples, retried, resumes })
+    let counts = gateway.status().await?["models"][0]["requests"].clone();
+    let count = |name: &str| counts[name].as_u64().unwrap_or(0);
+    Ok(Played { rounds, samples, retried: count("retried"), resumed: count("resumed"), resumes })
 }
 
 /// A gateway of this process.

@@ -108,7 +108,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Soaked> {
     while Instant::now() < end {
         let next = Instant::now() + Duration::from_secs(args.every_seconds);
         let (at, fault) = (random.random_range(0..2), Fault::ALL[random.random_range(0..Fault::ALL.len())]);
-        inject(fault, &engines[at], &wires[at])?;
+        inject(fault, &mut engines[at], &wires[at])?;
         tokio::time::sleep(Duration::from_millis(random.random_range(100..5_000))).await;
         repair(fault, &mut engines[at], &wires[at]).await?;
         gateway.all_healthy().await?;

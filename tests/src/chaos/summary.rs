@@ -30,6 +30,8 @@ pub struct FaultSummary {
     pub severed: usize,
     /// Attempts that the gateway made again.
     pub retried: u64,
+    /// Breaks of streams that the other engine went on from, unseen by the client.
+    pub resumed: u64,
     /// Whether the engines know how to go on with a broken stream; those that do not break it.
     pub resumes: bool,
     /// Requests over all rounds.
@@ -44,7 +46,7 @@ impl FaultSummary {
     /// Computes it.
     #[must_use]
     pub fn of(fault: Fault, played: &Played) -> Self {
-        let Played { rounds, samples, retried, resumes } = played;
+        let Played { rounds, samples, retried, resumed, resumes } = played;
         let mut switches: Vec<Duration> =
             rounds.iter().flat_map(|round| samples.iter().filter_map(|s| switch(round, s))).collect();
         let mut excesses: Vec<Duration> = rounds.iter().flat_map(|round| excesses(round, samples)).collect();
@@ -63,6 +65,7 @@ impl FaultSummary {
             broken: count(|outcome| matches!(outcome, Outcome::Broken(_))),
             severed: 0,
             retried: *retried,
+            resumed: *resumed,
             resumes: *resumes,
             requests: samples.len(),
             affected: switches.len(),
@@ -109,7 +112,7 @@ fn percentile(values: &mut [Duration], share: f64) -> u64 {
 #[must_use]
 pub fn render_table(summaries: &[FaultSummary]) -> String {
     let mut table = format!(
-        "{:<13} {:>6} {:>8} {:>8} {:>8} {:>11} {:>5} {:>7} {:>8} {:>8}",
+        "{:<13} {:>6} {:>8} {:>8} {:>8} {:>11} {:>5} {:>7} {:>8} {:>8} {:>8}",
         "fault",
         "rounds",
         "requests",
@@ -119,11 +122,12 @@ pub fn render_table(summaries: &[FaultSummary]) -> String {
         "lost",
         "broken",
         "severed",
-        "retried"
+        "retried",
+        "resumed"
     );
     for s in summaries {
         table.push_str(&format!(
-            "\n{:<13} {:>6} {:>8} {:>8} {:>8} {:>11} {:>5} {:>7} {:>8} {:>8}",
+            "\n{:<13} {:>6} {:>8} {:>8} {:>8} {:>11} {:>5} {:>7} {:>8} {:>8} {:>8}",
             s.fault,
             s.rounds,
             s.requests,
@@ -133,7 +137,8 @@ pub fn render_table(summaries: &[FaultSummary]) -> String {
             s.lost,
             s.broken,
             s.severed,
-            s.retried
+            s.retried,
+            s.resumed
         ));
         if !s.resumes {
             table.push_str("\n    this engine does not resume streams, so those that a fault meets break");
@@ -170,7 +175,7 @@ mod tests {
             sample(1_500, &[1_550], "fallback"),
             Sample { outcome: Outcome::Lost("why".into()), ..sample(4_000, &[], "primary") },
         ];
-        let played = Played { rounds: vec![round], samples, retried: 2, resumes: true };
+        let played = Played { rounds: vec![round], samples, retried: 2, resumed: 1, resumes: true };
         let summary = FaultSummary::of(Fault::EngineKill, &played);
         assert_eq!((summary.affected, summary.p50_ms, summary.p99_ms), (3, 170, 300));
         assert_eq!((summary.excess_p99_ms, summary.lost, summary.broken), (300, 1, 0));
