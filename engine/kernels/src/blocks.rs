@@ -64,6 +64,11 @@ impl BlockType {
         }
     }
 
+    /// Whether its elements are floats, each for itself.
+    pub fn is_float(self) -> bool {
+        self.size().0 == 1
+    }
+
     /// Elements and bytes of a block.
     pub fn size(self) -> (usize, usize) {
         match self {

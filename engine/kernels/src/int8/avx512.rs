@@ -7,8 +7,8 @@ use super::format::{Format, PANEL};
 use super::quants::{LANES, Quants};
 use super::scales::{ScaleLayout, Scales};
 use super::{activations::GROUP_BYTES, activations::TILE};
+use std::arch::asm;
 use std::arch::x86_64::*;
-use std::sync::atomic::{Ordering, compiler_fence};
 
 /// See [`super::packed::Kernel`].
 ///
@@ -35,7 +35,8 @@ pub(super) unsafe fn multiply<F: Format>(
 
 /// # Safety
 /// As for [`multiply`]; the tile has `T` rows.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn tile<F: Format, const T: usize>(
     panel: *const u8,
     superblocks: usize,
@@ -107,9 +108,13 @@ macro_rules! quads {
         $(
             quads!($format, $t, $at, $x, $dots, $even);
             quads!($format, $t, $at, $x, $dots, $odd);
-            // Loads stay between two of these. Otherwise the compiler loads all quads first and then has no register
-            // left for sums: less than half as fast for the types of several planes.
-            compiler_fence(Ordering::SeqCst);
+            // Nothing, but no sum and no load passes it. Without it the compiler unpacks all quads first, sums one row
+            // after the other, and has registers for neither: half as fast for the types of several bit planes.
+            for dots in &mut $dots {
+                for dot in dots {
+                    asm!("/* {0} */", inout(zmm_reg) *dot, options(nostack, preserves_flags));
+                }
+            }
         )*
     };
     ($format:ident, $t:ident, $at:ident, $x:ident, $dots:ident, $quad:literal) => {
