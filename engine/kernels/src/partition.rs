@@ -76,6 +76,23 @@ pub(crate) struct Partition<'a, E> {
     pub(crate) values: [&'a [E]; BLOCKS],
 }
 
+impl<E> Partition<'_, E> {
+    /// Asks memory for it, so that it has come when its turn does.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        for block in self.keys.iter().chain(&self.values) {
+            for line in (0..size_of_val(*block)).step_by(64) {
+                // SAFETY: a prefetch reads nothing, whatever the address.
+                unsafe {
+                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                    _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().cast::<i8>().wrapping_add(line));
+                }
+            }
+        }
+    }
+}
+
 /// What a query knows of the partitions so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Fold {
@@ -123,9 +140,11 @@ impl Queries<'_> {
                 self.add_to::<L, E, TOGETHER>(partition, first);
                 first += TOGETHER;
             }
-            while first < count {
-                self.add_to::<L, E, 1>(partition, first);
-                first += 1;
+            match count - first {
+                0 => {}
+                1 => self.add_to::<L, E, 1>(partition, first),
+                2 => self.add_to::<L, E, 2>(partition, first),
+                _ => self.add_to::<L, E, 3>(partition, first),
             }
         }
     }
@@ -148,6 +167,10 @@ impl Queries<'_> {
         let (mut block, blocks) = (0, seen.div_ceil(LANES));
         // SAFETY: the caller's promise; a block has sixteen keys an element, as checked.
         unsafe {
+            if M <= 2 && blocks == BLOCKS {
+                scores::<L, E, M, BLOCKS>(partition, queries, block, &mut weights);
+                block = BLOCKS;
+            }
             while block + PAIR <= blocks {
                 scores::<L, E, M, PAIR>(partition, queries, block, &mut weights);
                 block += PAIR;

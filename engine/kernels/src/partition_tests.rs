@@ -94,6 +94,8 @@ fn every_level_attends_like_the_definition_and_queries_do_not_depend_on_company(
     for (size, visible) in [
         (64, vec![1]),
         (64, vec![64, 65, 130, 7, 100, 128]),
+        (64, vec![200, 201]),
+        (64, vec![70, 71, 72]),
         (80, vec![3, 4, 5, 6]),
         (20, vec![90, 17, 64, 1, 2]),
         (128, vec![200, 201, 202, 203, 204]),

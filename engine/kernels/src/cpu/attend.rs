@@ -15,6 +15,8 @@ use std::ops::Range;
 
 /// Rows a tile.
 const TILE: usize = 8;
+/// Queries that are done with a partition before memory has brought the next one.
+const FEW: usize = 8;
 
 /// Rows of one sequence that are computed together.
 #[derive(Debug, Clone)]
@@ -220,16 +222,23 @@ unsafe fn fold<L: Lanes, E: Cached>(
 ) {
     let Attention { cache, layer, .. } = attention;
     let context = attention.begin(tile, head, scratch);
-    for begin in (0..context).step_by(PARTITION_TOKENS) {
+    let partition = |begin| {
         let block =
             |part, index| cache.block::<E>(*layer, attention.block(tile, begin, context, index), part, head);
-        let partition = Partition {
+        Partition {
             keys: std::array::from_fn(|index| block(Part::Keys, index)),
             values: std::array::from_fn(|index| block(Part::Values, index)),
-        };
+        }
+    };
+    for begin in (0..context).step_by(PARTITION_TOKENS) {
+        let next = begin + PARTITION_TOKENS;
+        // With many queries there is time enough for the processor to find out by itself.
+        if scratch.folds.len() <= FEW && next < context {
+            partition(next).prefetch();
+        }
         let mut queries = attention.queries(tile, begin, scratch);
         // SAFETY: the caller's promise.
-        unsafe { queries.add::<L, E>(&partition) };
+        unsafe { queries.add::<L, E>(&partition(begin)) };
     }
     scratch.divide(attention.heads.size);
 }
