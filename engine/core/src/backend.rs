@@ -303,6 +303,12 @@ pub enum DeviceError {
         /// The code's name.
         name: String,
     },
+    /// The device does not finish a step.
+    #[error("the device has not finished a step after {seconds} s")]
+    Hung {
+        /// How long was waited.
+        seconds: u64,
+    },
     /// The device is gone: reset, unplugged or fallen off the bus.
     #[error("the device is lost: {reason}")]
     Lost {
@@ -319,6 +325,7 @@ impl DeviceError {
             Self::OutOfMemory { .. } => ExitCode::DoesNotFit,
             Self::TensorType { .. } | Self::Shape { .. } => ExitCode::ModelInvalid,
             Self::KvType { .. } => ExitCode::Usage,
+            Self::Hung { .. } => ExitCode::Hang,
             Self::Threads { .. } | Self::Call { .. } | Self::Lost { .. } => ExitCode::Internal,
         }
     }

@@ -1,12 +1,13 @@
 //! The only crate with `unsafe`: the memory map of a weight file, the thread pool, and the products and the attention
 //! of the CPU backend, for AVX-512, AVX2 and any other processor, chosen at run time.
 //!
-//! [`CpuBackend`] runs op programs with them. The HIP runtime joins it with its own issue. It knows nothing of models.
+//! [`CpuBackend`] runs op programs with them, [`hip`] does the same on AMD cards. It knows nothing of models.
 //! Every `unsafe` block stands behind a safe function that checks what the block relies on.
 
 mod attention;
 mod blocks;
 mod cpu;
+pub mod hip;
 mod int8;
 mod lanes;
 mod map;

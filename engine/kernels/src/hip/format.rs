@@ -1,0 +1,122 @@
+//! The weight formats that kernels exist for; `hip/formats.h` is the other half.
+
+use atlas_format::TensorType;
+
+/// How a weight's rows are stored on the card: as in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Format {
+    F32,
+    F16,
+    Bf16,
+    /// 64 weights: an f32 scale and 32 bytes, the first weight of each in the high nibble.
+    Nf4,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
+    /// 128 weights: an f16 scale, a zero point of a byte, a byte of padding, and four pieces laid out as Q4_0's.
+    Awq4,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Nf4,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Awq4,
+    ];
+
+    /// The format of a GGUF tensor's type; `None` where there is no kernel.
+    #[must_use]
+    pub fn from_tensor_type(tensor_type: TensorType) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.tensor_type() == Some(tensor_type))
+    }
+
+    /// The GGUF type; `None` for formats of safetensors files.
+    #[must_use]
+    pub fn tensor_type(self) -> Option<TensorType> {
+        let number = match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
+            Self::Q8_0 => 8,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
+            Self::Q6K => 14,
+            Self::Bf16 => 30,
+            Self::Nf4 | Self::Awq4 => return None,
+        };
+        Some(TensorType::from_number(number))
+    }
+
+    /// The name in kernels' names.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Nf4 => "nf4",
+            Self::Q4_0 => "q4_0",
+            Self::Q4_1 => "q4_1",
+            Self::Q5_0 => "q5_0",
+            Self::Q5_1 => "q5_1",
+            Self::Q8_0 => "q8_0",
+            Self::Q4K => "q4_k",
+            Self::Q5K => "q5_k",
+            Self::Q6K => "q6_k",
+            Self::Awq4 => "awq4",
+        }
+    }
+
+    /// Elements and bytes of a block.
+    #[must_use]
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Nf4 => (64, 36),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
+            Self::Awq4 => (128, 68),
+        }
+    }
+
+    /// Whether its products take activations as q8 blocks (dot4) rather than as floats.
+    #[must_use]
+    pub fn is_integer(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Nf4)
+    }
+
+    /// Bytes of a row; `None` where kernels cannot take the length: whole blocks, and a multiple of 32.
+    #[must_use]
+    pub fn row_bytes(self, columns: usize) -> Option<usize> {
+        let (elements, bytes) = self.block();
+        let whole = columns.is_multiple_of(elements) && columns.is_multiple_of(32) && columns > 0;
+        whole.then(|| columns / elements * bytes)
+    }
+}

@@ -1,0 +1,139 @@
+//! Every kernel against its reference, on whatever device there is: a card, or the tests' stand-in.
+//!
+//! References are plain f64 sums over what the kernel reads (weights as the CPU backend dequantizes them, activations
+//! as the card quantized them), so an error is the kernel's own. Tolerances stand beside the checks.
+
+mod attention;
+mod products;
+mod rows;
+mod sample;
+mod speed;
+
+use super::arena::{Arena, Span};
+use super::card::Card;
+use super::device::Device;
+use super::error::HipError;
+use super::graph::Graph;
+use super::kernels::Kernels;
+use super::library::Library;
+use super::options::Options;
+use super::products::Blocks;
+pub use super::report::{Check, Machine, Speed, Work};
+use sample::Numbers;
+pub use speed::measure;
+
+/// Memory that the checks take on the card.
+const ARENA_BYTES: u64 = 64 << 20;
+
+/// Runs every check on the card and tells each result.
+///
+/// # Errors
+/// There is no card, or a call fails.
+pub fn run(options: &Options, tell: &mut dyn FnMut(Check)) -> Result<Machine, HipError> {
+    let card = Card::find(&options.root)?;
+    card.check(&options.expected)?;
+    let library = Library::open(options.library.as_deref())?;
+    let name = library.name().to_owned();
+    let device = Device::open(library, &card.gfx_target, options.step_timeout)?;
+    let machine = Machine { card, library: name, runtime: device.runtime_version()? };
+    let mut bench = Bench::new(device)?;
+    products::check(&mut bench, tell)?;
+    rows::check(&mut bench, tell)?;
+    attention::check(&mut bench, tell)?;
+    Ok(machine)
+}
+
+/// A device with memory that is given out anew for each check.
+struct Bench {
+    kernels: Kernels,
+    whole: Span,
+    used: u64,
+    numbers: Numbers,
+    device: Device,
+}
+
+impl Bench {
+    fn new(mut device: Device) -> Result<Self, HipError> {
+        let whole = Arena::new(&mut device, ARENA_BYTES)?.take("the checks", ARENA_BYTES)?;
+        Self::over(device, whole)
+    }
+
+    fn over(device: Device, whole: Span) -> Result<Self, HipError> {
+        let kernels = Kernels::new(&device)?;
+        Ok(Self { kernels, whole, used: 0, numbers: Numbers(7), device })
+    }
+
+    fn capture(&mut self, work: impl Fn(&Self) -> Result<(), HipError>) -> Result<Graph, HipError> {
+        self.device.begin_capture()?;
+        let worked = work(self);
+        self.device.end_capture(worked)
+    }
+
+    /// Begins a check: the memory is free again.
+    fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    fn empty(&mut self, bytes: usize) -> Result<Span, HipError> {
+        let at = self.used.next_multiple_of(256);
+        self.used = at + bytes as u64;
+        self.whole.slice("the checks", at, bytes as u64)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<Span, HipError> {
+        let span = self.empty(bytes.len())?;
+        self.device.upload(bytes, span.at_least("an upload", bytes.len() as u64)?, &mut |_| {})?;
+        Ok(span)
+    }
+
+    fn floats(&mut self, values: &[f32]) -> Result<Span, HipError> {
+        self.bytes(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    fn words(&mut self, values: &[u32]) -> Result<Span, HipError> {
+        self.bytes(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    /// Room for f32, filled with NaNs, so that what a kernel leaves out shows.
+    fn room(&mut self, count: usize) -> Result<Span, HipError> {
+        self.floats(&vec![f32::NAN; count])
+    }
+
+    fn blocks(&mut self, rows: usize, k: usize, element_bytes: usize) -> Result<Blocks, HipError> {
+        Ok(Blocks { elements: self.empty(rows * k * element_bytes)?, scales: self.room(rows * k / 32 * 2)? })
+    }
+
+    fn read(&mut self, span: Span, bytes: usize) -> Result<Vec<u8>, HipError> {
+        let mut out = vec![0; bytes];
+        self.device.download(span.at_least("a download", bytes as u64)?, &mut out)?;
+        Ok(out)
+    }
+
+    fn read_floats(&mut self, span: Span, count: usize) -> Result<Vec<f32>, HipError> {
+        let bytes = self.read(span, count * 4)?;
+        Ok(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+
+    fn read_words(&mut self, span: Span, count: usize) -> Result<Vec<u32>, HipError> {
+        let bytes = self.read(span, count * 4)?;
+        Ok(bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
+    }
+
+    /// Activations that are on the card as q8: what they mean as numbers.
+    fn read_q8(&mut self, blocks: Blocks, count: usize) -> Result<Vec<f64>, HipError> {
+        let (elements, scales) =
+            (self.read(blocks.elements, count)?, self.read_floats(blocks.scales, count / 16)?);
+        let value = |(at, byte): (usize, &u8)| f64::from(*byte as i8) * f64::from(scales[at / 32 * 2]);
+        Ok(elements.iter().enumerate().map(value).collect())
+    }
+}
+
+/// The largest difference, relative to `scale` of each element; NaN where one is missing.
+fn worst(found: &[f32], expected: impl Fn(usize) -> (f64, f64)) -> f64 {
+    found.iter().enumerate().fold(0.0, |worst, (at, found)| {
+        let (expected, scale) = expected(at);
+        let error = (f64::from(*found) - expected).abs() / scale;
+        // Not `max`, which would lose a NaN.
+        if error <= worst { worst } else { error }
+    })
+}

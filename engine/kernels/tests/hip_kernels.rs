@@ -1,0 +1,58 @@
+//! Every kernel's CPU twin against its reference, in every thread order, through the real loading and launching code.
+
+#![cfg(feature = "hip")]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use atlas_kernels::hip::{BUILT, Options, selftest};
+use std::path::Path;
+use std::process::Command;
+
+fn options(root: &Path) -> Options {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let library = support::standin(BUILT.0, kernels, Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let (root, library) = (root.to_owned(), Some(library.to_str().unwrap().to_owned()));
+    Options { root, library, ..Options::new() }
+}
+
+#[test]
+fn every_kernel_equals_its_reference() {
+    let root = support::root(110_000, support::VRAM_BYTES);
+    let (mut checks, mut failed) = (0, Vec::new());
+    let machine = selftest::run(&options(root.path()), &mut |check| {
+        checks += 1;
+        if !check.passed() {
+            failed.push(format!("{}: {:.2e}, at most {:.2e}", check.name, check.error, check.tolerance));
+        }
+    });
+    assert_eq!(machine.unwrap().card.gfx_target, "gfx1100");
+    assert!(failed.is_empty(), "{} of {checks}:\n{}", failed.len(), failed.join("\n"));
+    assert!(checks > 300, "{checks}");
+}
+
+/// The stand-in reads its orders when it is loaded, so each order is a process of its own.
+#[test]
+fn no_kernel_depends_on_the_order_of_its_threads() {
+    for order in ["reverse", "shuffled"] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "every_kernel_equals_its_reference"])
+            .env("ATLAS_STANDIN", format!("order={order};seed=5"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{order}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn speeds_are_measured_for_every_format_and_cache() {
+    let root = support::root(110_000, support::VRAM_BYTES);
+    let work = selftest::Work { bytes: 1 << 20, side: 256, context: 128, runs: 2 };
+    let mut speeds = Vec::new();
+    selftest::measure(&options(root.path()), work, &mut |speed| speeds.push(speed)).unwrap();
+    assert_eq!(speeds.len(), 1 + 13 * 2 + 2);
+    for speed in speeds {
+        assert!(speed.bytes > 0 && speed.milliseconds.is_finite() && speed.milliseconds >= 0.0, "{speed:?}");
+    }
+}
