@@ -30,12 +30,12 @@ run: ## the main job, live: a local cluster, a model, a lost card, the fallback 
 test: ## everything that CI runs
 	@tests/setup.sh tools
 	@$(MAKE) --no-print-directory lint
-	cargo build --workspace --bins
-	cargo test --workspace
+	cargo build --workspace --bins $$(tests/setup.sh features)
+	cargo test --workspace $$(tests/setup.sh features)
 
 lint: ## formatting, clippy, licences, chart
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets $$(tests/setup.sh features) -- -D warnings
 	cargo deny --log-level error check licenses bans sources
 	$(HELM) lint --strict helm/atlas-operator
 

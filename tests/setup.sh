@@ -2,6 +2,7 @@
 # Sets up what is missing on a fresh Debian or Ubuntu machine, one announced step at a time; skips what is there.
 # Everything that is fetched lands in the cache folder ($ATLAS_CACHE, else ~/.cache/atlas-operator) or comes from
 # apt, rustup or cargo. `tests/setup.sh tools` sets up all but the Rust build; `tests/setup.sh` that as well.
+# `tests/setup.sh features` prints cargo's flags for what this machine can build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -63,6 +64,36 @@ packages() {
     install_packages() { $SUDO apt-get update -qq && $SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; }
     step packages "Debian's ${missing[*]}" "$SUDO apt-get update && $SUDO apt-get install -y ${missing[*]}" \
         install_packages "${missing[@]}"
+}
+
+# --- The compiler of the kernels for AMD cards -------------------------------------------------------------------
+# Clang 16 or later builds them without ROCm. Where a system has none (Ubuntu 22.04), the engine is built for CPUs.
+hip_clang() {
+    local version
+    for version in 16 17 18 19; do
+        if have "clang++-$version" && have "ld.lld-$version" && have "llvm-objdump-$version"; then
+            echo "$version"
+            return
+        fi
+    done
+}
+
+hip_compiler() {
+    [ -z "$(hip_clang)" ] || return 0
+    local version
+    for version in 16 17 18 19; do
+        apt-cache policy "clang-$version" 2>/dev/null | grep -q 'Candidate: [0-9]' || continue
+        install_clang() { $SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; }
+        step clang "Debian's clang-$version, which compiles the kernels for AMD cards" \
+            "$SUDO apt-get update && $SUDO apt-get install -y clang-$version lld-$version llvm-$version" \
+            install_clang "clang-$version" "lld-$version" "llvm-$version"
+        return
+    done
+    printf '%s%-18s%s %s\n' "$BOLD" clang "$OFF" "none from 16 on in apt: the engine is built without kernels for AMD cards"
+}
+
+features() {
+    [ -z "$(hip_clang)" ] || echo "--features atlas-engine/hip"
 }
 
 # --- Rust ------------------------------------------------------------------------------------------------------
@@ -211,14 +242,18 @@ cargo_deny() {
 
 build() {
     step build "the operator, the engine and the local cluster" "cargo build --workspace" \
-        cargo build --workspace --bins
+        cargo build --workspace --bins $(features)
 }
 
+if [ "${1:-all}" = features ]; then
+    features
+    exit
+fi
 packages
 rust
 case "${1:-all}" in
-    run) control_plane; model; clients; build ;;
-    tools) control_plane; model; vocabularies; clients; cargo_deny ;;
-    all) control_plane; model; vocabularies; clients; cargo_deny; build ;;
-    *) echo "usage: tests/setup.sh [all|run|tools]" >&2; exit 2 ;;
+    run) control_plane; model; clients; hip_compiler; build ;;
+    tools) control_plane; model; vocabularies; clients; hip_compiler; cargo_deny ;;
+    all) control_plane; model; vocabularies; clients; hip_compiler; cargo_deny; build ;;
+    *) echo "usage: tests/setup.sh [all|run|tools|features]" >&2; exit 2 ;;
 esac

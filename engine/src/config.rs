@@ -24,6 +24,9 @@ pub enum Command {
     Inspect(Inspect),
     /// Download a model into a cache folder, or check the one that is there.
     Fetch(Fetch),
+    /// Check every kernel on the machine's AMD card and measure its memory; takes a minute.
+    #[command(name = "selftest")]
+    SelfTest(SelfTest),
 }
 
 /// Show a file.
@@ -48,6 +51,23 @@ pub struct Fetch {
     /// Expected sha256 of the file, in hex.
     #[arg(long, value_name = "HEX", value_parser = sha256)]
     pub sha256: Option<String>,
+}
+
+/// Check a card.
+#[derive(Debug, Args)]
+pub struct SelfTest {
+    /// Leave the measurements out.
+    #[arg(long)]
+    pub checks_only: bool,
+    /// Distinct weights to measure with, in MiB; 400 by default, which is beyond every card's cache.
+    #[arg(long, value_name = "MIB")]
+    pub megabytes: Option<u64>,
+    /// The HIP runtime's library; found as libamdhip64.so by default.
+    #[arg(long, value_name = "FILE")]
+    pub hip_library: Option<String>,
+    /// Where dev and sys are; another folder is for tests.
+    #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+    pub system_root: PathBuf,
 }
 
 /// What computes.

@@ -6,6 +6,7 @@ use crate::text::TokenizerError;
 use crate::text::chat_template::TemplateError;
 use crate::text::grammar::GrammarError;
 use atlas_engine_core::ExitCode;
+use atlas_kernels::hip::HipError;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -103,6 +104,17 @@ pub enum Fatal {
         "--backend hip: this build has no HIP backend; use the engine image for AMD cards, or --backend cpu"
     )]
     NoHip,
+    /// The card cannot be used.
+    #[error("cannot use the card")]
+    Hip(#[from] HipError),
+    /// A kernel does not compute what it should.
+    #[error("{failed} of {checks} checks of kernels failed: do not serve from this card")]
+    SelfTest {
+        /// Wrong ones.
+        failed: usize,
+        /// All.
+        checks: usize,
+    },
     /// The worker stopped.
     #[error("the worker stopped: {reason}")]
     Worker {
@@ -140,6 +152,8 @@ impl Fatal {
                 ExitCode::PortInUse
             }
             Self::Listen { .. } | Self::Worker { .. } | Self::System { .. } => ExitCode::Internal,
+            Self::SelfTest { .. } => ExitCode::Internal,
+            Self::Hip(error) => error.exit_code(),
             Self::NoHip => ExitCode::NoRuntime,
         }
     }

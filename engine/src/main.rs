@@ -10,6 +10,7 @@ mod load;
 mod metrics;
 mod model;
 mod runtime;
+mod selftest;
 mod serve;
 mod server;
 mod status;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => (serve::serve(serve), Some(serve.termination_log.as_path())),
         Command::Inspect(inspect) => (inspect::inspect(inspect).map(|report| print(&report)), None),
         Command::Fetch(fetch) => (run_fetch(fetch), None),
+        Command::SelfTest(arguments) => (selftest::selftest(arguments, print), None),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

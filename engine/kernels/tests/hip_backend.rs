@@ -134,9 +134,12 @@ fn copied_blocks_hold_what_was_copied() {
     assert_eq!(runner.step(&mut [(&mut copy, 1)]).logits, expected.logits);
 }
 
+/// Settings of the stand-in, a change of the options, and the exit code that follows.
+type Case = (&'static str, fn(&mut Options), ExitCode);
+
 #[test]
 fn a_card_that_is_not_as_planned_or_not_there_is_refused() {
-    let cases: [(&str, fn(&mut Options), ExitCode); 9] = [
+    let cases: [Case; 9] = [
         ("", |o| o.expected.gfx_target = Some("gfx1102".to_owned()), ExitCode::WrongCard),
         ("", |o| o.expected.vram_bytes = Some(1), ExitCode::WrongCard),
         ("", |o| o.library = Some("libmissing.so".into()), ExitCode::NoRuntime),
