@@ -79,7 +79,7 @@ pub enum Backend {
     Hip,
 }
 
-/// The KV cache's element type that the planner counted with.
+/// The KV cache's element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvCacheType {
     /// 16-bit floats.
@@ -156,9 +156,16 @@ pub struct Serve {
     /// Longest time that running requests get after SIGTERM.
     #[arg(long, value_name = "TIME", default_value = "300s", value_parser = duration)]
     pub drain_timeout: Duration,
-    /// Element type of a card's KV cache. The CPU backend keeps f32 whatever is asked for.
+    /// Element type of the KV cache.
     #[arg(long, value_enum, default_value = "F16")]
     pub kv_cache_type: KvCacheType,
+    /// Tokens of KV cache that all requests share; --context-tokens times --max-batch by default. With fewer, requests
+    /// that do not fit beside others wait or are computed again.
+    #[arg(long, value_name = "N")]
+    pub kv_cache_tokens: Option<NonZeroUsize>,
+    /// Whether to guess tokens that repeat earlier ones; answers are the same with and without.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub speculate: bool,
     /// Threads that compute; all available cores by default.
     #[arg(long)]
     pub threads: Option<NonZeroUsize>,

@@ -5,7 +5,7 @@ use crate::model::ModelError;
 use crate::text::TokenizerError;
 use crate::text::chat_template::TemplateError;
 use crate::text::grammar::GrammarError;
-use atlas_engine_core::ExitCode;
+use atlas_engine_core::{DeviceError, ExitCode};
 use atlas_kernels::hip::HipError;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,6 +28,9 @@ pub enum Fatal {
     /// The model cannot be loaded.
     #[error("cannot load the model")]
     Model(#[from] ModelError),
+    /// The device cannot be used.
+    #[error("cannot use the device")]
+    Device(#[from] DeviceError),
     /// The tokenizer cannot be built.
     #[error("cannot build the tokenizer")]
     Tokenizer(#[from] TokenizerError),
@@ -73,18 +76,16 @@ pub enum Fatal {
     },
     /// Weights and KV cache exceed memory.
     #[error(
-        "the model does not fit: {weights} bytes of weights and {kv} bytes of KV cache ({context} tokens, batch \
-         {batch}) exceed the {available} bytes of memory; lower --context-tokens or --max-batch"
+        "the model does not fit: {weights} bytes of weights and {kv} bytes of KV cache ({tokens} tokens) exceed the \
+         {available} bytes of memory; lower --context-tokens, --max-batch or --kv-cache-tokens"
     )]
     DoesNotFit {
         /// Bytes of weights.
         weights: u64,
         /// Bytes of KV cache.
         kv: u64,
-        /// Context tokens.
-        context: usize,
-        /// Batch.
-        batch: usize,
+        /// Tokens of the cache.
+        tokens: usize,
         /// Bytes of memory.
         available: u64,
     },
@@ -115,6 +116,17 @@ pub enum Fatal {
         /// All.
         checks: usize,
     },
+    /// A step does not come back.
+    #[error(
+        "the device hangs: a step has run for {waited} ms, and the slowest before it took {slowest} ms; the process \
+         ends so that it is started anew"
+    )]
+    Hang {
+        /// Milliseconds that the step has run.
+        waited: u64,
+        /// Milliseconds of the slowest step that came back.
+        slowest: u64,
+    },
     /// The worker stopped.
     #[error("the worker stopped: {reason}")]
     Worker {
@@ -138,7 +150,8 @@ impl Fatal {
         match self {
             Self::Fetch(error) => error.exit_code(),
             Self::Open { .. } => ExitCode::ModelUnavailable,
-            Self::Model(ModelError::Threads(_)) => ExitCode::Internal,
+            Self::Model(ModelError::Device(error)) | Self::Device(error) => error.exit_code(),
+            Self::Hang { .. } => ExitCode::Hang,
             Self::Model(_)
             | Self::Tokenizer(_)
             | Self::Template(_)

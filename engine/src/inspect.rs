@@ -4,6 +4,8 @@ use crate::config::Inspect;
 use crate::error::Fatal;
 use crate::model::{ModelConfig, ModelError};
 use crate::text::TextTokenizer;
+use atlas_engine_core::backend::KvType;
+use atlas_engine_core::program::BLOCK_TOKENS;
 use atlas_format::{Gguf, Value};
 use atlas_kernels::MappedFile;
 use std::collections::BTreeMap;
@@ -72,7 +74,7 @@ fn report(out: &mut String, arguments: &Inspect, header: &Gguf, bytes: u64) -> s
             config.kv_heads,
             config.head_size,
             config.trained_context,
-            config.kv_bytes_per_token() / 2
+            config.kv_spec(KvType::F16, 1).block_bytes().unwrap_or(0) / BLOCK_TOKENS as u64
         )?,
         Err(error) => writeln!(out, "  model      cannot be served: {}", Fatal::from(error).message())?,
     }

@@ -1,39 +1,26 @@
 //! From a source to a served model: fetch, check, load, warm up.
 
-use crate::config::{Backend, KvCacheType, Serve};
+use crate::backend::select;
+use crate::config::{KvCacheType, Serve};
 use crate::error::Fatal;
 use crate::fetch::fetch;
-use crate::model::{Llama, ModelConfig, ModelError};
+use crate::model::{Model, ModelConfig, ModelError, ModelShape};
 use crate::runtime::{Worker, WorkerSettings};
 use crate::server::{App, Engine};
 use crate::status::Phase;
 use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
 use atlas_engine_core::Limits;
+use atlas_engine_core::backend::{Backend, KvType};
+use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
+use atlas_engine_core::speculation::MAX_DRAFT;
 use atlas_format::Gguf;
 use atlas_kernels::MappedFile;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Refuses what this build cannot do, before anything is fetched.
-///
-/// # Errors
-/// The backend is not in this build.
-pub fn check_backend(arguments: &Serve) -> Result<(), Fatal> {
-    let (Backend::Cpu, KvCacheType::F16 | KvCacheType::Q8) = (arguments.backend, arguments.kv_cache_type)
-    else {
-        return Err(Fatal::NoHip);
-    };
-    for (flag, given) in [
-        ("--expect-gfx-target", arguments.expect_gfx_target.is_some()),
-        ("--expect-vram-bytes", arguments.expect_vram_bytes.is_some()),
-    ] {
-        if given {
-            tracing::warn!(flag, "the cpu backend has no card to compare with; the flag is not checked");
-        }
-    }
-    Ok(())
-}
+/// Rows of a step, at most; warming up finds out how many of them a step has time for.
+const MAX_ROWS: usize = 512;
 
 /// Gets the model and loads it; the answer is the worker, ready to run.
 ///
@@ -44,15 +31,19 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
         fetch(&arguments.model, &arguments.cache_dir, arguments.sha256.as_deref(), &app.status.download)
             .await?;
     app.status.enter(Phase::Loading);
+    let backend = select(arguments)?;
+    let shape = shape(arguments);
     let settings = |end_tokens| WorkerSettings {
         max_batch: arguments.max_batch.get(),
+        max_rows: shape.max.rows,
+        blocks: shape.blocks,
         queue_limit: arguments.queue,
         end_tokens,
+        speculate: arguments.speculate,
         status: app.status.clone(),
         metrics: app.metrics.clone(),
     };
     let context_tokens = arguments.context_tokens.get();
-    let (max_batch, threads) = (arguments.max_batch.get(), arguments.thread_count());
     let chat_template = match &arguments.chat_template {
         Some(path) => Some(
             std::fs::read_to_string(path)
@@ -60,7 +51,7 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
         ),
         None => None,
     };
-    let read = move || read(&path, context_tokens, max_batch, threads, chat_template);
+    let read = move || read(&path, context_tokens, backend, &shape, chat_template);
     let loaded = tokio::task::spawn_blocking(read).await;
     let Loaded { model, tokenizer, template, grammars } =
         loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
@@ -75,8 +66,29 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
     Ok(worker)
 }
 
+/// What the command line asks of the model's memory.
+fn shape(arguments: &Serve) -> ModelShape {
+    let (context, batch) = (arguments.context_tokens.get(), arguments.max_batch.get());
+    let per_sequence = context.div_ceil(BLOCK_TOKENS);
+    let blocks = arguments
+        .kv_cache_tokens
+        .map_or_else(|| per_sequence.saturating_mul(batch), |tokens| tokens.get().div_ceil(BLOCK_TOKENS));
+    let max = MaxShape {
+        rows: MAX_ROWS.max(batch),
+        sequences: batch,
+        logit_rows: (batch * (1 + MAX_DRAFT)).min(MAX_ROWS.max(batch)),
+        hidden_rows: MAX_ROWS.max(batch),
+        blocks_per_sequence: per_sequence,
+    };
+    let kv_type = match arguments.kv_cache_type {
+        KvCacheType::F16 => KvType::F16,
+        KvCacheType::Q8 => KvType::Q8_0,
+    };
+    ModelShape { kv_type, blocks: u32::try_from(blocks).unwrap_or(u32::MAX), max }
+}
+
 struct Loaded {
-    model: Llama,
+    model: Model,
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
     grammars: GrammarCompiler,
@@ -85,8 +97,8 @@ struct Loaded {
 fn read(
     path: &Path,
     context_tokens: usize,
-    max_batch: usize,
-    threads: usize,
+    backend: Box<dyn Backend>,
+    shape: &ModelShape,
     chat_template: Option<String>,
 ) -> Result<Loaded, Fatal> {
     let began = std::time::Instant::now();
@@ -97,7 +109,7 @@ fn read(
     if context_tokens > config.trained_context {
         return Err(Fatal::Context { asked: context_tokens, trained: config.trained_context });
     }
-    check_memory(&config, file.len() as u64, context_tokens, max_batch)?;
+    check_memory(&config, file.len() as u64, shape)?;
     let tokenizer = TextTokenizer::from_gguf(&header)?;
     if tokenizer.vocabulary() != config.vocabulary {
         return Err(Fatal::Vocabulary { tokens: tokenizer.vocabulary(), rows: config.vocabulary });
@@ -107,11 +119,14 @@ fn read(
     let template = chat_template.as_deref().or(template);
     let template = template.map(|source| ChatTemplate::compile(source, bos, eos)).transpose()?;
     let grammars = GrammarCompiler::new(&tokenizer)?;
-    let model = Llama::load(&header, &file, threads)?;
+    let model = Model::load(&header, &file, backend, shape)?;
+    let memory = model.memory_use();
     tracing::info!(
         model = config.name,
         layers = config.layers,
-        weight_bytes = model.weight_bytes(),
+        weight_bytes = memory.weights,
+        kv_cache_bytes = memory.kv_cache,
+        scratch_bytes = memory.scratch,
         tokenizer = tokenizer.label(),
         milliseconds = began.elapsed().as_millis(),
         "loaded"
@@ -120,11 +135,13 @@ fn read(
 }
 
 /// Refuses what exceeds the machine's or the container's memory, before it is killed for it.
-fn check_memory(config: &ModelConfig, weights: u64, context: usize, batch: usize) -> Result<(), Fatal> {
-    let kv = config.kv_bytes_per_token().saturating_mul(context as u64).saturating_mul(batch as u64);
+fn check_memory(config: &ModelConfig, weights: u64, shape: &ModelShape) -> Result<(), Fatal> {
+    let spec = config.kv_spec(shape.kv_type, shape.blocks);
+    let kv = spec.block_bytes().map_or(0, |bytes| bytes.saturating_mul(u64::from(shape.blocks)));
+    let tokens = shape.blocks as usize * BLOCK_TOKENS;
     match memory_bytes() {
         Some(available) if weights.saturating_add(kv) > available => {
-            Err(Fatal::DoesNotFit { weights, kv, context, batch, available })
+            Err(Fatal::DoesNotFit { weights, kv, tokens, available })
         }
         _ => Ok(()),
     }

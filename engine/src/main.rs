@@ -2,6 +2,7 @@
 //!
 //! This file parses the command line, runs the command and turns its end into the exit code of the contract.
 
+mod backend;
 mod config;
 mod error;
 mod fetch;

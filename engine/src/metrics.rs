@@ -1,5 +1,6 @@
 //! Prometheus metrics: one struct, registered in one place.
 
+use crate::runtime::SchedulerMetrics;
 use crate::status::{Phase, Status};
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
@@ -26,6 +27,8 @@ pub struct Metrics {
     pub inter_token_seconds: Histogram,
     /// Time to the last token.
     pub request_seconds: Histogram,
+    /// Steps, blocks, prefixes and drafts.
+    pub scheduler: SchedulerMetrics,
     running: IntGauge,
     waiting: IntGauge,
     ready: IntGauge,
@@ -81,6 +84,7 @@ impl Metrics {
                 "Time from arrival to the last token.",
                 SLOW,
             )?,
+            scheduler: SchedulerMetrics::new(&registry)?,
             running: gauge("atlas_engine_running_requests", "Requests being computed.")?,
             waiting: gauge("atlas_engine_waiting_requests", "Requests in the queue.")?,
             ready: gauge("atlas_engine_ready", "1 while requests are served.")?,

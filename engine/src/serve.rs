@@ -1,10 +1,11 @@
 //! `atlas-engine serve`: the life of the process, from its listeners to the last drained request.
 
+use crate::backend::check;
 use crate::config::Serve;
 use crate::error::Fatal;
-use crate::load::{check_backend, load};
+use crate::load::load;
 use crate::metrics::Metrics;
-use crate::runtime::Worker;
+use crate::runtime::{Worker, watchdog};
 use crate::server::listen::{self, ConnectionLimits};
 use crate::server::{App, api, internal};
 use crate::status::{Phase, Status};
@@ -12,7 +13,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How often draining looks whether the last request is done.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
@@ -24,7 +25,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// Whatever keeps the model from being served; the caller turns it into the exit code.
 pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
-    check_backend(arguments)?;
+    check(arguments)?;
     let metrics = Metrics::new().map_err(|error| Fatal::Worker { reason: error.to_string() })?;
     let status = Arc::new(Status::new(arguments));
     let api = listen(SocketAddr::new(arguments.host, arguments.port), "the API")?;
@@ -80,15 +81,15 @@ async fn run(
         worker = load(arguments, app) => worker?,
         () = terminate.wait() => return Ok(()),
     };
-    let mut stopped = spawn(worker)?;
+    let mut stopped = spawn(worker, app.status.clone())?;
     app.status.enter(Phase::Serving);
     tokio::select! {
-        reason = &mut stopped => return Err(worker_error(reason)),
+        reason = stopped.recv() => return Err(worker_error(reason)),
         () = terminate.wait() => {}
     }
     app.status.enter(Phase::Draining);
     tokio::select! {
-        reason = &mut stopped => return Err(worker_error(reason)),
+        reason = stopped.recv() => return Err(worker_error(reason)),
         () = drained(app) => {}
         () = tokio::time::sleep(arguments.drain_timeout) => {
             tracing::warn!(requests = api::in_flight(app), "the drain timeout ended requests");
@@ -123,28 +124,33 @@ async fn drained(app: &App) {
     }
 }
 
-/// Runs the worker on its own thread; the receiver gets the reason when it stops, which it never should.
-fn spawn(worker: Worker) -> Result<oneshot::Receiver<String>, Fatal> {
-    let (stopped, receiver) = oneshot::channel();
+/// Runs the worker on its own thread, and a watchdog beside it; the receiver gets the reason when the worker stops or
+/// hangs, which it never should.
+fn spawn(worker: Worker, status: Arc<Status>) -> Result<mpsc::Receiver<Fatal>, Fatal> {
+    let (stopped, receiver) = mpsc::channel(2);
+    let hung = stopped.clone();
     let thread = move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run()));
-        let reason = match result {
-            Ok(Ok(())) => "it ended without being asked to".to_owned(),
-            Ok(Err(error)) => Fatal::from(error).message(),
+        let error = match result {
+            Ok(Ok(())) => Fatal::Worker { reason: "it ended without being asked to".to_owned() },
+            Ok(Err(error)) => Fatal::from(error),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-                format!("it panicked: {}", text.unwrap_or("without a message"))
+                Fatal::Worker { reason: format!("it panicked: {}", text.unwrap_or("without a message")) }
             }
         };
-        // Nobody listens only when the process is ending anyway.
-        let _ = stopped.send(reason);
+        // Nobody listens only when the process is ending anyway; the same goes for the watchdog.
+        let _ = stopped.try_send(error);
     };
     let spawned = std::thread::Builder::new().name("worker".into()).spawn(thread);
     spawned.map_err(|source| Fatal::System { what: "starting the worker", source })?;
+    watchdog::spawn(status, move |error| {
+        let _ = hung.try_send(error);
+    })?;
     Ok(receiver)
 }
 
-fn worker_error(reason: Result<String, oneshot::error::RecvError>) -> Fatal {
-    Fatal::Worker { reason: reason.unwrap_or_else(|_| "it vanished".to_owned()) }
+fn worker_error(reason: Option<Fatal>) -> Fatal {
+    reason.unwrap_or_else(|| Fatal::Worker { reason: "it vanished".to_owned() })
 }

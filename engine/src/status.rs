@@ -4,7 +4,7 @@ use crate::fetch::display_name;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where the process stands. The names are part of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,12 @@ pub struct Progress {
     tokens_generated: AtomicU64,
     /// Milliseconds after `started`; meaningless before the first token.
     last_token: AtomicU64,
+    steps_begun: AtomicU64,
+    /// Equal to `steps_begun` between steps.
+    steps_done: AtomicU64,
+    /// Milliseconds after `started`.
+    last_change: AtomicU64,
+    slowest_step_millis: AtomicU64,
 }
 
 impl Progress {
@@ -95,6 +101,10 @@ impl Progress {
             waiting: zero(),
             tokens_generated: zero(),
             last_token: zero(),
+            steps_begun: zero(),
+            steps_done: zero(),
+            last_change: zero(),
+            slowest_step_millis: zero(),
         }
     }
 
@@ -102,16 +112,44 @@ impl Progress {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Counts generated tokens.
-    pub fn add_tokens(&self, count: u64) {
-        self.last_token.store(self.millis(), Relaxed);
-        self.tokens_generated.fetch_add(count, Relaxed);
+    /// A step begins.
+    pub fn begin_step(&self) {
+        self.last_change.store(self.millis(), Relaxed);
+        self.steps_begun.fetch_add(1, Relaxed);
+    }
+
+    /// The step is done and brought this many tokens.
+    pub fn end_step(&self, tokens: u64, time: Duration) {
+        let now = self.millis();
+        if tokens > 0 {
+            self.last_token.store(now, Relaxed);
+            self.tokens_generated.fetch_add(tokens, Relaxed);
+        }
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.slowest_step_millis.fetch_max(millis, Relaxed);
+        self.last_change.store(now, Relaxed);
+        self.steps_done.fetch_add(1, Relaxed);
+    }
+
+    /// The number of the step that runs, where one does, and the time of the slowest that came back.
+    pub fn step(&self) -> (Option<u64>, Duration) {
+        let (done, begun) = (self.steps_done.load(Relaxed), self.steps_begun.load(Relaxed));
+        let slowest = Duration::from_millis(self.slowest_step_millis.load(Relaxed));
+        ((begun != done).then_some(begun), slowest)
     }
 
     fn json(&self) -> Value {
         let tokens = self.tokens_generated.load(Relaxed);
         let silence = (tokens > 0).then(|| self.millis().saturating_sub(self.last_token.load(Relaxed)));
-        json!({"tokensGenerated": tokens, "millisSinceLastToken": silence})
+        let (step, slowest) = self.step();
+        let in_step = step.map(|_| self.millis().saturating_sub(self.last_change.load(Relaxed)));
+        json!({
+            "steps": self.steps_done.load(Relaxed),
+            "millisInStep": in_step,
+            "slowestStepMillis": u64::try_from(slowest.as_millis()).unwrap_or(u64::MAX),
+            "tokensGenerated": tokens,
+            "millisSinceLastToken": silence,
+        })
     }
 }
 

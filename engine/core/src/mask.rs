@@ -46,6 +46,12 @@ impl BitMask {
         (token as usize) < self.length && self.words[token as usize / 32] >> (token % 32) & 1 == 1
     }
 
+    /// The bits, 32 a word, lowest first.
+    #[must_use]
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
     /// The bits, 32 a word, lowest first, for grammars that write them whole. Bits beyond the vocabulary must stay 0.
     pub fn words_mut(&mut self) -> &mut [u32] {
         &mut self.words

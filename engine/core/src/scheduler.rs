@@ -1,224 +1,421 @@
 //! What the next step computes.
 //!
 //! There is no prefill and no decode mode: every running sequence lacks some tokens and gets some of them, first one
-//! each, so that nobody waits for another's long prompt, then the rest of the budget in order of arrival.
+//! each, so that nobody waits for another's long prompt, then the rest of the budget in order of arrival. Where blocks
+//! run short, the last in line gives its blocks up and starts over later; recomputing is cheap, since what it had is
+//! still cached for a while. It knows no clock and no device.
 
+use crate::admission::{Place, WaitingLine};
+use crate::block_pool::{BlockId, BlockPool, Scope};
+use crate::block_table::BlockTable;
+use crate::plan::{Chunk, StepPlan};
+use crate::request::ValidRequest;
+use crate::sampler::Sampled;
 use crate::sequence::{FinishReason, Sequence, SequenceId, TokenId};
+use crate::speculation::{Acceptance, StepCost, propose};
+use std::sync::Arc;
 
-/// Consecutive tokens of one sequence, to be computed in one step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chunk {
-    /// Whose tokens they are.
-    pub sequence: SequenceId,
-    /// Position of the first one.
-    pub start: usize,
-    /// The tokens; never empty.
-    pub tokens: Vec<TokenId>,
-    /// Whether the last one's logits are wanted: it is the last token that the sequence has.
-    pub wants_logits: bool,
+/// What a scheduler works with.
+#[derive(Debug, Clone)]
+pub struct SchedulerSettings {
+    /// Sequences in a step, at most.
+    pub max_batch: usize,
+    /// Tokens in a step, at most; at least one a sequence whatever is set.
+    pub token_budget: usize,
+    /// Blocks of the KV cache.
+    pub blocks: u32,
+    /// Tokens that end an answer.
+    pub end_tokens: Vec<TokenId>,
+    /// Whether to guess tokens.
+    pub speculate: bool,
 }
 
-/// The work of one step.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct StepPlan {
-    /// At most one chunk a sequence.
-    pub chunks: Vec<Chunk>,
-}
-
-impl StepPlan {
-    /// Tokens in all chunks.
-    #[must_use]
-    pub fn token_count(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.tokens.len()).sum()
-    }
-}
-
-/// A sequence got a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A sequence got a token, or had ended before it began.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Advance {
     /// Which sequence.
     pub sequence: SequenceId,
     /// The token.
-    pub token: TokenId,
+    pub sampled: Sampled,
     /// Set where it is the last one; the sequence is gone from the scheduler then.
     pub finish: Option<FinishReason>,
 }
 
-/// The running sequences.
+/// Counters since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SchedulerStats {
+    /// Sequences that gave their blocks up to others.
+    pub preemptions: u64,
+    /// Tokens of admitted sequences.
+    pub admitted_tokens: u64,
+    /// Those of them that needed no computing.
+    pub prefix_hit_tokens: u64,
+    /// Guessed tokens.
+    pub drafted_tokens: u64,
+    /// Those of them that were right.
+    pub accepted_tokens: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    place: Place,
+    scope: Scope,
+    sequence: Sequence,
+    table: BlockTable,
+    acceptance: Acceptance,
+    /// The request's first choice, whose prompt the others share.
+    leader: SequenceId,
+}
+
+/// The sequences and the blocks they use.
 #[derive(Debug)]
 pub struct Scheduler {
-    running: Vec<Sequence>,
-    max_batch: usize,
-    token_budget: usize,
-    end_tokens: Vec<TokenId>,
+    settings: SchedulerSettings,
+    pool: BlockPool,
+    /// In order of their places.
+    running: Vec<Entry>,
+    waiting: WaitingLine<Entry>,
+    /// Blocks that somebody outside computes in.
+    lent: Vec<BlockId>,
+    arrivals: u64,
+    stats: SchedulerStats,
+    cost: StepCost,
 }
 
 impl Scheduler {
-    /// A scheduler that runs at most `max_batch` sequences and computes at most `token_budget` tokens a step (at
-    /// least one a sequence).
+    /// A scheduler without work.
     #[must_use]
-    pub fn new(max_batch: usize, token_budget: usize, end_tokens: Vec<TokenId>) -> Self {
-        let max_batch = max_batch.max(1);
-        Self { running: Vec::new(), max_batch, token_budget: token_budget.max(max_batch), end_tokens }
+    pub fn new(settings: SchedulerSettings) -> Self {
+        let max_batch = settings.max_batch.max(1);
+        let token_budget = settings.token_budget.max(max_batch);
+        Self {
+            pool: BlockPool::new(settings.blocks),
+            settings: SchedulerSettings { max_batch, token_budget, ..settings },
+            running: Vec::new(),
+            waiting: WaitingLine::default(),
+            lent: Vec::new(),
+            arrivals: 0,
+            stats: SchedulerStats::default(),
+            cost: StepCost::default(),
+        }
     }
 
-    /// Whether one more sequence can run.
+    /// Puts every choice of a request in line. [`crate::admission::check`] has let the request in. The answer is each
+    /// choice's sequence and, where its resumed tokens end it already, the reason; that one is not in line.
+    pub fn submit(
+        &mut self,
+        request: &Arc<ValidRequest>,
+        priority: i32,
+        scope: Scope,
+    ) -> Vec<(SequenceId, Option<FinishReason>)> {
+        let leader = SequenceId(self.arrivals);
+        let choices = 0..request.choices();
+        choices
+            .map(|choice| {
+                let id = SequenceId(self.arrivals);
+                let place = Place::new(priority, self.arrivals);
+                self.arrivals += 1;
+                let sequence = Sequence::new(id, request.clone(), choice);
+                let finished = sequence.finished(&self.settings.end_tokens);
+                if finished.is_none() {
+                    let (table, acceptance) = (BlockTable::new(scope), Acceptance::default());
+                    self.waiting.insert(place, Entry { place, scope, sequence, table, acceptance, leader });
+                }
+                (id, finished)
+            })
+            .collect()
+    }
+
+    /// Ends a sequence that nobody waits for any more; its blocks are free at once.
+    pub fn cancel(&mut self, id: SequenceId) {
+        if let Some(index) = self.running.iter().position(|entry| entry.sequence.id() == id) {
+            let mut entry = self.running.remove(index);
+            entry.table.release(&mut self.pool, entry.scope);
+        } else if let Some(place) = self.waiting_place(id) {
+            self.waiting.take(place);
+        }
+        self.debug_check();
+    }
+
+    fn waiting_place(&self, id: SequenceId) -> Option<Place> {
+        let mut waiting = self.waiting.iter();
+        waiting.find(|(_, entry)| entry.sequence.id() == id).map(|(place, _)| place)
+    }
+
+    /// A running sequence.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.running.len() < self.max_batch
+    pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
+        self.running.iter().map(|entry| &entry.sequence).find(|sequence| sequence.id() == id)
     }
 
-    /// Starts a sequence. The caller has asked [`Self::has_room`].
-    pub fn admit(&mut self, sequence: Sequence) {
-        debug_assert!(self.has_room(), "admitted beyond max_batch");
-        self.running.push(sequence);
-    }
-
-    /// The running sequences, oldest first.
+    /// Sequences that have blocks.
     #[must_use]
-    pub fn running(&self) -> &[Sequence] {
-        &self.running
+    pub fn running_count(&self) -> usize {
+        self.running.len()
     }
 
-    /// Ends a sequence, finished or not.
-    pub fn remove(&mut self, id: SequenceId) {
-        self.running.retain(|sequence| sequence.id() != id);
-    }
-
-    /// The next step's work; empty only when nothing runs.
+    /// Sequences in line.
     #[must_use]
-    pub fn plan(&self) -> StepPlan {
-        let mut spare = self.token_budget.saturating_sub(self.running.len());
-        let chunks = self.running.iter().map(|sequence| {
-            let lacking = sequence.num_lacking_tokens();
-            let extra = (lacking - 1).min(spare);
-            spare -= extra;
-            Chunk {
-                sequence: sequence.id(),
-                start: sequence.num_computed_tokens(),
-                tokens: sequence.next_tokens(1 + extra),
-                wants_logits: 1 + extra == lacking,
+    pub fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether there is nothing to compute.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// The blocks.
+    #[must_use]
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> SchedulerStats {
+        self.stats
+    }
+
+    /// Tokens that end an answer.
+    #[must_use]
+    pub fn end_tokens(&self) -> &[TokenId] {
+        &self.settings.end_tokens
+    }
+
+    /// Changes how many tokens a step computes at most.
+    pub fn set_token_budget(&mut self, tokens: usize) {
+        self.settings.token_budget = tokens.max(self.settings.max_batch);
+    }
+
+    /// Tells what steps cost, for drafts to be weighed against.
+    pub fn set_step_cost(&mut self, cost: StepCost) {
+        self.cost = cost;
+    }
+
+    /// Lends blocks for work that is no sequence, such as an embedding, and leaves one to each that runs; `None` where
+    /// that many are not free now.
+    pub fn lend(&mut self, count: usize) -> Option<Vec<BlockId>> {
+        if count + self.running.len() > self.pool.free_count() {
+            return None;
+        }
+        let blocks: Vec<BlockId> = (0..count).filter_map(|_| self.pool.take()).collect();
+        self.lent.extend_from_slice(&blocks);
+        Some(blocks)
+    }
+
+    /// Takes all lent blocks back.
+    pub fn take_back(&mut self) {
+        for id in self.lent.drain(..) {
+            self.pool.release(id);
+        }
+        self.debug_check();
+    }
+
+    /// The next step's work; empty only where there is none, or where nothing fits beside what is lent.
+    pub fn plan(&mut self) -> StepPlan {
+        let mut plan = StepPlan::default();
+        let preempted = self.plan_running(&mut plan);
+        // What was just taken back is not handed out again in the same step, unless nothing else is left to do.
+        if !preempted || plan.chunks.is_empty() {
+            self.admit(&mut plan);
+        }
+        let stuck = plan.chunks.is_empty() && !self.is_idle() && self.lent.is_empty();
+        debug_assert!(!stuck, "an empty step although there is work");
+        self.debug_check();
+        plan
+    }
+
+    /// Chunks for the sequences that run; whether one had to give up its blocks.
+    fn plan_running(&mut self, plan: &mut StepPlan) -> bool {
+        let before = self.stats.preemptions;
+        let mut spare = self.settings.token_budget - self.running.len();
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &self.running[index].sequence;
+            let (from, lacking) = (sequence.num_computed_tokens(), sequence.num_lacking_tokens());
+            let count = 1 + (lacking - 1).min(spare);
+            if self.make_room(index, from, from + count) {
+                let drafts = if lacking == 1 { self.drafts(index, spare) } else { Vec::new() };
+                spare -= count - 1 + drafts.len();
+                self.push_chunk(index, count, &drafts, plan);
+                index += 1;
             }
+        }
+        self.stats.preemptions > before
+    }
+
+    /// Frees blocks from the end of the line until a sequence can write these positions. `false` where it was itself
+    /// the last and is gone.
+    fn make_room(&mut self, index: usize, from: usize, to: usize) -> bool {
+        while self.running[index].table.lacking(&self.pool, from, to) > self.pool.free_count() {
+            let last = self.running.pop();
+            let Some(mut entry) = last else { return false };
+            self.stats.preemptions += 1;
+            entry.table.release(&mut self.pool, entry.scope);
+            entry.sequence.set_computed(0);
+            self.waiting.insert(entry.place, entry);
+            if self.running.len() == index {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Guesses for a sequence that lacks its last token only, as far as budget and free blocks go.
+    fn drafts(&self, index: usize, spare: usize) -> Vec<TokenId> {
+        let Entry { sequence, table, acceptance, .. } = &self.running[index];
+        if !self.settings.speculate {
+            return Vec::new();
+        }
+        let length = acceptance.draft_length(self.cost).min(spare).min(sequence.remaining_tokens() - 1);
+        let drafts = propose(sequence.tokens(), length);
+        let from = sequence.num_computed_tokens();
+        let lacking = table.lacking(&self.pool, from, from + 1 + drafts.len());
+        if lacking > self.pool.free_count() { Vec::new() } else { drafts.to_vec() }
+    }
+
+    fn push_chunk(&mut self, index: usize, count: usize, drafts: &[TokenId], plan: &mut StepPlan) {
+        let Entry { sequence, table, .. } = &mut self.running[index];
+        let start = sequence.num_computed_tokens();
+        let due = &sequence.tokens()[start..start + count];
+        plan.copies.extend(table.grow(&mut self.pool, start, start + count + drafts.len()));
+        plan.chunks.push(Chunk {
+            sequence: sequence.id(),
+            start,
+            tokens: [due, drafts].concat(),
+            drafted: drafts.len(),
+            logit_rows: if start + count == sequence.token_count() { 1 + drafts.len() } else { 0 },
+            hidden_rows: 0,
+            blocks: table.blocks().to_vec(),
         });
-        StepPlan { chunks: chunks.collect() }
+        self.stats.drafted_tokens += drafts.len() as u64;
     }
 
-    /// Takes over a computed step: `sampled` holds one token for each chunk that wanted logits, in the plan's order.
-    pub fn commit(&mut self, plan: &StepPlan, sampled: &[TokenId]) -> Vec<Advance> {
-        debug_assert_eq!(sampled.len(), plan.chunks.iter().filter(|chunk| chunk.wants_logits).count());
-        let mut sampled = sampled.iter();
-        let mut advances = Vec::new();
-        for chunk in &plan.chunks {
-            let token = if chunk.wants_logits { sampled.next() } else { None };
-            let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id() == chunk.sequence)
+    /// Lets sequences in while there is room for them and budget left.
+    fn admit(&mut self, plan: &mut StepPlan) {
+        while self.running.len() < self.settings.max_batch {
+            let spare = self.settings.token_budget - plan.token_count();
+            let next =
+                self.waiting.iter().find(|(_, entry)| !self.is_deferred(entry)).map(|(place, _)| place);
+            let Some(mut entry) = next.filter(|_| spare > 0).and_then(|place| self.waiting.take(place))
             else {
-                continue;
+                return;
             };
-            sequence.mark_computed(chunk.tokens.len());
-            if let Some(token) = token {
-                let finish = sequence.push(*token, &self.end_tokens);
-                advances.push(Advance { sequence: chunk.sequence, token: *token, finish });
+            let computed = self.take_known(&mut entry);
+            let tokens = entry.sequence.token_count();
+            let lacking = entry.table.lacking(&self.pool, computed, tokens);
+            // One block more for each that runs, or the newcomer would have to leave again soon.
+            if lacking + self.running.len() > self.pool.free_count() {
+                entry.table.release(&mut self.pool, entry.scope);
+                self.waiting.insert(entry.place, entry);
+                return;
+            }
+            entry.sequence.set_computed(computed);
+            self.stats.admitted_tokens += tokens as u64;
+            self.stats.prefix_hit_tokens += computed as u64;
+            let index = self.running.partition_point(|other| other.place < entry.place);
+            self.running.insert(index, entry);
+            self.push_chunk(index, (tokens - computed).min(spare), &[], plan);
+        }
+    }
+
+    /// Whether a sequence should wait for its request's first choice to have computed the prompt that both share.
+    fn is_deferred(&self, entry: &Entry) -> bool {
+        let leader = self.leader_of(entry);
+        leader.is_some_and(|leader| leader.sequence.num_computed_tokens() < leader.sequence.prompt().len())
+    }
+
+    fn leader_of(&self, entry: &Entry) -> Option<&Entry> {
+        let other = entry.leader != entry.sequence.id();
+        self.running.iter().find(|running| other && running.sequence.id() == entry.leader)
+    }
+
+    /// Gives a sequence the blocks that hold its beginning already; how many of its tokens they cover.
+    fn take_known(&mut self, entry: &mut Entry) -> usize {
+        let prompt = entry.sequence.prompt().len();
+        let leader = self
+            .running
+            .iter()
+            .find(|running| running.sequence.id() == entry.leader && entry.leader != entry.sequence.id());
+        match leader {
+            Some(leader) if leader.sequence.num_computed_tokens() >= prompt => {
+                entry.table.take_from(&mut self.pool, &leader.table, prompt);
+                // The last one's logits are wanted, so it is computed once more, into a copy of its block.
+                if entry.sequence.token_count() > prompt { prompt } else { prompt - 1 }
+            }
+            _ => entry.table.take_prefix(&mut self.pool, entry.sequence.tokens()),
+        }
+    }
+
+    /// Takes over a computed step: the tokens drawn for each chunk, in the plan's order; none where no logits were
+    /// wanted, else at least one and as many more as drafts were right.
+    pub fn commit(&mut self, plan: &StepPlan, results: Vec<Vec<Sampled>>) -> Vec<Advance> {
+        debug_assert_eq!(results.len(), plan.chunks.len());
+        let mut advances = Vec::new();
+        for (chunk, results) in plan.chunks.iter().zip(results) {
+            self.commit_chunk(chunk, results, &mut advances);
+        }
+        self.debug_check();
+        advances
+    }
+
+    fn commit_chunk(&mut self, chunk: &Chunk, results: Vec<Sampled>, advances: &mut Vec<Advance>) {
+        let index = self.running.iter().position(|entry| entry.sequence.id() == chunk.sequence);
+        let Some(index) = index else { return };
+        let Entry { sequence, table, acceptance, scope, .. } = &mut self.running[index];
+        debug_assert!(results.len() <= chunk.logit_rows && results.is_empty() == (chunk.logit_rows == 0));
+        let accepted = results.len().saturating_sub(1);
+        self.stats.accepted_tokens += accepted as u64;
+        if chunk.logit_rows > 0 {
+            acceptance.learn(chunk.drafted, accepted);
+        }
+        let mut finished = None;
+        for sampled in results {
+            sequence.push(sampled.token);
+            finished = sequence.finished(&self.settings.end_tokens);
+            advances.push(Advance { sequence: chunk.sequence, sampled, finish: finished });
+            if finished.is_some() {
+                break;
             }
         }
-        for advance in advances.iter().filter(|advance| advance.finish.is_some()) {
-            self.remove(advance.sequence);
+        // A right draft's keys and values are those of the token; a wrong one's are written over.
+        let computed = chunk.start + chunk.tokens.len() - chunk.drafted + accepted;
+        sequence.set_computed(computed.min(sequence.token_count()));
+        let tokens = sequence.tokens();
+        table.publish(&mut self.pool, |position| tokens[position], sequence.num_computed_tokens());
+        table.shrink(&mut self.pool, sequence.token_count());
+        if finished.is_some() {
+            table.release(&mut self.pool, *scope);
+            self.running.remove(index);
         }
-        advances
+    }
+
+    /// What must hold between calls, in debug builds.
+    fn debug_check(&self) {
+        if cfg!(debug_assertions) {
+            self.assert_consistent();
+        }
+    }
+
+    /// Asserts that every block is referenced by exactly the tables that name it.
+    ///
+    /// # Panics
+    /// It is not, which is a defect.
+    pub fn assert_consistent(&self) {
+        self.pool.assert_consistent();
+        let mut references = vec![0; self.pool.len()];
+        for block in self.running.iter().flat_map(|entry| entry.table.blocks()).chain(&self.lent) {
+            references[*block as usize] += 1;
+        }
+        for (block, references) in references.into_iter().enumerate() {
+            assert_eq!(self.pool.references(block as u32), references, "block {block}");
+        }
+        assert!(self.running.is_sorted_by_key(|entry| entry.place), "running sequences stand in line");
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::request::{Draft, Limits, ValidRequest};
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-
-    const END: TokenId = 7;
-
-    fn sequence(id: u64, prompt: usize, max_tokens: usize) -> Sequence {
-        let prompt = (0..prompt).map(|index| 100 + index as u32).collect();
-        let draft = Draft { max_tokens: Some(max_tokens), ..Draft::greedy(prompt) };
-        let limits = Limits { context_tokens: 1000, vocabulary: 1000 };
-        Sequence::new(SequenceId(id), ValidRequest::new(draft, &limits).unwrap())
-    }
-
-    #[test]
-    fn a_long_prompt_is_cut_into_chunks_and_does_not_stop_the_others() {
-        let mut scheduler = Scheduler::new(2, 4, vec![END]);
-        scheduler.admit(sequence(1, 1, 3));
-        scheduler.admit(sequence(2, 8, 3));
-        let plan = scheduler.plan();
-        assert_eq!(plan.chunks[0].tokens, vec![100]);
-        assert_eq!(
-            (plan.chunks[1].tokens.as_slice(), plan.chunks[1].wants_logits),
-            (&[100, 101, 102][..], false)
-        );
-        let advances = scheduler.commit(&plan, &[5]);
-        assert_eq!(advances, vec![Advance { sequence: SequenceId(1), token: 5, finish: None }]);
-        let plan = scheduler.plan();
-        assert_eq!((plan.chunks[0].start, plan.chunks[0].tokens.as_slice()), (1, &[5][..]));
-        assert_eq!((plan.chunks[1].start, plan.chunks[1].tokens.as_slice()), (3, &[103, 104, 105][..]));
-    }
-
-    #[test]
-    fn an_end_token_and_the_limit_finish_a_sequence() {
-        let mut scheduler = Scheduler::new(2, 16, vec![END]);
-        scheduler.admit(sequence(1, 2, 9));
-        scheduler.admit(sequence(2, 2, 1));
-        let advances = scheduler.commit(&scheduler.plan(), &[END, 3]);
-        assert_eq!(advances[0].finish, Some(FinishReason::Stop));
-        assert_eq!(advances[1].finish, Some(FinishReason::Length));
-        assert!(scheduler.running().is_empty() && scheduler.plan().chunks.is_empty());
-    }
-
-    proptest! {
-        /// Whatever arrives and leaves: a step with running sequences is never empty and never over budget, chunks
-        /// continue where the last one ended, and every sequence ends after exactly its number of tokens.
-        #[test]
-        fn every_sequence_is_computed_once_and_ends(
-            arrivals in prop::collection::vec((1_usize..40, 1_usize..12, 0_usize..30), 1..12),
-            max_batch in 1_usize..5, budget in 1_usize..20, cancel in prop::collection::vec(any::<bool>(), 60),
-        ) {
-            let mut scheduler = Scheduler::new(max_batch, budget, vec![END]);
-            let mut waiting: Vec<_> = arrivals.iter().enumerate().rev().collect();
-            let mut seen: BTreeMap<SequenceId, (usize, usize)> = BTreeMap::new();
-            let mut cancelled = Vec::new();
-            for step in 0..2000 {
-                while scheduler.has_room() {
-                    let Some((id, (prompt, max_tokens, _))) = waiting.pop() else { break };
-                    scheduler.admit(sequence(id as u64, *prompt, *max_tokens));
-                }
-                if cancel.get(step).copied().unwrap_or(false) && let Some(first) = scheduler.running().first() {
-                    let id = first.id();
-                    scheduler.remove(id);
-                    cancelled.push(id);
-                }
-                if scheduler.running().is_empty() {
-                    if waiting.is_empty() { break }
-                    continue;
-                }
-                let plan = scheduler.plan();
-                prop_assert_eq!(plan.chunks.len(), scheduler.running().len());
-                prop_assert!(plan.token_count() <= budget.max(max_batch));
-                for chunk in &plan.chunks {
-                    let (computed, _) = seen.entry(chunk.sequence).or_default();
-                    prop_assert_eq!(chunk.start, *computed);
-                    prop_assert!(!chunk.tokens.is_empty());
-                    *computed += chunk.tokens.len();
-                }
-                let wanted = plan.chunks.iter().filter(|chunk| chunk.wants_logits).count();
-                for advance in scheduler.commit(&plan, &vec![3; wanted]) {
-                    seen.entry(advance.sequence).or_default().1 += 1;
-                }
-            }
-            prop_assert!(scheduler.running().is_empty());
-            for (index, (prompt, max_tokens, _)) in arrivals.iter().enumerate() {
-                let id = SequenceId(index as u64);
-                if !cancelled.contains(&id) {
-                    prop_assert_eq!(seen[&id], (prompt + max_tokens - 1, *max_tokens));
-                }
-            }
-        }
-    }
-}
+#[path = "scheduler_tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 //! One sequence: its tokens, and how many of them the model has seen.
 
 use crate::request::{SamplingParams, ValidRequest};
+use std::sync::Arc;
 
 /// An index into the vocabulary.
 pub type TokenId = u32;
@@ -18,21 +19,26 @@ pub enum FinishReason {
     Length,
 }
 
-/// A running sequence.
+/// One choice of a request.
 #[derive(Debug, Clone)]
 pub struct Sequence {
     id: SequenceId,
-    request: ValidRequest,
-    generated: Vec<TokenId>,
+    request: Arc<ValidRequest>,
+    choice: usize,
+    /// The request's, with the choice's own seed.
+    sampling: SamplingParams,
+    /// Prompt and answer.
+    tokens: Vec<TokenId>,
     num_computed_tokens: usize,
 }
 
 impl Sequence {
-    /// A sequence of which nothing is computed yet; it goes on from the tokens that its first choice has already.
+    /// A choice of which nothing is computed yet; tokens that it is resumed with belong to its answer.
     #[must_use]
-    pub fn new(id: SequenceId, request: ValidRequest) -> Self {
-        let generated = request.resumed(0).to_vec();
-        Self { id, request, generated, num_computed_tokens: 0 }
+    pub fn new(id: SequenceId, request: Arc<ValidRequest>, choice: usize) -> Self {
+        let tokens = [request.prompt(), request.resumed(choice)].concat();
+        let sampling = request.sampling().for_choice(choice);
+        Self { id, request, choice, sampling, tokens, num_computed_tokens: 0 }
     }
 
     /// Its name.
@@ -41,22 +47,34 @@ impl Sequence {
         self.id
     }
 
+    /// Which of the request's choices it is.
+    #[must_use]
+    pub fn choice(&self) -> usize {
+        self.choice
+    }
+
     /// Prompt and generated tokens together.
     #[must_use]
     pub fn token_count(&self) -> usize {
-        self.request.prompt().len() + self.generated.len()
+        self.tokens.len()
     }
 
     /// Tokens that the model has not seen yet.
     #[must_use]
     pub fn num_lacking_tokens(&self) -> usize {
-        self.token_count() - self.num_computed_tokens
+        self.tokens.len() - self.num_computed_tokens
     }
 
     /// Tokens that the model has seen.
     #[must_use]
     pub fn num_computed_tokens(&self) -> usize {
         self.num_computed_tokens
+    }
+
+    /// Prompt and answer so far.
+    #[must_use]
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
     }
 
     /// Token ids of the prompt.
@@ -68,39 +86,45 @@ impl Sequence {
     /// Token ids of the answer so far.
     #[must_use]
     pub fn generated(&self) -> &[TokenId] {
-        &self.generated
+        &self.tokens[self.request.prompt().len()..]
+    }
+
+    /// Tokens that the answer may still get.
+    #[must_use]
+    pub fn remaining_tokens(&self) -> usize {
+        self.request.max_tokens().saturating_sub(self.generated().len())
     }
 
     /// How to pick the next token.
     #[must_use]
     pub fn sampling(&self) -> &SamplingParams {
-        self.request.sampling()
+        &self.sampling
     }
 
-    /// Further tokens that end the answer.
+    /// Why the answer ends where it is now; `None` where it goes on. Resumed answers may have ended already.
     #[must_use]
-    pub fn stop_tokens(&self) -> &[TokenId] {
-        self.request.stop_tokens()
-    }
-
-    /// The next `count` tokens that the model lacks.
-    pub(crate) fn next_tokens(&self, count: usize) -> Vec<TokenId> {
-        let all = self.request.prompt().iter().chain(&self.generated);
-        all.skip(self.num_computed_tokens).take(count).copied().collect()
-    }
-
-    pub(crate) fn mark_computed(&mut self, count: usize) {
-        self.num_computed_tokens += count;
-        debug_assert!(self.num_computed_tokens <= self.token_count());
-    }
-
-    /// Appends a sampled token, and says whether it is the last.
-    pub(crate) fn push(&mut self, token: TokenId, end_tokens: &[TokenId]) -> Option<FinishReason> {
-        self.generated.push(token);
-        let ends = !self.request.ignore_eos() && end_tokens.contains(&token);
-        if ends || self.request.stop_tokens().contains(&token) {
+    pub fn finished(&self, end_tokens: &[TokenId]) -> Option<FinishReason> {
+        let last = self.generated().last()?;
+        let ends = !self.request.ignore_eos() && end_tokens.contains(last);
+        if ends || self.request.stop_tokens().contains(last) {
             return Some(FinishReason::Stop);
         }
-        (self.generated.len() >= self.request.max_tokens()).then_some(FinishReason::Length)
+        (self.remaining_tokens() == 0).then_some(FinishReason::Length)
+    }
+
+    /// The tokens that end this answer, to be kept away before `min_tokens`.
+    #[must_use]
+    pub fn ends(&self, end_tokens: &[TokenId]) -> Vec<TokenId> {
+        let own = if self.request.ignore_eos() { &[] } else { end_tokens };
+        [own, self.request.stop_tokens()].concat()
+    }
+
+    pub(crate) fn set_computed(&mut self, count: usize) {
+        debug_assert!(count <= self.tokens.len(), "computed more than there is");
+        self.num_computed_tokens = count;
+    }
+
+    pub(crate) fn push(&mut self, token: TokenId) {
+        self.tokens.push(token);
     }
 }

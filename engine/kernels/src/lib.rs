@@ -4,7 +4,6 @@
 //! [`CpuBackend`] runs op programs with them, [`hip`] does the same on AMD cards. It knows nothing of models.
 //! Every `unsafe` block stands behind a safe function that checks what the block relies on.
 
-mod attention;
 mod blocks;
 mod cpu;
 pub mod hip;
@@ -19,7 +18,6 @@ mod product;
 #[cfg(test)]
 mod testing;
 
-pub use attention::attend;
 pub use blocks::BlockType;
 pub use cpu::CpuBackend;
 pub use int8::{Activations, Items, Operands, Output, PackError, Packed, RowWriter};

@@ -1,7 +1,13 @@
-//! A Llama's numbers, read from GGUF metadata and checked against each other.
+//! A model's numbers, read from GGUF metadata and checked against each other.
 
 use super::ModelError;
+use atlas_engine_core::backend::{KvSpec, KvType};
+use atlas_engine_core::program::Pairing;
 use atlas_format::Gguf;
+
+/// Architectures that are served, by their name in GGUF, with how they pair elements for RoPE.
+const ARCHITECTURES: [(&str, Pairing); 3] =
+    [("llama", Pairing::Interleaved), ("qwen2", Pairing::Halves), ("qwen3", Pairing::Halves)];
 
 /// What the forward pass needs to know. Sizes count elements.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +28,8 @@ pub struct ModelConfig {
     pub head_size: usize,
     /// Elements of a head that RoPE turns.
     pub rope_size: usize,
+    /// Which elements of a head RoPE turns together.
+    pub pairing: Pairing,
     /// RoPE's base.
     pub rope_base: f32,
     /// Positions are divided by this (linear RoPE scaling); 1 where there is none.
@@ -35,21 +43,21 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads the numbers of a Llama-architecture model.
+    /// Reads the numbers of a model.
     ///
     /// # Errors
     /// Another architecture, missing keys, or numbers that contradict each other.
     pub fn from_gguf(header: &Gguf) -> Result<Self, ModelError> {
         let architecture = header.require_str("general.architecture")?;
-        if architecture != "llama" {
-            return Err(ModelError::Architecture { found: architecture.to_owned() });
-        }
-        let number = |key: &str| header.require_u32(&format!("llama.{key}")).map(|value| value as usize);
-        let optional =
-            |key: &str| header.u32(&format!("llama.{key}")).map(|value| value.map(|value| value as usize));
+        let known = ARCHITECTURES.iter().find(|(name, _)| *name == architecture);
+        let &(architecture, pairing) =
+            known.ok_or_else(|| ModelError::Architecture { found: architecture.to_owned() })?;
+        let name = |key: &str| format!("{architecture}.{key}");
+        let number = |key: &str| header.require_u32(&name(key)).map(|value| value as usize);
+        let optional = |key: &str| header.u32(&name(key)).map(|value| value.map(|value| value as usize));
         if let Some(experts) = optional("expert_count")?.filter(|experts| *experts > 0) {
             let reason = "mixtures of experts are not built yet";
-            return Err(unsupported("llama.expert_count", &experts.to_string(), reason));
+            return Err(unsupported(&name("expert_count"), &experts.to_string(), reason));
         }
         let (hidden, heads) = (number("embedding_length")?, number("attention.head_count")?);
         let kv_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
@@ -64,13 +72,14 @@ impl ModelConfig {
         if rope_size == 0 || rope_size > head_size || !rope_size.is_multiple_of(2) {
             return Err(inconsistent("number of RoPE dimensions", rope_size, "head size", head_size));
         }
-        // The embedding's rows are the vocabulary; llama.vocab_size is optional and may be padded otherwise.
+        // The embedding's rows are the vocabulary; vocab_size is optional and may be padded otherwise.
         let embedding = header.tensors().iter().find(|tensor| tensor.name == "token_embd.weight");
         let vocabulary = embedding.and_then(|tensor| tensor.shape.get(1)).copied();
         let vocabulary =
             vocabulary.ok_or_else(|| ModelError::MissingTensor { name: "token_embd.weight".into() })?;
         Ok(Self {
             name: header.str("general.name")?.unwrap_or(architecture).to_owned(),
+            pairing,
             layers: number("block_count")?,
             hidden,
             feed_forward: number("feed_forward_length")?,
@@ -78,34 +87,31 @@ impl ModelConfig {
             kv_heads,
             head_size,
             rope_size,
-            rope_base: header.f32("llama.rope.freq_base")?.unwrap_or(10_000.0),
-            rope_divisor: rope_divisor(header)?,
-            norm_epsilon: header.f32("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
+            rope_base: header.f32(&name("rope.freq_base"))?.unwrap_or(10_000.0),
+            rope_divisor: rope_divisor(header, architecture)?,
+            norm_epsilon: header.f32(&name("attention.layer_norm_rms_epsilon"))?.unwrap_or(1e-5),
             vocabulary: usize::try_from(vocabulary).unwrap_or(usize::MAX),
             trained_context: number("context_length")?,
         })
     }
 
-    /// Query heads that share a key head.
-    pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    /// Bytes of KV cache a token, in f32.
-    pub fn kv_bytes_per_token(&self) -> u64 {
-        2 * (self.layers * self.kv_heads * self.head_size) as u64 * size_of::<f32>() as u64
+    /// The KV cache of all layers.
+    pub fn kv_spec(&self, kv_type: KvType, blocks: u32) -> KvSpec {
+        let layers = 0..u16::try_from(self.layers).unwrap_or(u16::MAX);
+        KvSpec { layers, kv_heads: self.kv_heads, head_size: self.head_size, kv_type, blocks }
     }
 }
 
 /// Llama 3's scaling is a tensor, `rope_freqs.weight`, and not covered by these keys.
-fn rope_divisor(header: &Gguf) -> Result<f32, ModelError> {
-    let factor = header.f32("llama.rope.scaling.factor")?.filter(|factor| *factor > 0.0);
-    match header.str("llama.rope.scaling.type")? {
+fn rope_divisor(header: &Gguf, architecture: &str) -> Result<f32, ModelError> {
+    let name = |key: &str| format!("{architecture}.rope.{key}");
+    let factor = header.f32(&name("scaling.factor"))?.filter(|factor| *factor > 0.0);
+    match header.str(&name("scaling.type"))? {
         Some("linear") => Ok(factor.unwrap_or(1.0)),
-        None => Ok(header.f32("llama.rope.scale_linear")?.filter(|factor| *factor > 0.0).unwrap_or(1.0)),
+        None => Ok(header.f32(&name("scale_linear"))?.filter(|factor| *factor > 0.0).unwrap_or(1.0)),
         Some("none") => Ok(1.0),
         Some(other) => Err(unsupported(
-            "llama.rope.scaling.type",
+            &name("scaling.type"),
             other,
             "only linear scaling and rope_freqs.weight are built",
         )),

@@ -1,155 +1,230 @@
-//! The worker's loop: admit, plan, compute, sample, commit.
+//! The worker's loop: take what arrived, drop what nobody waits for, step, tell.
 
-use super::handle::{EngineHandle, Inbox, Submission, TokenEvent};
+use super::embed::EmbeddingJob;
+use super::handle::{Arrival, Client, EngineHandle, Inbox, Submission, TokenEvent};
+use super::stepper::Stepper;
 use crate::metrics::Metrics;
-use crate::model::{Llama, ModelError};
+use crate::model::{Model, ModelError};
 use crate::status::Status;
-use atlas_engine_core::sampler::{History, Rules, sample};
-use atlas_engine_core::{BitMask, Chunk, Scheduler, Sequence, SequenceId, StepPlan, TokenId, TokenMask};
+use atlas_engine_core::admission::Capacity;
+use atlas_engine_core::choose::Grammar;
+use atlas_engine_core::pacing::Pacer;
+use atlas_engine_core::plan::Chunk;
+use atlas_engine_core::program::BLOCK_TOKENS;
+use atlas_engine_core::sampler::Sampled;
+use atlas_engine_core::{Scheduler, SchedulerSettings, SequenceId, StepPlan, TokenId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use tokio::sync::mpsc::UnboundedSender;
-
-/// Tokens a step. A step should stay well under a second on two cores, so that a long prompt does not hold up others.
-const TOKEN_BUDGET: usize = 128;
+use std::time::{Duration, Instant};
 
 /// What a worker needs besides the model.
 pub struct WorkerSettings {
     /// Sequences computed at the same time.
     pub max_batch: usize,
+    /// Rows of a step, at most; the model was loaded for as many.
+    pub max_rows: usize,
+    /// Blocks of the KV cache.
+    pub blocks: u32,
     /// Requests that may wait.
     pub queue_limit: usize,
     /// Tokens that end an answer.
     pub end_tokens: Vec<TokenId>,
+    /// Whether to guess tokens.
+    pub speculate: bool,
     /// Where progress is counted.
     pub status: Arc<Status>,
     /// Where times are counted.
     pub metrics: Arc<Metrics>,
 }
 
+/// Who waits for a sequence.
+struct Choice {
+    client: Client,
+    began: bool,
+}
+
 /// Owns scheduler and model.
 pub struct Worker {
-    model: Llama,
-    scheduler: Scheduler,
+    stepper: Stepper,
     inbox: Arc<Inbox>,
-    events: HashMap<SequenceId, UnboundedSender<TokenEvent>>,
-    masks: HashMap<SequenceId, Box<dyn TokenMask>>,
-    end_tokens: Vec<TokenId>,
-    next_id: u64,
+    choices: HashMap<SequenceId, Choice>,
+    job: Option<EmbeddingJob>,
+    pacer: Pacer,
+    blocks: u32,
     status: Arc<Status>,
     metrics: Arc<Metrics>,
 }
 
 impl Worker {
     /// A worker and the handle to it.
-    pub fn new(model: Llama, settings: WorkerSettings) -> (Self, EngineHandle) {
-        let WorkerSettings { max_batch, queue_limit, end_tokens, status, metrics } = settings;
-        let (handle, inbox) = EngineHandle::new(queue_limit, status.clone());
-        let scheduler = Scheduler::new(max_batch, TOKEN_BUDGET, end_tokens.clone());
-        let (events, masks) = (HashMap::new(), HashMap::new());
-        (Self { model, scheduler, inbox, events, masks, end_tokens, next_id: 0, status, metrics }, handle)
+    pub fn new(model: Model, settings: WorkerSettings) -> (Self, EngineHandle) {
+        let WorkerSettings {
+            max_batch,
+            max_rows,
+            blocks,
+            queue_limit,
+            end_tokens,
+            speculate,
+            status,
+            metrics,
+        } = settings;
+        let capacity = Capacity { queue: queue_limit, blocks: blocks as usize };
+        let (handle, inbox) = EngineHandle::new(capacity, status.clone());
+        let pacer = Pacer::new(max_batch, max_rows);
+        let token_budget = pacer.budget();
+        let settings = SchedulerSettings { max_batch, token_budget, blocks, end_tokens, speculate };
+        let stepper = Stepper::new(Scheduler::new(settings), model);
+        let choices = HashMap::new();
+        (Self { stepper, inbox, choices, job: None, pacer, blocks, status, metrics }, handle)
     }
 
-    /// Computes one token and forgets it, so that weights are paged in before the first request.
+    /// Computes ever larger steps into blocks that nobody uses yet: weights are paged in before the first request, and
+    /// the token budget is known.
     ///
     /// # Errors
-    /// The model fails.
+    /// The device fails.
     pub fn warm_up(&mut self) -> Result<(), ModelError> {
-        let sequence = SequenceId(u64::MAX);
-        let chunk = Chunk { sequence, start: 0, tokens: vec![0], wants_logits: true };
-        self.model.forward(&StepPlan { chunks: vec![chunk] })?;
-        self.model.release(sequence);
+        let most = self.blocks as usize * BLOCK_TOKENS;
+        let mut last = None;
+        // The first step of all pages weights in and says nothing about later ones.
+        self.probe(1)?;
+        while let Some(rows) = self.pacer.next_probe(last).filter(|rows| *rows <= most) {
+            let time = self.probe(rows)?;
+            self.pacer.record(rows, time);
+            last = Some((rows, time));
+        }
+        self.apply_pace();
+        tracing::info!(token_budget = self.pacer.budget(), "warmed up");
         Ok(())
+    }
+
+    fn probe(&mut self, rows: usize) -> Result<Duration, ModelError> {
+        let chunk = Chunk {
+            sequence: SequenceId(u64::MAX),
+            start: 0,
+            tokens: vec![0; rows],
+            drafted: 0,
+            logit_rows: 1,
+            hidden_rows: 0,
+            blocks: (0..rows.div_ceil(BLOCK_TOKENS) as u32).collect(),
+        };
+        let began = Instant::now();
+        self.stepper.model.run(&StepPlan { copies: Vec::new(), chunks: vec![chunk] })?;
+        Ok(began.elapsed())
+    }
+
+    fn apply_pace(&mut self) {
+        self.stepper.scheduler.set_token_budget(self.pacer.budget());
+        self.stepper.scheduler.set_step_cost(self.pacer.step_cost());
+        self.metrics.scheduler.token_budget.set(self.pacer.budget() as i64);
     }
 
     /// Serves until the process ends.
     ///
     /// # Errors
-    /// The model fails; requests that run see their channels close.
+    /// The device fails; the streams of all requests close.
     pub fn run(mut self) -> Result<(), ModelError> {
         loop {
+            self.receive();
             self.drop_abandoned();
-            self.admit();
-            self.step()?;
-        }
-    }
-
-    /// Ends the sequences whose clients are gone.
-    fn drop_abandoned(&mut self) {
-        let gone: Vec<SequenceId> =
-            self.events.iter().filter(|(_, events)| events.is_closed()).map(|(id, _)| *id).collect();
-        for id in gone {
-            self.scheduler.remove(id);
-            self.end(id);
-        }
-    }
-
-    /// Fills the batch from the queue; sleeps while there is nothing to do at all.
-    fn admit(&mut self) {
-        while self.scheduler.has_room() {
-            let idle = self.scheduler.running().is_empty();
-            let Some(Submission { request, mask, events, queued }) = self.inbox.take(idle) else { break };
-            self.metrics.queue_seconds.observe(queued.elapsed().as_secs_f64());
-            let id = SequenceId(self.next_id);
-            self.next_id += 1;
-            self.scheduler.admit(Sequence::new(id, request));
-            self.events.insert(id, events);
-            self.masks.extend(mask.map(|mask| (id, mask)));
+            if !self.stepper.scheduler.is_idle() {
+                self.step()?;
+            }
+            self.embed()?;
             self.count();
         }
     }
 
-    fn step(&mut self) -> Result<(), ModelError> {
-        let plan = self.scheduler.plan();
-        let mut logits = self.model.forward(&plan)?;
-        let wanted = plan.chunks.iter().filter(|chunk| chunk.wants_logits);
-        let mut sampled = Vec::with_capacity(logits.len());
-        let mut logprobs = HashMap::new();
-        for (chunk, logits) in wanted.zip(&mut logits) {
-            let id = chunk.sequence;
-            let Some(sequence) = self.scheduler.running().iter().find(|sequence| sequence.id() == id) else {
-                sampled.push(0);
-                continue;
-            };
-            let mut allowed = self.masks.contains_key(&id).then(|| BitMask::new(logits.len()));
-            if let (Some(grammar), Some(allowed)) = (self.masks.get_mut(&id), &mut allowed) {
-                grammar.allowed(allowed);
+    /// Puts what arrived in line; sleeps while there is nothing to do at all.
+    fn receive(&mut self) {
+        let idle = self.stepper.scheduler.is_idle() && self.job.is_none();
+        for Arrival { submission, clients } in self.inbox.take(idle) {
+            let Submission { request, priority, scope, masks } = submission;
+            let sequences = self.stepper.scheduler.submit(&Arc::new(request), priority, scope);
+            let mut masks = masks.into_iter();
+            for ((id, finished), client) in sequences.into_iter().zip(clients) {
+                let mask = masks.next();
+                // What has ended already has nobody to wait for; its channel closes.
+                if finished.is_none() {
+                    if let Some(mask) = mask {
+                        let vocabulary = self.stepper.model.config().vocabulary;
+                        self.stepper.set_grammar(id, Grammar::new(mask, vocabulary));
+                    }
+                    self.choices.insert(id, Choice { client, began: false });
+                }
             }
-            let history = History { prompt: sequence.prompt(), generated: sequence.generated() };
-            let ends = [sequence.stop_tokens(), &self.end_tokens].concat();
-            let rules = Rules { ends: &ends, allowed: allowed.as_mut().map(|allowed| &*allowed.words_mut()) };
-            let picked = sample(logits, sequence.sampling(), &history, &rules);
-            if let Some(grammar) = self.masks.get_mut(&id) {
-                grammar.accept(picked.token);
-            }
-            sampled.push(picked.token);
-            logprobs.extend(picked.logprobs.map(|logprobs| (id, logprobs)));
         }
-        let advances = self.scheduler.commit(&plan, &sampled);
-        self.status.progress.add_tokens(advances.len() as u64);
-        for advance in advances {
-            if let Some(events) = self.events.get(&advance.sequence) {
-                let logprobs = logprobs.remove(&advance.sequence);
-                // A client that is gone is noticed before the next step.
-                let _ = events.send(TokenEvent { token: advance.token, logprobs, finish: advance.finish });
+    }
+
+    /// Ends the sequences that nobody waits for any more.
+    fn drop_abandoned(&mut self) {
+        let gone = self.choices.iter().filter(|(_, choice)| choice.client.events.is_closed());
+        let gone: Vec<SequenceId> = gone.map(|(id, _)| *id).collect();
+        for id in gone {
+            self.stepper.cancel(id);
+            self.choices.remove(&id);
+        }
+    }
+
+    fn step(&mut self) -> Result<(), ModelError> {
+        self.status.progress.begin_step();
+        let began = Instant::now();
+        let (plan, advances) = self.stepper.step()?;
+        let time = began.elapsed();
+        self.status.progress.end_step(advances.len() as u64, time);
+        self.pacer.record(plan.token_count(), time);
+        self.apply_pace();
+        self.metrics.scheduler.observe(&plan, time);
+        for chunk in &plan.chunks {
+            if let Some(choice) = self.choices.get_mut(&chunk.sequence).filter(|choice| !choice.began) {
+                choice.began = true;
+                let queued = began.duration_since(choice.client.queued);
+                self.metrics.queue_seconds.observe(queued.as_secs_f64());
             }
+        }
+        for advance in advances {
+            let Some(choice) = self.choices.get(&advance.sequence) else { continue };
+            let Sampled { token, logprobs } = advance.sampled;
+            let event = TokenEvent { token, logprobs, finish: advance.finish };
+            // A client that is gone is noticed before the next step.
+            let _ = choice.client.events.send(event);
             if advance.finish.is_some() {
-                self.end(advance.sequence);
+                self.choices.remove(&advance.sequence);
             }
         }
         Ok(())
     }
 
-    /// Forgets a sequence that the scheduler has given up already.
-    fn end(&mut self, id: SequenceId) {
-        self.events.remove(&id);
-        self.masks.remove(&id);
-        self.model.release(id);
-        self.count();
+    /// Goes on with the text that is being embedded, or begins with the next one.
+    fn embed(&mut self) -> Result<(), ModelError> {
+        if self.job.as_ref().is_some_and(EmbeddingJob::is_abandoned) {
+            self.job = None;
+            self.stepper.scheduler.take_back();
+        }
+        let next = || self.inbox.take_embedding();
+        let job = match self.job.take() {
+            Some(job) => job,
+            None => match next().map(|embedding| EmbeddingJob::begin(embedding, &mut self.stepper)) {
+                Some(Ok(job)) => job,
+                Some(Err(embedding)) => {
+                    self.inbox.put_back(embedding);
+                    return Ok(());
+                }
+                None => return Ok(()),
+            },
+        };
+        self.status.progress.begin_step();
+        let began = Instant::now();
+        self.job = job.advance(&mut self.stepper, self.pacer.budget())?;
+        self.status.progress.end_step(0, began.elapsed());
+        Ok(())
     }
 
     fn count(&self) {
-        self.status.progress.running.store(self.events.len() as u64, Relaxed);
+        let scheduler = &self.stepper.scheduler;
+        self.status.progress.running.store(scheduler.running_count() as u64, Relaxed);
+        self.inbox.set_in_line(scheduler.waiting_count());
+        self.metrics.scheduler.set(scheduler.stats(), scheduler.pool());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::openai::ApiError;
+use atlas_engine_core::Scope;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -83,6 +84,19 @@ fn key(headers: &HeaderMap) -> Option<&str> {
     bearer.or_else(|| headers.get("x-api-key")?.to_str().ok())
 }
 
+/// Whose cached prefixes a request may use: those of its own key for this model, so that nobody can find out what
+/// others asked from how fast an answer begins.
+pub fn scope(headers: &HeaderMap, model: &str) -> Scope {
+    let mut digest = Sha256::new();
+    // The length keeps model and key apart.
+    digest.update(model.len().to_le_bytes());
+    digest.update(model);
+    digest.update(key(headers).unwrap_or_default());
+    let hash: Hash = digest.finalize().into();
+    let (first, _) = hash.as_chunks::<16>();
+    Scope(u128::from_le_bytes(first[0]))
+}
+
 /// Lets only requests with a key through, where keys are set. Probes and metrics need none.
 pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let open = ["/healthz", "/readyz", "/metrics"].contains(&request.uri().path());
@@ -119,6 +133,22 @@ pub async fn allow_origins(State(app): State<Arc<App>>, request: Request, next: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_key_and_model_has_a_scope_of_its_own() {
+        let with = |key: Option<&'static str>, model: &str| {
+            let headers = key.map(|key| (header::AUTHORIZATION, HeaderValue::from_static(key)));
+            scope(&headers.into_iter().collect(), model)
+        };
+        assert_eq!(with(Some("Bearer a"), "m"), with(Some("bearer a"), "m"));
+        let scopes =
+            [(Some("Bearer a"), "m"), (Some("Bearer b"), "m"), (Some("Bearer a"), "ma"), (None, "m")];
+        for (index, (key, model)) in scopes.iter().enumerate() {
+            for (other_key, other_model) in &scopes[..index] {
+                assert_ne!(with(*key, model), with(*other_key, other_model));
+            }
+        }
+    }
 
     #[test]
     fn keys_are_read_again_when_the_file_changes() {

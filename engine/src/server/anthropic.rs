@@ -30,7 +30,7 @@ pub async fn answer(
     let request = ChatRequest::read(&Fields::new(translate(&fields)?)).map_err(renamed)?;
     let stream = request.params.stream;
     let writer = MessagesWriter::new(&request.params);
-    let generation = request.start(app, engine).await.map_err(renamed)?;
+    let generation = request.start(app, engine, in_flight.scope).await.map_err(renamed)?;
     reply(generation, writer, stream, in_flight).await
 }
 

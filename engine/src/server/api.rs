@@ -5,7 +5,8 @@ use super::openai::ApiError;
 use super::params::Resume;
 use super::reply::InFlight;
 use super::{
-    App, Engine, access, anthropic, anthropic_writer, chat, completions, health, responses, tokenize,
+    App, Engine, access, anthropic, anthropic_writer, chat, completions, embeddings, health, responses,
+    tokenize,
 };
 use crate::status::Phase;
 use axum::body::{Body, Bytes, to_bytes};
@@ -113,7 +114,7 @@ async fn answer(
     request: Request,
 ) -> Result<Response, ApiError> {
     // Counted before the phase is looked at, so that draining cannot end between the two.
-    let in_flight = InFlight::new(app.clone());
+    let in_flight = InFlight::new(app.clone(), access::scope(request.headers(), app.status.model_file()));
     let engine = serving(app)?;
     let running = app.in_flight.load(Relaxed);
     if running > app.max_concurrent as u64 {
@@ -136,7 +137,7 @@ async fn answer(
         Endpoint::Responses => responses::answer(app, engine, fields, in_flight).await,
         Endpoint::Messages => anthropic::answer(app, engine, fields, in_flight).await,
         Endpoint::CountTokens => Ok(Json(anthropic::count_tokens(engine, &fields).await?).into_response()),
-        Endpoint::Embeddings => Err(ApiError::no_embeddings()),
+        Endpoint::Embeddings => Ok(Json(embeddings::answer(app, engine, &fields).await?).into_response()),
         Endpoint::Tokenize => Ok(Json(tokenize::tokenize(engine, &fields).await?).into_response()),
         Endpoint::Detokenize => Ok(Json(tokenize::detokenize(engine, &fields)?).into_response()),
     }

@@ -13,7 +13,7 @@ use crate::text::answer::{AnswerRules, Part, ToolFormat};
 use crate::text::chat_template::Conversation;
 use crate::text::grammar::Grammar;
 use crate::text::{TextTokenizer, generic_tools};
-use atlas_engine_core::FinishReason;
+use atlas_engine_core::{FinishReason, Scope};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -113,14 +113,14 @@ impl ChatRequest {
     ///
     /// # Errors
     /// The prompt cannot be written or does not fit, or the queue is full.
-    pub async fn start(self, app: &App, engine: &Engine) -> Result<Generation, ApiError> {
+    pub async fn start(self, app: &App, engine: &Engine, scope: Scope) -> Result<Generation, ApiError> {
         let prompt = self.prompt(engine)?;
         let (rules, grammar) = self.rules(engine, &prompt).await?;
         let prompts = encode(engine, vec![prompt]).await?;
         let most_calls = self.tools.most_calls();
         let task =
             Task { prompts, prompt_param: "messages", params: self.params, rules, grammar, most_calls };
-        Generation::start(app, engine, task)
+        Generation::start(app, engine, task, scope)
     }
 
     /// Whether one tool is named, which OpenAI tells by another finish reason.
@@ -164,7 +164,7 @@ pub async fn answer(
     }
     let stream = request.params.stream;
     let mut writer = ChatWriter::new(&request, engine);
-    let generation = request.start(app, engine).await?;
+    let generation = request.start(app, engine, in_flight.scope).await?;
     writer.begun = generation.begun();
     writer.calls = generation.calls();
     reply(generation, writer, stream, in_flight).await

@@ -78,7 +78,7 @@ pub async fn answer(
     let resumed = params.resume.from.as_ref().map_or(Vec::new(), |broken| broken.tokens.clone());
     let rules = AnswerRules::default();
     let task = Task { prompts, prompt_param: "prompt", params, rules, grammar: None, most_calls: usize::MAX };
-    let generation = Generation::start(app, engine, task)?;
+    let generation = Generation::start(app, engine, task, in_flight.scope)?;
     writer.begun = generation.begun();
     writer.offsets = vec![0; generation.choices()];
     for (offset, tokens) in writer.offsets.iter_mut().zip(resumed) {

@@ -6,14 +6,15 @@ use super::openai::ApiError;
 use super::params::Params;
 use super::{App, Engine};
 use crate::metrics::Metrics;
-use crate::runtime::TokenEvent;
+use crate::runtime::{Submission, TokenEvent};
 use crate::text::TextTokenizer;
 use crate::text::answer::{AnswerRules, Part};
 use crate::text::choice::{Choice, ChoiceRules, Shown};
 use crate::text::grammar::Grammar;
+use atlas_engine_core::admission::Refusal;
 use atlas_engine_core::request::MAX_CHOICES;
 use atlas_engine_core::sampler::TokenLogprobs;
-use atlas_engine_core::{Draft, FinishReason, RequestError, TokenId, ValidRequest};
+use atlas_engine_core::{Draft, FinishReason, RequestError, Scope, TokenId, ValidRequest};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -116,11 +117,11 @@ pub async fn encode(engine: &Engine, texts: Vec<String>) -> Result<Vec<Vec<Token
 }
 
 impl Generation {
-    /// Queues a task.
+    /// Queues a task; `scope` is whose cached prefixes it may use.
     ///
     /// # Errors
     /// The task does not fit the model, or the queue is full.
-    pub fn start(app: &App, engine: &Engine, task: Task) -> Result<Self, ApiError> {
+    pub fn start(app: &App, engine: &Engine, task: Task, scope: Scope) -> Result<Self, ApiError> {
         let Task { prompts, prompt_param, params, rules, grammar, most_calls } = task;
         let started = Instant::now();
         let refused = |error: RequestError| ApiError::from_request(&error, prompt_param);
@@ -139,20 +140,21 @@ impl Generation {
             return Err(refused(RequestError::ResumedChoices { given, choices: count }));
         }
         // Everything is checked before anything is queued.
-        let mut requests = Vec::with_capacity(count);
-        for index in 0..count {
+        let prompt_tokens = prompts.iter().map(Vec::len).sum();
+        let mut requests = Vec::with_capacity(prompts.len());
+        for (index, prompt) in prompts.into_iter().enumerate() {
+            let own = index * choices..(index + 1) * choices;
             let draft = Draft {
-                prompt: prompts[index / choices].clone(),
+                prompt,
                 max_tokens: params.max_tokens,
-                sampling: params.sampling.for_choice(index % choices),
+                sampling: params.sampling.clone(),
                 ignore_eos: params.ignore_eos,
                 stop_tokens: params.stop_tokens.clone(),
-                choices: 1,
-                resumed: broken.map_or(Vec::new(), |broken| vec![broken.tokens[index].clone()]),
+                choices,
+                resumed: broken.map_or(Vec::new(), |broken| broken.tokens[own].to_vec()),
             };
             requests.push(ValidRequest::new(draft, &engine.limits).map_err(refused)?);
         }
-        let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let rules = ChoiceRules { stop: params.stop, include_stop: params.include_stop, answer: rules };
         let mut generation = Self {
             running: Vec::with_capacity(count),
@@ -169,24 +171,30 @@ impl Generation {
             aborted: None,
         };
         for request in requests {
-            let running = Running {
-                events: None,
-                choice: Choice::new(rules.clone()),
-                token_ids: Vec::new(),
-                logprobs: Vec::new(),
-                begun: !request.resumed(0).is_empty(),
-                calls: 0,
-                last_token: None,
-            };
-            generation.running.push(running);
-            let index = generation.running.len() - 1;
-            if generation.replay(index, &request, engine.tokenizer.end_tokens()) {
+            let first = generation.running.len();
+            for choice in 0..choices {
+                let begun = !request.resumed(choice).is_empty();
+                generation.running.push(Running::new(Choice::new(rules.clone()), begun));
+            }
+            let ended: Vec<bool> = (0..choices)
+                .map(|choice| generation.replay(first, choice, &request, engine.tokenizer.end_tokens()))
+                .collect();
+            if ended.iter().all(|ended| *ended) {
                 continue;
             }
-            let mask = grammar.as_ref().map(|grammar| grammar.mask(request.resumed(0)));
-            let events = engine.handle.submit(request, mask);
-            generation.running[index].events =
-                Some(events.map_err(|full| ApiError::queue_full(full.waiting))?);
+            let masks = grammar.as_ref().map(|grammar| {
+                (0..choices).map(|choice| grammar.mask(request.resumed(choice))).collect::<Vec<_>>()
+            });
+            let masks = masks.unwrap_or_default();
+            let events = engine.handle.submit(Submission { masks, scope, ..Submission::new(request) });
+            let events = events.map_err(|refusal| match refusal {
+                Refusal::QueueFull { waiting } => ApiError::queue_full(waiting),
+                Refusal::NeverFits { .. } => ApiError::invalid(Some("max_tokens"), refusal.to_string()),
+            })?;
+            // What the text of its resumed tokens has ended already needs no more: its events are dropped here.
+            for (choice, events) in events.into_iter().enumerate().filter(|(choice, _)| !ended[*choice]) {
+                generation.running[first + choice].events = Some(events);
+            }
         }
         app.metrics.prompt_tokens.inc_by(prompt_tokens as u64);
         // Only now does it count as given up when it is dropped.
@@ -195,8 +203,8 @@ impl Generation {
     }
 
     /// Feeds a choice the tokens that it has already; whether they end it.
-    fn replay(&mut self, index: usize, request: &ValidRequest, ends: &[TokenId]) -> bool {
-        let resumed = request.resumed(0);
+    fn replay(&mut self, first: usize, choice: usize, request: &ValidRequest, ends: &[TokenId]) -> bool {
+        let (index, resumed) = (first + choice, request.resumed(choice));
         for (position, token) in resumed.iter().enumerate() {
             let end = !request.ignore_eos() && ends.contains(token) || request.stop_tokens().contains(token);
             let finish = match (end, position + 1 == request.max_tokens()) {
@@ -322,6 +330,18 @@ impl Generation {
 }
 
 impl Running {
+    fn new(choice: Choice, begun: bool) -> Self {
+        Self {
+            events: None,
+            choice,
+            token_ids: Vec::new(),
+            logprobs: Vec::new(),
+            begun,
+            calls: 0,
+            last_token: None,
+        }
+    }
+
     fn finish(&self, reason: FinishReason) -> Finish {
         Finish {
             reason,

@@ -8,6 +8,7 @@ mod chat;
 mod collect;
 mod completions;
 mod conversation;
+mod embeddings;
 mod fields;
 mod generate;
 mod health;

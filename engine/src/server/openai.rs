@@ -101,12 +101,6 @@ impl ApiError {
         Self { retry_after_seconds: Some(2), queue_length: Some(waiting), ..error }
     }
 
-    /// The model's hidden states are not at hand.
-    pub fn no_embeddings() -> Self {
-        let message = "this server has no embeddings: its worker gives tokens, not hidden states";
-        Self::new(StatusCode::NOT_IMPLEMENTED, "invalid_request_error", message).code("unsupported_endpoint")
-    }
-
     /// The model is not loaded yet.
     pub fn loading(phase: &str) -> Self {
         let message = format!("the model is not ready yet (phase {phase}); try again later");

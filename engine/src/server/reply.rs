@@ -7,6 +7,7 @@ use super::App;
 use super::collect::Answer;
 use super::generate::{Delta, Generation, Usage};
 use super::openai::ApiError;
+use atlas_engine_core::Scope;
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
@@ -49,19 +50,23 @@ impl Event {
 }
 
 /// Counts a request as long as it is being answered, its body included.
-pub struct InFlight(Arc<App>);
+pub struct InFlight {
+    app: Arc<App>,
+    /// Whose cached prefixes the request may use.
+    pub scope: Scope,
+}
 
 impl InFlight {
     /// Counts one more.
-    pub fn new(app: Arc<App>) -> Self {
+    pub fn new(app: Arc<App>, scope: Scope) -> Self {
         app.in_flight.fetch_add(1, Relaxed);
-        Self(app)
+        Self { app, scope }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.app.in_flight.fetch_sub(1, Relaxed);
     }
 }
 

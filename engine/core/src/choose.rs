@@ -1,0 +1,154 @@
+//! The tokens that a chunk's logits lead to.
+
+use crate::mask::{BitMask, TokenMask};
+use crate::plan::Chunk;
+use crate::sampler::{History, Rules, Sampled, sample};
+use crate::sequence::{Sequence, TokenId};
+
+/// A sequence's grammar, with room for what it allows.
+pub struct Grammar {
+    mask: Box<dyn TokenMask>,
+    bits: BitMask,
+}
+
+impl Grammar {
+    /// A grammar over a vocabulary.
+    #[must_use]
+    pub fn new(mask: Box<dyn TokenMask>, vocabulary: usize) -> Self {
+        Self { mask, bits: BitMask::new(vocabulary) }
+    }
+
+    fn allowed(&mut self, ends: &[TokenId]) -> &[u32] {
+        self.bits.clear();
+        self.mask.allowed(&mut self.bits);
+        if self.bits.is_empty() {
+            // Nothing may come, so the answer ends.
+            ends.iter().for_each(|token| self.bits.allow(*token));
+        }
+        self.bits.words()
+    }
+}
+
+impl std::fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Grammar")
+    }
+}
+
+/// Draws the tokens that follow a chunk: one where nothing was drafted, and one more for each drafted token that is
+/// what was drawn. Each is drawn from its own row with its own history, so drafts change no token.
+///
+/// # Shapes
+/// `logits`: `[chunk.logit_rows, vocabulary]`, changed in place.
+pub fn choose(
+    chunk: &Chunk,
+    logits: &mut [f32],
+    sequence: &Sequence,
+    end_tokens: &[TokenId],
+    mut grammar: Option<&mut Grammar>,
+) -> Vec<Sampled> {
+    let (ends, prompt) = (sequence.ends(end_tokens), sequence.prompt());
+    let mut generated = sequence.generated().to_vec();
+    let drafts = &chunk.tokens[chunk.tokens.len() - chunk.drafted..];
+    let vocabulary = logits.len() / chunk.logit_rows.max(1);
+    let mut chosen = Vec::new();
+    for (row, logits) in logits.chunks_exact_mut(vocabulary.max(1)).enumerate() {
+        let allowed = grammar.as_mut().map(|grammar| grammar.allowed(&ends));
+        let history = History { prompt, generated: &generated };
+        let sampled = sample(logits, sequence.sampling(), &history, &Rules { ends: &ends, allowed });
+        let token = sampled.token;
+        chosen.push(sampled);
+        if let Some(grammar) = &mut grammar
+            && !ends.contains(&token)
+        {
+            grammar.mask.accept(token);
+        }
+        if drafts.get(row) != Some(&token) || ends.contains(&token) {
+            break;
+        }
+        generated.push(token);
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Draft, Limits, SamplingParams, ValidRequest};
+    use crate::sequence::SequenceId;
+    use std::sync::Arc;
+
+    const VOCABULARY: usize = 6;
+
+    fn sequence(sampling: SamplingParams) -> Sequence {
+        let draft = Draft { sampling, ..Draft::greedy(vec![1, 2]) };
+        let request =
+            ValidRequest::new(draft, &Limits { context_tokens: 50, vocabulary: VOCABULARY }).unwrap();
+        Sequence::new(SequenceId(0), Arc::new(request), 0)
+    }
+
+    fn chunk(drafts: &[TokenId]) -> Chunk {
+        let tokens = [&[2], drafts].concat();
+        let (drafted, logit_rows) = (drafts.len(), drafts.len() + 1);
+        let (sequence, blocks) = (SequenceId(0), vec![0]);
+        Chunk { sequence, start: 1, tokens, drafted, logit_rows, hidden_rows: 0, blocks }
+    }
+
+    /// Rows whose largest logits are at these tokens.
+    fn rows(tokens: &[TokenId]) -> Vec<f32> {
+        let row = |token: &TokenId| {
+            let token = *token as usize;
+            (0..VOCABULARY).map(move |index| if index == token { 2.0 } else { 0.0 })
+        };
+        tokens.iter().flat_map(row).collect()
+    }
+
+    fn tokens(sampled: &[Sampled]) -> Vec<TokenId> {
+        sampled.iter().map(|sampled| sampled.token).collect()
+    }
+
+    #[test]
+    fn drafts_are_kept_while_they_are_what_is_drawn() {
+        for (drafts, best, expected) in [
+            (&[][..], &[4][..], &[4][..]),
+            (&[4, 3], &[4, 3, 1], &[4, 3, 1]),
+            (&[4, 3], &[4, 1, 1], &[4, 1]),
+            (&[4, 3], &[1, 3, 1], &[1]),
+            (&[5, 3], &[5, 3, 1], &[5]),
+        ] {
+            let sequence = sequence(SamplingParams::greedy());
+            let chosen = choose(&chunk(drafts), &mut rows(best), &sequence, &[5], None);
+            assert_eq!(tokens(&chosen), expected, "{drafts:?} {best:?}");
+        }
+    }
+
+    #[test]
+    fn penalties_see_the_drafts_before_them() {
+        let sampling = SamplingParams { frequency_penalty: 1.5, ..SamplingParams::greedy() };
+        let mut logits = rows(&[4, 4]);
+        logits[VOCABULARY + 3] = 1.0;
+        let chosen = choose(&chunk(&[4]), &mut logits, &sequence(sampling), &[5], None);
+        assert_eq!(tokens(&chosen), [4, 3]);
+    }
+
+    /// Allows 3 and then 4, and nothing after that.
+    struct ThreeFour(Vec<TokenId>);
+
+    impl TokenMask for ThreeFour {
+        fn allowed(&mut self, mask: &mut BitMask) {
+            [3, 4].get(self.0.len()).into_iter().for_each(|token| mask.allow(*token));
+        }
+
+        fn accept(&mut self, token: TokenId) {
+            self.0.push(token);
+        }
+    }
+
+    #[test]
+    fn a_grammar_advances_with_every_token_and_ends_the_answer() {
+        let mut grammar = Grammar::new(Box::new(ThreeFour(Vec::new())), VOCABULARY);
+        let sequence = sequence(SamplingParams::greedy());
+        let chosen = choose(&chunk(&[3, 4]), &mut rows(&[1, 1, 1]), &sequence, &[5], Some(&mut grammar));
+        assert_eq!(tokens(&chosen), [3, 4, 5]);
+    }
+}

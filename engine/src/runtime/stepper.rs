@@ -1,0 +1,61 @@
+//! One step after the other: plan, compute, choose, commit. No thread, no channel, no clock.
+
+use crate::model::{Model, ModelError};
+use atlas_engine_core::choose::{Grammar, choose};
+use atlas_engine_core::{Advance, Scheduler, SequenceId, StepPlan};
+use std::collections::HashMap;
+
+/// Scheduler and model together.
+pub struct Stepper {
+    /// Which sequences there are and what they have.
+    pub scheduler: Scheduler,
+    /// What computes.
+    pub model: Model,
+    grammars: HashMap<SequenceId, Grammar>,
+}
+
+impl Stepper {
+    /// A stepper without work.
+    pub fn new(scheduler: Scheduler, model: Model) -> Self {
+        Self { scheduler, model, grammars: HashMap::new() }
+    }
+
+    /// Gives a sequence a grammar.
+    pub fn set_grammar(&mut self, id: SequenceId, grammar: Grammar) {
+        self.grammars.insert(id, grammar);
+    }
+
+    /// Ends a sequence.
+    pub fn cancel(&mut self, id: SequenceId) {
+        self.scheduler.cancel(id);
+        self.grammars.remove(&id);
+    }
+
+    /// Computes one step: the plan and what came of it.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn step(&mut self) -> Result<(StepPlan, Vec<Advance>), ModelError> {
+        let plan = self.scheduler.plan();
+        if plan.chunks.is_empty() {
+            return Ok((plan, Vec::new()));
+        }
+        let vocabulary = self.model.config().vocabulary;
+        let mut logits = self.model.run(&plan)?;
+        let mut results = Vec::with_capacity(plan.chunks.len());
+        for chunk in &plan.chunks {
+            let (own, rest) = std::mem::take(&mut logits).split_at_mut(chunk.logit_rows * vocabulary);
+            logits = rest;
+            let sequence = self.scheduler.sequence(chunk.sequence).filter(|_| chunk.logit_rows > 0);
+            results.push(sequence.map_or_else(Vec::new, |sequence| {
+                let grammar = self.grammars.get_mut(&chunk.sequence);
+                choose(chunk, own, sequence, self.scheduler.end_tokens(), grammar)
+            }));
+        }
+        let advances = self.scheduler.commit(&plan, results);
+        for advance in advances.iter().filter(|advance| advance.finish.is_some()) {
+            self.grammars.remove(&advance.sequence);
+        }
+        Ok((plan, advances))
+    }
+}
