@@ -21,6 +21,11 @@ async fn no_fault_of_an_engine_loses_or_breaks_an_answer() -> anyhow::Result<()>
         assert!(!summary.resumes || summary.broken == 0, "{}: {:?}", summary.fault, summary.failures);
         assert!(summary.affected > 0, "{}: no request met the fault", summary.fault);
     }
+    let resumed: u64 = summaries.iter().map(|summary| summary.resumed).sum();
+    assert!(
+        resumed > 0 || summaries.iter().any(|summary| !summary.resumes),
+        "no stream had to go on elsewhere"
+    );
     let written: serde_json::Value =
         serde_json::from_slice(&std::fs::read(folder.path().join("summary.json"))?)?;
     assert_eq!(written.as_array().map(Vec::len), Some(summaries.len()));

@@ -44,6 +44,8 @@ pub struct Timing {
     pub resume_hold: Duration,
     /// Longest wait for a request's body.
     pub body_timeout: Duration,
+    /// Longest wait for a client to read what was written.
+    pub write_timeout: Duration,
     /// How long new connections are still accepted after the stop signal, so that Services notice.
     pub drain_grace: Duration,
     /// How long running requests may take after that.
@@ -68,6 +70,7 @@ impl Timing {
             ping_interval: Duration::from_secs(5),
             resume_hold: Duration::from_secs(2),
             body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
             drain_grace: Duration::from_secs(3),
             drain_timeout: Duration::from_secs(30),
             max_buffered_answer_bytes: 64 << 20,

@@ -36,6 +36,7 @@ mod relay;
 mod resume;
 mod secrets;
 mod server;
+mod slow;
 mod status;
 mod table;
 mod transcript;

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use crate::api::Api;
+use crate::{api::Api, slow::WriteLimit};
 
 /// A client must have sent its headers by then.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +36,7 @@ pub async fn accept(listener: TcpListener, api: Arc<Api>, stop: CancellationToke
             continue;
         }
         let (api, stop) = (Arc::clone(&api), stop.clone());
+        let write_timeout = api.timing.write_timeout;
         running.spawn(async move {
             let service = service_fn(move |request| {
                 let api = Arc::clone(&api);
@@ -45,7 +46,7 @@ pub async fn accept(listener: TcpListener, api: Arc<Api>, stop: CancellationToke
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(MAX_HEAD_BYTES)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(WriteLimit::new(stream, write_timeout)), service);
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,

@@ -5,7 +5,10 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use atlas_gateway::Timing;
 use http::StatusCode;
@@ -135,6 +138,24 @@ async fn a_stream_that_waits_in_vain_ends_in_an_error_event() {
     let last = answer.text.trim_end().rsplit("\n\n").next().unwrap().to_owned();
     let error: serde_json::Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
     assert!(["no_tier_available", "engine_error"].contains(&error["error"]["code"].as_str().unwrap()));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_gives_its_engine_back() {
+    let written = Arc::new(Mutex::new(0));
+    let engine = Engine::start(Script::Flood(Arc::clone(&written))).await;
+    let view = table(model(&["primary"]), vec![engine.endpoint("primary")]);
+    let timing = Timing { write_timeout: Duration::from_millis(200), ..support::timing() };
+    let gateway = Gateway::start_with(view, timing).await;
+    gateway.active(Some("primary")).await;
+    let _unread = gateway.open(&[], r#"{"model": "code"}"#).await;
+    let ended = async {
+        while engine.seen.lock().unwrap().len() < 2 {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), ended).await.expect("the engine's connection ends");
+    assert!(*written.lock().unwrap() > 0);
 }
 
 #[tokio::test]

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -73,6 +76,26 @@ pub struct Load {
     clients: JoinSet<()>,
     stop: CancellationToken,
     samples: Arc<Mutex<Vec<Sample>>>,
+    midway: Midway,
+}
+
+/// Streams that have begun and are not over.
+type Midway = Arc<AtomicUsize>;
+
+/// A stream in its middle.
+struct InTheMiddle(Midway);
+
+impl InTheMiddle {
+    fn begin(midway: &Midway) -> Self {
+        midway.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(midway))
+    }
+}
+
+impl Drop for InTheMiddle {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Load {
@@ -86,28 +109,30 @@ impl Load {
         for prompt in PROMPTS {
             let mut both = [String::new(), String::new()];
             for (streams, text) in [false, true].into_iter().zip(&mut both) {
-                let sample = ask(gateway, prompt, streams, text, None).await;
+                let sample = ask(gateway, prompt, streams, text, None, &Midway::default()).await;
                 ensure!(sample.outcome == Outcome::Whole, "without any fault: {:?}", sample.outcome);
             }
             expected.push(both);
         }
         let (expected, samples): (Expected, Arc<Mutex<Vec<Sample>>>) = (Arc::new(expected), Arc::default());
-        let stop = CancellationToken::new();
+        let (stop, midway) = (CancellationToken::new(), Midway::default());
         let mut tasks = JoinSet::new();
         for client in 0..clients {
             let (stop, samples, expected) = (stop.clone(), Arc::clone(&samples), Arc::clone(&expected));
+            let midway = Arc::clone(&midway);
             tasks.spawn(async move {
                 let mut number = client / 2;
                 while !stop.is_cancelled() {
                     let (at, streams) = (number % PROMPTS.len(), client % 2 == 0);
                     let wanted = &expected[at][usize::from(streams)];
-                    let sample = ask(gateway, PROMPTS[at], streams, &mut String::new(), Some(wanted)).await;
+                    let sample =
+                        ask(gateway, PROMPTS[at], streams, &mut String::new(), Some(wanted), &midway).await;
                     samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
                     number += 1;
                 }
             });
         }
-        Ok(Self { clients: tasks, stop, samples })
+        Ok(Self { clients: tasks, stop, samples, midway })
     }
 
     /// Answers since the given time that this tier gave.
@@ -115,6 +140,12 @@ impl Load {
     pub fn answered_since(&self, since: Instant, tier: &str) -> usize {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.iter().filter(|s| s.started >= since && s.tier.as_deref() == Some(tier)).count()
+    }
+
+    /// Streams that have begun and are not over.
+    #[must_use]
+    pub fn midway(&self) -> usize {
+        self.midway.load(Ordering::Relaxed)
     }
 
     /// What was seen since the last time.
@@ -137,11 +168,12 @@ async fn ask(
     streams: bool,
     text: &mut String,
     expected: Option<&String>,
+    midway: &Midway,
 ) -> Sample {
     let started = Instant::now();
     let mut sample =
         Sample { started, pieces: Vec::new(), ended: started, streams, tier: None, outcome: Outcome::Whole };
-    let asked = tokio::time::timeout(PATIENCE, exchange(gateway, prompt, &mut sample, text)).await;
+    let asked = tokio::time::timeout(PATIENCE, exchange(gateway, prompt, &mut sample, text, midway)).await;
     sample.ended = Instant::now();
     let failed = match asked {
         Ok(Ok(())) => expected
@@ -161,6 +193,7 @@ async fn exchange(
     prompt: &str,
     sample: &mut Sample,
     text: &mut String,
+    midway: &Midway,
 ) -> anyhow::Result<()> {
     let stream = TcpStream::connect(gateway).await?;
     stream.set_nodelay(true)?;
@@ -177,7 +210,7 @@ async fn exchange(
     let tier = response.headers().get("x-atlas-tier").and_then(|value| value.to_str().ok());
     sample.tier = tier.map(str::to_owned);
     let status = response.status();
-    let mut bytes = Vec::new();
+    let (mut bytes, mut in_the_middle) = (Vec::new(), None);
     while let Some(frame) = response.body_mut().frame().await {
         if let Ok(data) = frame?.into_data() {
             if status == StatusCode::OK
@@ -186,10 +219,12 @@ async fn exchange(
                 && !data.starts_with(ERROR)
             {
                 sample.pieces.push(Instant::now());
+                in_the_middle.get_or_insert_with(|| InTheMiddle::begin(midway));
             }
             bytes.extend_from_slice(&data);
         }
     }
+    drop(in_the_middle);
     driver.abort();
     ensure!(status == StatusCode::OK, "{status}: {}", String::from_utf8_lossy(&bytes));
     let answer = String::from_utf8(bytes)?;

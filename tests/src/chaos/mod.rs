@@ -200,6 +200,10 @@ async fn play(
     for _ in 0..args.rounds {
         gateway.active("primary").await?;
         tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
+        wait_until("a stream in its middle", PATIENCE, || async {
+            if load.midway() > 0 { Ok(()) } else { Err("none") }
+        })
+        .await?;
         let at = Instant::now();
         inject(fault, &mut engines.primary, &wires)?;
         gateway.active("fallback").await?;

@@ -51,6 +51,8 @@ pub enum Script {
     Loading,
     /// Says that it computes one request at a time, and answers each once the test says so.
     OneAtATime(Arc<Notify>),
+    /// A stream without an end; counts what could be written of it.
+    Flood(Arc<Mutex<usize>>),
     /// 400 with the code of a prompt that is too long.
     TooLong,
     /// A stream in the form of the resume contract.
@@ -197,6 +199,15 @@ async fn converse(
             Script::OneAtATime(go) => {
                 go.notified().await;
                 send(&mut stream, &whole(200, "{}")).await;
+            }
+            Script::Flood(written) => {
+                send(&mut stream, stream_head).await;
+                let event = chunk(&format!("data: {}\n\n", "x".repeat(10_000)));
+                while stream.write_all(event.as_bytes()).await.is_ok() {
+                    *written.lock().unwrap() += event.len();
+                }
+                seen.lock().unwrap().push("the connection was ended".into());
+                return;
             }
             Script::TooLong => {
                 send(&mut stream, &whole(400, r#"{"error": {"code": "context_length_exceeded"}}"#)).await;
