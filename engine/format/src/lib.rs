@@ -8,7 +8,9 @@ mod bytes;
 pub mod gguf;
 mod tensor_types;
 mod value;
+mod writer;
 
 pub use gguf::{Gguf, GgufError, Parsed, TensorInfo};
 pub use tensor_types::TensorType;
 pub use value::{MetadataError, Value, ValueKind};
+pub use writer::HeaderWriter;

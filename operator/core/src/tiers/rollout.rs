@@ -26,6 +26,8 @@ pub enum Wait {
     NotReady(String),
     /// A later tier has to change first.
     ChangesFirst(String),
+    /// The change does not fit the tier's card.
+    DoesNotFit,
 }
 
 impl std::fmt::Display for Wait {
@@ -34,6 +36,7 @@ impl std::fmt::Display for Wait {
             Self::Rolls(tier) => write!(f, "waits for tier {tier}, which rolls"),
             Self::NotReady(tier) => write!(f, "waits for tier {tier} to be ready to take the traffic"),
             Self::ChangesFirst(tier) => write!(f, "waits for tier {tier}, which changes first"),
+            Self::DoesNotFit => f.write_str("goes on as it was, since the change does not fit its card"),
         }
     }
 }

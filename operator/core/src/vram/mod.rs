@@ -1,6 +1,19 @@
-//! What a card offers to a model.
+//! How much memory of a card a model needs, what fits, and what to change where it does not.
 //!
-//! The need of a model is not computed here yet: it comes from the file's header, which the engine reads first.
+//! The numbers come from the model's own header, never from its name; nothing here reads a file or asks a card.
+//! What a card really uses beyond that (the runtime's share) is one constant, to be corrected by measurements.
+
+mod advice;
+mod estimate;
+mod plan;
+mod safetensors;
+mod shape;
+
+pub use advice::{Advice, Change, OtherFile, OtherProfile};
+pub use estimate::{Need, RUNTIME_BYTES, Setting, estimate};
+pub use plan::{Card, Question, VramPlan, plan_vram};
+pub use safetensors::{SafetensorsError, read_index_bytes, read_safetensors_header};
+pub use shape::{LayerShape, ModelShape, ShapeError};
 
 use atlas_crds::{GpuProfileSpec, Tier, quantity::parse_bytes};
 
@@ -8,9 +21,30 @@ use atlas_crds::{GpuProfileSpec, Tier, quantity::parse_bytes};
 /// `None` where a quantity cannot be read.
 #[must_use]
 pub fn available_bytes(profile: &GpuProfileSpec, tier: &Tier) -> Option<u64> {
-    let card = parse_bytes(&profile.vram)?.checked_sub(parse_bytes(&profile.reserved_vram)?)?;
+    let card = profile_bytes(profile)?;
     match &tier.max_vram {
         None => Some(card),
         Some(cap) => parse_bytes(cap).map(|cap| cap.min(card)),
     }
+}
+
+/// Bytes of a card that models may use: its memory less the reserve.
+#[must_use]
+pub fn profile_bytes(profile: &GpuProfileSpec) -> Option<u64> {
+    parse_bytes(&profile.vram)?.checked_sub(parse_bytes(&profile.reserved_vram)?)
+}
+
+/// Bytes as people read them beside a card's memory: whole MiB, with thousands apart.
+#[must_use]
+pub fn mebibytes(bytes: u64) -> String {
+    let mib = (bytes + (1 << 19)) >> 20;
+    let digits = mib.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out + " MiB"
 }

@@ -1,0 +1,94 @@
+//! Headers that are not plain: layers that differ, split files, safetensors, and what is refused.
+
+use std::collections::BTreeMap;
+
+use atlas_format::{Gguf, HeaderWriter, Parsed};
+use atlas_operator_core::vram::{ModelShape, ShapeError};
+use serde_json::json;
+
+use crate::models::{F32, MISTRAL_7B, shape};
+
+fn read(header: &HeaderWriter) -> Result<ModelShape, ShapeError> {
+    let Ok(Parsed::Complete(header)) = Gguf::parse(&header.finish()) else {
+        panic!("the header is complete")
+    };
+    ModelShape::from_gguf(&header)
+}
+
+fn small() -> HeaderWriter {
+    HeaderWriter::default()
+        .text("general.architecture", "llama")
+        .number("llama.block_count", 2)
+        .number("llama.context_length", 512)
+        .number("llama.embedding_length", 64)
+        .number("llama.attention.head_count", 4)
+}
+
+#[test]
+fn layers_may_differ() {
+    let header = small()
+        .numbers("llama.attention.head_count_kv", &[4, 1])
+        .numbers("llama.feed_forward_length", &[128, 96])
+        .number("llama.attention.value_length", 8)
+        .tensor("token_embd.weight", &[64, 10], F32)
+        .tensor("blk.1.attn_q.weight", &[64, 64], F32);
+    let shape = read(&header).unwrap();
+    let keys: Vec<_> = shape.layers.iter().map(|layer| (layer.key_elements, layer.value_elements)).collect();
+    assert_eq!(keys, [(64, 32), (16, 8)]);
+    assert_eq!((shape.layers[0].weight_bytes, shape.layers[1].weight_bytes), (0, 16384));
+    assert_eq!((shape.other_weight_bytes, shape.vocabulary, shape.feed_forward), (2560, 10, 128));
+}
+
+#[test]
+fn without_a_number_of_key_heads_every_head_has_its_own() {
+    assert_eq!(read(&small()).unwrap().layers[0].key_elements, 64);
+}
+
+#[test]
+fn what_cannot_be_planned_says_why() {
+    let check = |header: HeaderWriter, says: &str| {
+        let error = read(&header).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    check(HeaderWriter::default().text("general.architecture", "llama"), "\"llama.block_count\" is missing");
+    check(small().number("split.count", 3).number("split.no", 1), "part 2 of 3");
+    check(
+        small().tensor("blk.0.attn_q.weight", &[64, 64], 99),
+        "\"blk.0.attn_q.weight\" has the unknown type 99",
+    );
+    check(small().numbers("llama.attention.head_count_kv", &[1]), "is 1 values, expected one value a layer");
+    check(
+        small().numbers("llama.attention.head_count_kv", &[1, u32::MAX]),
+        "is 4294967295, expected a number",
+    );
+    let zero = HeaderWriter::default().text("general.architecture", "llama").number("llama.block_count", 0);
+    check(zero, "llama.block_count is 0");
+}
+
+#[test]
+fn a_safetensors_model_plans_like_the_same_gguf() {
+    let config = json!({
+        "model_type": "mistral", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 32000,
+        "max_position_embeddings": 32768, "tie_word_embeddings": false,
+    });
+    // total_size of the published index: every weight in 16 bits.
+    let bytes: BTreeMap<String, u64> = [("BF16".to_owned(), 14_483_464_192)].into();
+    let from_config = ModelShape::from_config(&config, bytes).unwrap();
+    let from_gguf = shape(&MISTRAL_7B.uniform(30));
+    assert_eq!(from_config.parameters, from_gguf.parameters);
+    assert_eq!(from_config.weight_bytes(), 14_483_464_192);
+    // GGUF keeps norms in 32 bits.
+    let norms = 2 * (2 * 32 + 1) * 4096;
+    assert_eq!(from_gguf.weight_bytes() - norms, 14_483_464_192);
+    assert_eq!(from_config.layers[0].key_elements, from_gguf.layers[0].key_elements);
+    assert!(from_config.layers[0].weight_bytes.abs_diff(from_gguf.layers[0].weight_bytes) < 1 << 15);
+}
+
+#[test]
+fn a_config_without_a_number_names_it() {
+    let error = ModelShape::from_config(&json!({"num_hidden_layers": 32}), BTreeMap::new()).unwrap_err();
+    assert!(error.to_string().contains("config.json: hidden_size"), "{error}");
+    let huge = json!({"num_hidden_layers": 1e12 as u64});
+    assert!(ModelShape::from_config(&huge, BTreeMap::new()).is_err());
+}

@@ -1,0 +1,148 @@
+//! From a model's source to the address that holds its bytes.
+
+use atlas_crds::ModelSource;
+use reqwest::Url;
+
+use crate::error::HeaderError;
+
+/// What kind of model file an address holds, told by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// GGUF; also what has no telling name.
+    Gguf,
+    /// One safetensors file, with `config.json` beside it.
+    Safetensors,
+    /// The index of several safetensors files, with `config.json` beside it.
+    SafetensorsIndex,
+}
+
+/// Where a source's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// The address.
+    pub url: Url,
+    /// Whether the hub's token may go along.
+    pub on_hub: bool,
+    /// Whether what is there can never change: a commit of the hub.
+    pub immutable: bool,
+    /// What the file is.
+    pub kind: FileKind,
+}
+
+impl Location {
+    /// Finds a source's address.
+    ///
+    /// # Errors
+    ///
+    /// The source is not behind HTTP, or is no address.
+    pub fn of(source: &ModelSource, hub: &str) -> Result<Self, HeaderError> {
+        match source {
+            ModelSource::HuggingFace { repository, file, revision } => {
+                let text = format!("{}/{repository}/resolve/{revision}/{file}", hub.trim_end_matches('/'));
+                let commit = revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit());
+                Self::from_text(&text, true, commit)
+            }
+            ModelSource::Http(text) => Self::from_text(text, false, false),
+            ModelSource::S3 { .. } => Err(HeaderError::Scheme {
+                scheme: "s3",
+                hint: ": a presigned https:// address can be planned for",
+            }),
+            ModelSource::File(_) => Err(HeaderError::Scheme { scheme: "file", hint: ", on its node" }),
+        }
+    }
+
+    fn from_text(text: &str, on_hub: bool, immutable: bool) -> Result<Self, HeaderError> {
+        let bad = || HeaderError::Url { url: shown_text(text) };
+        let url = Url::parse(text).map_err(|_| bad())?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(bad());
+        }
+        let kind = match url.path() {
+            path if path.ends_with(".safetensors.index.json") => FileKind::SafetensorsIndex,
+            path if path.ends_with(".safetensors") => FileKind::Safetensors,
+            _ => FileKind::Gguf,
+        };
+        Ok(Self { url, on_hub, immutable, kind })
+    }
+
+    /// A file beside this one.
+    pub fn beside(&self, name: &str) -> Self {
+        let mut url = self.url.clone();
+        let folder = url.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+        url.set_path(&format!("{folder}/{name}"));
+        Self { url, ..self.clone() }
+    }
+}
+
+/// An address without what may be a secret: user, password, query, fragment.
+pub fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    // Addresses that cannot have these are not ours.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.to_string()
+}
+
+fn shown_text(text: &str) -> String {
+    text.split(['?', '#']).next().unwrap_or_default().chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn locate(uri: &str) -> Result<Location, HeaderError> {
+        Location::of(&uri.parse().unwrap(), "https://hub.example/")
+    }
+
+    #[test]
+    fn every_source_has_an_address_or_a_reason() {
+        let check = |uri: &str, url: &str, kind: FileKind, immutable: bool| {
+            let found = locate(uri).unwrap();
+            assert_eq!((found.url.as_str(), found.kind, found.immutable), (url, kind, immutable));
+            assert_eq!(found.on_hub, uri.starts_with("hf:"));
+        };
+        check(
+            "hf://o/r/sub/x.gguf",
+            "https://hub.example/o/r/resolve/main/sub/x.gguf",
+            FileKind::Gguf,
+            false,
+        );
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        check(
+            &format!("hf://o/r/model.safetensors@{commit}"),
+            &format!("https://hub.example/o/r/resolve/{commit}/model.safetensors"),
+            FileKind::Safetensors,
+            true,
+        );
+        check("https://h/m/a.gguf?sig=1", "https://h/m/a.gguf?sig=1", FileKind::Gguf, false);
+        check(
+            "http://h/model.safetensors.index.json",
+            "http://h/model.safetensors.index.json",
+            FileKind::SafetensorsIndex,
+            false,
+        );
+        for (uri, says) in [
+            ("file:///models/a.gguf", "file:// is read by the engine alone, on its node"),
+            ("s3://bucket/key", "presigned https:// address"),
+            ("http://[::1/x", "http://[::1/x is no address"),
+        ] {
+            let error = locate(uri).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let url = Url::parse("https://user:secret@h/m/a.gguf?X-Amz-Signature=secret#secret").unwrap();
+        assert_eq!(shown(&url), "https://h/m/a.gguf");
+    }
+
+    #[test]
+    fn files_beside_keep_the_folder() {
+        let found = locate("https://h/m/sub/model.safetensors?token=1").unwrap().beside("config.json");
+        assert_eq!(found.url.as_str(), "https://h/m/sub/config.json?token=1");
+    }
+}
