@@ -1,0 +1,54 @@
+//! `status`: how models stand, once or again every second.
+
+use std::time::Duration;
+
+use atlas_crds::AtlasModel;
+use kube::Api;
+
+use crate::{
+    Outcome,
+    args::{Output, StatusArgs, Target},
+    cluster::{Cluster, list},
+    error::CliError,
+    render::render_status,
+    terminal::{Terminal, print_value},
+};
+
+const PERIOD: Duration = Duration::from_secs(1);
+/// Moves to the top left and clears what is below, so that nothing flickers.
+const HOME: &str = "\x1b[H\x1b[J";
+
+/// Prints; a model that is not Ready is a problem.
+pub async fn run(args: &StatusArgs, target: &Target, terminal: &Terminal) -> Result<Outcome, CliError> {
+    let cluster = Cluster::connect(target).await?;
+    loop {
+        let models = fetch(args, &cluster).await?;
+        if args.watch && args.output == Output::Table {
+            print!("{HOME}");
+        }
+        match (args.output, models.as_slice()) {
+            (Output::Table, models) => print!("{}", render_status(models, terminal)),
+            (output, [one]) if args.name.is_some() => print_value(one, output)?,
+            (output, all) => print_value(&all, output)?,
+        }
+        if !args.watch {
+            let well = models.iter().all(|model| is_ready(model));
+            return Ok(if well { Outcome::Well } else { Outcome::Problem });
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+async fn fetch(args: &StatusArgs, cluster: &Cluster) -> Result<Vec<AtlasModel>, CliError> {
+    match &args.name {
+        Some(name) => Ok(vec![cluster.model(name).await?]),
+        None if args.all_namespaces => list(&Api::all(cluster.client.clone()), "AtlasModels").await,
+        None => list(&cluster.api(), "AtlasModels").await,
+    }
+}
+
+/// Whether a model serves.
+pub fn is_ready(model: &AtlasModel) -> bool {
+    let conditions = model.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
