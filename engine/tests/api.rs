@@ -198,3 +198,84 @@ fn forced_calls_and_schemas_hold() {
     let (status, refused) = engine.post("/v1/chat/completions", &chat(format(&json!({"type": "thing"}))));
     assert_eq!((status, &refused["error"]["param"]), (400, &json!("response_format")), "{refused}");
 }
+
+#[test]
+fn every_api_gives_the_same_answer_in_its_own_form() {
+    let engine = Engine::start(&[]);
+    let question = json!([{"role": "user", "content": "What is 2 + 2?"}]);
+    let chat = ok(&engine, "/v1/chat/completions", chat(json!({"max_tokens": 6})));
+    let text = chat["choices"][0]["message"]["content"].as_str().unwrap();
+    let prompt_tokens = &chat["usage"]["prompt_tokens"];
+
+    let message = json!({"model": "code", "max_tokens": 6, "temperature": 0, "messages": question});
+    let whole = ok(&engine, "/v1/messages", message.clone());
+    assert_eq!(whole["content"], json!([{"type": "text", "text": text}]));
+    assert_eq!(
+        (&whole["stop_reason"], &whole["usage"]["input_tokens"]),
+        (&json!("max_tokens"), prompt_tokens)
+    );
+    let count = ok(&engine, "/v1/messages/count_tokens", message.clone());
+    assert_eq!(&count["input_tokens"], prompt_tokens);
+    let events = stream(&engine, "/v1/messages", message);
+    let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds[..2], ["message_start", "content_block_start"]);
+    assert_eq!(kinds[kinds.len() - 3..], ["content_block_stop", "message_delta", "message_stop"]);
+    assert_eq!(joined(&events, "/delta/text"), text);
+    let forced = json!({"model": "code", "max_tokens": 90, "temperature": 0, "messages": question,
+        "tools": [{"name": "add", "input_schema": {"type": "object", "properties": {"a": {"enum": [2]}},
+            "required": ["a"], "additionalProperties": false}}],
+        "tool_choice": {"type": "tool", "name": "add"}});
+    let forced = ok(&engine, "/v1/messages", forced);
+    assert_eq!(
+        (&forced["content"][0]["name"], &forced["content"][0]["input"]),
+        (&json!("add"), &json!({"a": 2}))
+    );
+    assert_eq!(forced["stop_reason"], "tool_use");
+
+    let request = json!({"model": "code", "max_output_tokens": 6, "temperature": 0, "input": question});
+    let whole = ok(&engine, "/v1/responses", request.clone());
+    assert_eq!(whole["output"][0]["content"][0]["text"], text);
+    assert_eq!((&whole["status"], &whole["usage"]["input_tokens"]), (&json!("incomplete"), prompt_tokens));
+    let events = stream(&engine, "/v1/responses", request);
+    let numbers: Vec<usize> =
+        events.iter().map(|event| event["sequence_number"].as_u64().unwrap() as usize).collect();
+    assert_eq!(numbers, (0..events.len()).collect::<Vec<_>>());
+    assert_eq!(
+        (&events[0]["type"], &events.last().unwrap()["type"]),
+        (&json!("response.created"), &json!("response.incomplete"))
+    );
+    let deltas: Vec<Value> =
+        events.iter().filter(|event| event["type"] == "response.output_text.delta").cloned().collect();
+    assert_eq!(joined(&deltas, "/delta"), text);
+
+    let (status, refused) = engine.post("/v1/messages", &json!({"model": "code", "messages": question}));
+    assert_eq!(
+        (status, &refused["type"], &refused["error"]["param"]),
+        (400, &json!("error"), &json!("max_tokens"))
+    );
+    let too_long = json!({"model": "code", "input": "x", "max_output_tokens": 9000});
+    let (status, refused) = engine.post("/v1/responses", &too_long);
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("input")), "{refused}");
+    assert_eq!(engine.post("/v1/embeddings", &json!({"model": "code", "input": "x"})).0, 501);
+}
+
+#[test]
+fn a_template_from_a_file_takes_the_models_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("template.jinja");
+    let template = "{% for m in messages %}{% if m.role == 'king' or m.content == 'no' %}{{ raise_exception('no kings') }}{% endif %}{{ m.content }}{% endfor %}{{ suffix }}";
+    std::fs::write(&file, template).unwrap();
+    let engine = Engine::start(&["--chat-template", file.to_str().unwrap()]);
+    let body = |content: &str| {
+        json!({"model": "code", "temperature": 0, "max_tokens": 2, "messages": [{"role": "user", "content": content}],
+            "chat_template_kwargs": {"suffix": " is"}})
+    };
+    let answer = ok(&engine, "/v1/chat/completions", body("The capital of France"));
+    assert_eq!(answer["choices"][0]["message"]["content"], " Paris.");
+    let (status, refused) = engine.post("/v1/chat/completions", &body("no"));
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("messages")));
+    assert!(refused["error"]["message"].as_str().unwrap().contains("no kings"), "{refused}");
+    let tokens = ok(&engine, "/tokenize", body("The capital of France"));
+    let text = ok(&engine, "/detokenize", json!({"tokens": tokens["tokens"]}));
+    assert_eq!(text["prompt"], "The capital of France is");
+}

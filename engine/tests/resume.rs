@@ -70,7 +70,11 @@ fn check(engine: &Engine, path: &str, mut body: Value, choices: usize) {
         }
         let finished: Vec<bool> = seen.iter().map(|seen| seen.finish.is_some()).collect();
         let mut again = body.clone();
-        again["resume_tokens"] = json!(tokens);
+        // As the gateway sends them: it knows of no choice that has not shown anything yet.
+        while tokens.last().is_some_and(Vec::is_empty) {
+            tokens.pop();
+        }
+        again["resume_tokens"] = if tokens.len() == 1 { json!(tokens[0]) } else { json!(tokens) };
         again["resume"] = json!({"id": first["id"], "created": first["created"], "seed": first["seed"]});
         let resumed = stream(engine, path, &again);
         assert_eq!((&resumed[0]["id"], &resumed[0]["created"]), (&first["id"], &first["created"]));

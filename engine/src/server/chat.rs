@@ -159,6 +159,7 @@ pub async fn answer(
 ) -> Result<Response, ApiError> {
     let mut request = ChatRequest::read(&fields)?;
     request.params.resume = resume.0;
+    request.params.resume.fill_up(1, request.params.choices);
     if let Some(seed) = resume.1 {
         request.params.sampling.seed = seed;
     }

@@ -75,6 +75,7 @@ pub async fn answer(
     if echo_only {
         return Ok(writer.echo_only(&prompts, stream));
     }
+    params.resume.fill_up(prompts.len(), params.choices);
     let resumed = params.resume.from.as_ref().map_or(Vec::new(), |broken| broken.tokens.clone());
     let rules = AnswerRules::default();
     let task = Task { prompts, prompt_param: "prompt", params, rules, grammar: None, most_calls: usize::MAX };

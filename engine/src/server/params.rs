@@ -4,6 +4,7 @@
 
 use super::fields::Fields;
 use super::openai::ApiError;
+use atlas_engine_core::request::MAX_CHOICES;
 use atlas_engine_core::{SamplingParams, TokenId};
 use serde_json::Value;
 
@@ -166,6 +167,15 @@ impl Resume {
         let created = resume.required("created", whole("created")?, "the broken stream's created")?;
         let from = Some(Broken { id, created, tokens });
         Ok((Self { return_token_ids, from }, whole("seed")?))
+    }
+
+    /// Gives the choices that the broken stream had not shown anything of yet their empty share. What has more shares
+    /// than choices, or more choices than are allowed, is refused later.
+    pub fn fill_up(&mut self, prompts: usize, choices: usize) {
+        if let (Some(broken), 1..=MAX_CHOICES) = (&mut self.from, choices) {
+            let count = (prompts * choices).max(broken.tokens.len());
+            broken.tokens.resize(count, Vec::new());
+        }
     }
 
     /// Refuses the contract's fields where they may not come from: the public port.
