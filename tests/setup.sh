@@ -14,6 +14,9 @@ MODEL_FILE=smollm2-135m-instruct-q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 LLAMA=llama_cpp_python==0.3.36
 OPENAI=openai==3.54.0
+NODE_CLIENT=openai@6.49.0
+OTHER_CLIENTS="openai==3.57.0 anthropic==2.14.0 langchain-openai==1.7.4 pydantic-ai-slim[openai]==2.68.0 litellm==1.110.2 jsonschema==4.26.0"
+INSTRUCTOR=instructor==1.17.0
 CARGO_DENY=0.20.2
 
 if [ -t 1 ]; then BOLD=$'\e[1m' DIM=$'\e[2m' RED=$'\e[31m' GREEN=$'\e[32m' OFF=$'\e[0m'; else BOLD='' DIM='' RED='' GREEN='' OFF=''; fi
@@ -58,6 +61,7 @@ packages() {
     have ip || missing+=(iproute2)
     have nft || [ -x /usr/sbin/nft ] || missing+=(nftables)
     have nsenter && have setpriv || missing+=(util-linux)
+    have node && have npm || missing+=(nodejs npm)
     have python3 && have pip3 || missing+=(python3 python3-pip)
     have python3 && python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     [ ${#missing[@]} -eq 0 ] && return
@@ -230,6 +234,33 @@ clients() {
     step clients "the OpenAI Python client, in a virtual environment of its own" "rm -rf $venv && make setup" install_clients
 }
 
+node_client() {
+    local folder="$CACHE/node"
+    [ "$(cat "$folder/.wanted" 2>/dev/null)" = "$NODE_CLIENT" ] && return 0
+    install_node_client() {
+        mkdir -p "$folder"
+        npm install --prefix "$folder" --no-audit --no-fund --silent "$NODE_CLIENT"
+        echo "$NODE_CLIENT" >"$folder/.wanted"
+    }
+    step node-client "the OpenAI client for Node" "rm -rf $folder && make setup" install_node_client
+}
+
+other_clients() {
+    local venv="$CACHE/venv-others" wanted="$INSTRUCTOR $OTHER_CLIENTS"
+    [ "$(cat "$venv/.wanted" 2>/dev/null)" = "$wanted" ] && return 0
+    install_other_clients() {
+        python3 -m venv --clear "$venv"
+        # Instructor asks for an older jiter than OpenAI's client and works with the newer: it goes first and is
+        # overruled with a warning.
+        "$venv/bin/pip" install --quiet --disable-pip-version-check "$INSTRUCTOR"
+        # shellcheck disable=SC2086 # one argument a package
+        "$venv/bin/pip" install --quiet --disable-pip-version-check $OTHER_CLIENTS
+        echo "$wanted" >"$venv/.wanted"
+    }
+    step other-clients "Anthropic's client, instructor, langchain-openai, pydantic-ai, litellm and jsonschema, for the tests (1 to 3 minutes)" \
+        "rm -rf $venv && make setup" install_other_clients
+}
+
 cargo_deny() {
     if cargo deny --version 2>/dev/null | grep -q "$CARGO_DENY"; then return 0; fi
     [ -x "$CACHE/tools/bin/cargo-deny" ] && "$CACHE/tools/bin/cargo-deny" --version | grep -q "$CARGO_DENY" && return 0
@@ -253,7 +284,7 @@ packages
 rust
 case "${1:-all}" in
     run) control_plane; model; clients; hip_compiler; build ;;
-    tools) control_plane; model; vocabularies; clients; hip_compiler; cargo_deny ;;
-    all) control_plane; model; vocabularies; clients; hip_compiler; cargo_deny; build ;;
+    tools) control_plane; model; vocabularies; clients; node_client; other_clients; hip_compiler; cargo_deny ;;
+    all) control_plane; model; vocabularies; clients; node_client; other_clients; hip_compiler; cargo_deny; build ;;
     *) echo "usage: tests/setup.sh [all|run|tools|features]" >&2; exit 2 ;;
 esac

@@ -256,7 +256,17 @@ fn every_api_gives_the_same_answer_in_its_own_form() {
     let too_long = json!({"model": "code", "input": "x", "max_output_tokens": 9000});
     let (status, refused) = engine.post("/v1/responses", &too_long);
     assert_eq!((status, &refused["error"]["param"]), (400, &json!("input")), "{refused}");
-    assert_eq!(engine.post("/v1/embeddings", &json!({"model": "code", "input": "x"})).0, 501);
+
+    // Vectors of a batch are those of each text alone, and have length 1.
+    let embed = |input: Value| {
+        ok(&engine, "/v1/embeddings", json!({"model": "code", "input": input}))["data"].clone()
+    };
+    let batch = embed(json!(["a cat", "a dog"]));
+    assert_eq!(batch[1]["embedding"], embed(json!("a dog"))[0]["embedding"]);
+    assert_ne!(batch[0]["embedding"], batch[1]["embedding"]);
+    let square = |value: &Value| value.as_f64().unwrap().powi(2);
+    let length: f64 = batch[0]["embedding"].as_array().unwrap().iter().map(square).sum();
+    assert!((length - 1.0).abs() < 1e-3, "{length}");
 }
 
 #[test]

@@ -8,15 +8,43 @@ use std::path::PathBuf;
 use std::process::Command;
 use support::{Engine, cache};
 
-#[test]
-fn the_openai_python_client_understands_every_answer() {
-    let python = cache().join("venv/bin/python");
-    assert!(python.exists(), "{} is missing: run make setup", python.display());
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/clients/openai_python.py");
+/// Runs a script of tests/clients, which prints a line of `ok` for each of its checks.
+fn check(program: PathBuf, script: &str, more: Option<PathBuf>, checks: usize) {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/clients").join(script);
     let engine = Engine::start(&["--context-tokens", "1024"]);
-    let output = Command::new(python).arg(script).arg(format!("http://{}/v1", engine.api)).output().unwrap();
+    let output = Command::new(&program)
+        .arg(script)
+        .arg(format!("http://{}/v1", engine.api))
+        .args(more)
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}: run make setup", program.display()));
     let shown =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{shown}");
-    assert_eq!(shown.lines().filter(|line| line.starts_with("ok ")).count(), 6, "{shown}");
+    assert_eq!(shown.lines().filter(|line| line.starts_with("ok ")).count(), checks, "{shown}");
+}
+
+/// The Python of a virtual environment that setup makes.
+fn python(venv: &str) -> PathBuf {
+    cache().join(venv).join("bin/python")
+}
+
+#[test]
+fn the_openai_client_for_python_understands_every_answer() {
+    check(python("venv"), "openai_python.py", None, 7);
+}
+
+#[test]
+fn the_openai_client_for_node_understands_every_answer() {
+    check("node".into(), "openai_node.mjs", Some(cache().join("node")), 5);
+}
+
+#[test]
+fn the_other_clients_understand_every_answer() {
+    check(python("venv-others"), "others.py", None, 5);
+}
+
+#[test]
+fn answers_under_a_schema_are_valid() {
+    check(python("venv-others"), "schemas.py", None, 1);
 }

@@ -81,11 +81,15 @@ fn answers_agree_between_forms_companies_and_seeds() {
 #[test]
 fn running_requests_finish_when_the_engine_is_told_to_stop() {
     let mut engine = Engine::start(&[]);
+    let body = prompt("Count:", json!({"max_tokens": 60, "ignore_eos": true}));
+    let mut stream = body.clone();
+    stream["stream"] = true.into();
+    let stream = stream.to_string();
     std::thread::scope(|scope| {
-        let running = scope.spawn(|| {
-            engine.post("/v1/completions", &prompt("Count:", json!({"max_tokens": 60, "ignore_eos": true})))
-        });
-        let busy = || request(&engine.internal, "GET", "/internal/status", "").1.contains(r#""running":1"#);
+        let running = scope.spawn(|| engine.post("/v1/completions", &body));
+        // The gateway's port drains as well.
+        let streamed = scope.spawn(|| request(&engine.internal, "POST", "/v1/completions", &stream));
+        let busy = || request(&engine.internal, "GET", "/internal/status", "").1.contains(r#""running":2"#);
         let began = Instant::now();
         while !busy() {
             assert!(
@@ -102,6 +106,8 @@ fn running_requests_finish_when_the_engine_is_told_to_stop() {
         assert_eq!((status, &refused["error"]["code"]), (503, &json!("engine_draining")));
         let (status, answer) = running.join().unwrap();
         assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(60)));
+        let (status, events) = streamed.join().unwrap();
+        assert!(status == 200 && events.ends_with("data: [DONE]\n\n"), "{status} {events}");
     });
     assert_eq!(engine.child.wait().unwrap().code(), Some(0));
 }

@@ -95,6 +95,11 @@ def responses_are_understood():
     assert isinstance(parsed.output_parsed, Pet)
 
 
+def embeddings_are_decoded():
+    first, second = client.embeddings.create(model="code", input=["a cat", "a dog"]).data
+    assert len(first.embedding) == len(second.embedding) > 100 and first.embedding != second.embedding
+
+
 def errors_have_their_classes():
     for wanted, kind, param in [
         (dict(model="code", messages=[]), openai.BadRequestError, "messages"),
