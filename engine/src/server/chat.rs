@@ -12,6 +12,7 @@ use super::{App, Engine, logprobs, unix_seconds};
 use crate::text::answer::{AnswerRules, Part, ToolFormat};
 use crate::text::chat_template::Conversation;
 use crate::text::grammar::Grammar;
+use crate::text::schema::close_objects;
 use crate::text::{TextTokenizer, generic_tools};
 use atlas_engine_core::{FinishReason, Scope};
 use axum::response::Response;
@@ -132,7 +133,12 @@ impl ChatRequest {
 /// Compiles a schema, off the threads that serve others.
 async fn grammar(engine: &Engine, place: &str, schema: Value) -> Result<Grammar, ApiError> {
     let compiler = engine.grammars.clone();
-    let compiled = tokio::task::spawn_blocking(move || compiler.json(&schema)).await;
+    let compile = move || {
+        let mut schema = schema;
+        close_objects(&mut schema);
+        compiler.json(&schema)
+    };
+    let compiled = tokio::task::spawn_blocking(compile).await;
     let compiled = compiled.map_err(|error| ApiError::internal(error.to_string()))?;
     compiled.map_err(|error| ApiError::invalid(Some(place), format!("{place}: {error}")))
 }

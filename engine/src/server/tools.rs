@@ -2,6 +2,7 @@
 
 use super::fields::{Fields, wrong};
 use super::openai::ApiError;
+use crate::text::schema::move_references;
 use serde_json::{Map, Value, json};
 
 /// Whether the model calls tools.
@@ -118,24 +119,6 @@ impl Tools {
         (!calls.is_empty()).then(|| {
             json!({"type": "array", "minItems": 1, "maxItems": most, "items": {"anyOf": calls}, "$defs": definitions})
         })
-    }
-}
-
-/// Points references within a schema to where the schema stands now.
-fn move_references(schema: &mut Value, place: &str) {
-    match schema {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                match value {
-                    Value::String(target) if name == "$ref" && target.starts_with('#') => {
-                        target.replace_range(..1, place);
-                    }
-                    value => move_references(value, place),
-                }
-            }
-        }
-        Value::Array(values) => values.iter_mut().for_each(|value| move_references(value, place)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

@@ -10,6 +10,7 @@ pub mod generic_tools;
 pub mod grammar;
 mod json_scan;
 mod pre_tokenizer;
+pub mod schema;
 mod sentence_piece;
 pub mod stop;
 mod template_json;
