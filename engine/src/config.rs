@@ -141,8 +141,9 @@ pub struct Serve {
     /// Connections at a time; further ones wait.
     #[arg(long, value_name = "N", default_value = "1024")]
     pub max_connections: NonZeroUsize,
-    /// Time for a request's headers, and for a connection to idle between requests.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    /// Time for a request's headers, and for a connection to idle between requests. Clients that keep idle connections
+    /// should give them up earlier: the gateway does after 90 s.
+    #[arg(long, value_name = "TIME", default_value = "100s", value_parser = duration)]
     pub header_timeout: Duration,
     /// Time in which a client must read some of its answer.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]

@@ -43,6 +43,7 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
         ("previous_response_id", "nothing is stored here: send the whole conversation as input"),
         ("conversation", "nothing is stored here: send the whole conversation as input"),
         ("background", "leave it out"),
+        ("top_logprobs", "use /v1/chat/completions, which tells them"),
         ("prompt", "send its text as input"),
     ] {
         fields.refuse(name, remedy)?;
