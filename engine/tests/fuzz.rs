@@ -17,6 +17,11 @@ fn requests() -> usize {
     std::env::var("ATLAS_FUZZ_REQUESTS").ok().and_then(|count| count.parse().ok()).unwrap_or(2000)
 }
 
+/// Another seed gives other requests; `ATLAS_FUZZ_SEED` names one.
+fn seed() -> u8 {
+    std::env::var("ATLAS_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0)
+}
+
 /// Clients at a time.
 const CLIENTS: u8 = 4;
 
@@ -178,7 +183,9 @@ fn no_request_gets_a_server_error_or_ends_the_engine() {
         for thread in 0..CLIENTS {
             let engine = &engine;
             scope.spawn(move || {
-                let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[thread; 32]);
+                let mut bytes = [thread; 32];
+                bytes[0] = seed();
+                let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
                 let mut runner = TestRunner::new_with_rng(Config::default(), rng);
                 let strategy = (prop::sample::select(PATHS), body(), prop::bool::weighted(0.2));
                 for _ in 0..requests() / usize::from(CLIENTS) {
