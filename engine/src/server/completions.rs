@@ -58,7 +58,8 @@ pub async fn answer(
     if echo && params.sampling.top_logprobs.is_some() {
         return Err(fields.invalid("echo", "cannot come with logprobs: the prompt's are not computed"));
     }
-    let given = prompts(&fields)?;
+    // Each prompt waits on its own: more than the queue takes could never be served.
+    let given = prompts(&fields, MAX_PROMPTS.min(app.queue_limit.max(1)))?;
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let prompts = match suffix {
         Some(suffix) => fill_in_the_middle(engine, &fields, given, suffix)?,
@@ -89,7 +90,7 @@ pub async fn answer(
 }
 
 /// Reads `prompt`: a string, token ids, or several of either.
-fn prompts(fields: &Fields) -> Result<Vec<Prompt>, ApiError> {
+fn prompts(fields: &Fields, most: usize) -> Result<Vec<Prompt>, ApiError> {
     let place = fields.path("prompt");
     let value =
         fields.required("prompt", fields.get("prompt"), "a string, token ids, or several of either")?;
@@ -111,8 +112,10 @@ fn prompts(fields: &Fields) -> Result<Vec<Prompt>, ApiError> {
     };
     match prompts.len() {
         0 => Err(fields.invalid("prompt", "is empty: give at least one prompt")),
-        1..=MAX_PROMPTS => Ok(prompts),
-        count => Err(fields.invalid("prompt", format!("has {count} prompts, and {MAX_PROMPTS} are allowed"))),
+        count if count > most => {
+            Err(fields.invalid("prompt", format!("has {count} prompts, and {most} are allowed")))
+        }
+        _ => Ok(prompts),
     }
 }
 
@@ -328,7 +331,7 @@ mod tests {
     #[test]
     fn prompts_are_read_in_every_form() {
         let read =
-            |prompt: Value| prompts(&Fields::new(json!({"prompt": prompt}).as_object().unwrap().clone()));
+            |prompt: Value| prompts(&Fields::new(json!({"prompt": prompt}).as_object().unwrap().clone()), 64);
         for (prompt, count) in [
             (json!("a"), 1),
             (json!(["a", "b"]), 2),
@@ -346,7 +349,7 @@ mod tests {
             (json!([-1]), "prompt"),
             (json!(["a", 1]), "prompt[1]"),
             (json!([["a"]]), "prompt[0]"),
-            (json!(vec!["a"; 129]), "prompt"),
+            (json!(vec!["a"; 65]), "prompt"),
         ] {
             let error = read(prompt.clone()).err().unwrap();
             assert_eq!(error.body()["error"]["param"], param, "{prompt}");

@@ -64,6 +64,8 @@ pub struct App {
     pub request_timeout: Duration,
     /// Largest request body.
     pub max_body_bytes: usize,
+    /// Requests that may wait.
+    pub queue_limit: usize,
     /// Requests answered at a time.
     pub max_concurrent: usize,
     /// Who may use the API; everybody where there are none.
@@ -93,6 +95,7 @@ impl App {
             served_model_names: arguments.served_model_names.clone(),
             request_timeout: arguments.request_timeout,
             max_body_bytes: arguments.max_body_bytes,
+            queue_limit: arguments.queue,
             max_concurrent: arguments.max_concurrent_requests.get(),
             api_keys: keys.transpose()?,
             cors_origins: arguments.cors_allow_origins.clone(),
