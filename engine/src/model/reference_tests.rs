@@ -111,14 +111,30 @@ impl Reference {
     }
 }
 
+/// Tokens of a text at a time.
+const LONGEST: usize = 512;
+
 /// The model, with a cache of one text.
-fn model(kv_type: KvType) -> (Model, TextTokenizer) {
+fn model(backend: CpuBackend, kv_type: KvType) -> (Model, TextTokenizer) {
     let file = Arc::new(MappedFile::open(&path()).unwrap());
     let header = Gguf::parse_file(&file).unwrap();
-    let backend = Box::new(CpuBackend::exact(2).unwrap());
-    let max = MaxShape { rows: 128, sequences: 1, logit_rows: 128, hidden_rows: 1, blocks_per_sequence: 8 };
-    let model = Model::load(&header, &file, backend, &ModelShape { kv_type, blocks: 8, max }).unwrap();
+    let blocks = LONGEST / BLOCK_TOKENS;
+    let max = MaxShape {
+        rows: LONGEST,
+        sequences: 1,
+        logit_rows: LONGEST,
+        hidden_rows: 1,
+        blocks_per_sequence: blocks,
+    };
+    let shape = ModelShape { kv_type, blocks: blocks as u32, max };
+    let model = Model::load(&header, &file, Box::new(backend), &shape).unwrap();
     (model, TextTokenizer::from_gguf(&header).unwrap())
+}
+
+fn reference(config: &ModelConfig) -> Reference {
+    let mut file = File::open(path()).unwrap();
+    let content = Content::read(&mut file).unwrap();
+    Reference { config: config.clone(), content, file: file.into() }
 }
 
 fn logits(model: &mut Model, ids: &[TokenId]) -> Vec<Vec<f32>> {
@@ -146,12 +162,10 @@ fn best(logits: &[f32]) -> (usize, f32) {
 }
 
 #[test]
-fn logits_are_those_of_the_reference() {
-    let (mut exact, tokenizer) = model(KvType::F32);
-    let (mut served, _) = model(KvType::F16);
-    let mut file = File::open(path()).unwrap();
-    let content = Content::read(&mut file).unwrap();
-    let reference = Reference { config: exact.config().clone(), content, file: file.into() };
+fn exact_logits_are_those_of_the_reference() {
+    let (mut exact, tokenizer) = model(CpuBackend::exact(2).unwrap(), KvType::F32);
+    let (mut served, _) = model(CpuBackend::exact(2).unwrap(), KvType::F16);
+    let reference = reference(exact.config());
     let (mut positions, mut divergence) = (0, 0.0);
     for text in TEXTS {
         let ids = tokenizer.encode_prompt(text).unwrap();
@@ -178,4 +192,50 @@ fn logits_are_those_of_the_reference() {
     assert!(positions > 80, "{positions} positions");
     let mean = divergence / f64::from(positions);
     assert!(mean < 1e-4, "with an f16 cache the mean divergence is {mean}");
+}
+
+/// Prose, rules and code, long enough for four chunks.
+const LONG: [&str; 3] = [
+    include_str!("../../../LICENSE"),
+    include_str!("../../../CONTRIBUTING.md"),
+    include_str!("../../core/src/scheduler.rs"),
+];
+
+/// What serving computes, int8 products and a cache of f16, against the reference, teacher-forced. The bounds are what
+/// llama.cpp was measured at on this model, with int8 products too: top-1 agreement of 96.4 +- 0.4 % and a mean KL of
+/// 0.0045 over 2,550 positions.
+#[test]
+fn served_logits_stay_as_near_the_reference_as_llama_cpps() {
+    let (mut served, tokenizer) = model(CpuBackend::new(2).unwrap(), KvType::F16);
+    let reference = reference(served.config());
+    let (mut positions, mut agreed, mut divergence, mut losses) = (0, 0, 0.0, [0.0, 0.0]);
+    for text in LONG {
+        let ids = tokenizer.encode_prompt(text).unwrap();
+        for ids in ids.chunks_exact(LONGEST).take(2) {
+            let (expected, found) = (reference.logits(ids), logits(&mut served, ids));
+            for (row, (expected, found)) in expected.iter().zip(&found).enumerate() {
+                let ((token, lead), (other, _)) = (best(expected), best(found));
+                agreed += usize::from(token == other);
+                let [p, q] = [expected, found].map(|logits| log_probabilities(logits));
+                assert!(token == other || lead < 1.0, "position {row}, {lead} nats apart");
+                divergence += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+                if let Some(next) = ids.get(row + 1) {
+                    losses[0] -= p[*next as usize];
+                    losses[1] -= q[*next as usize];
+                }
+                positions += 1;
+            }
+        }
+    }
+    let share = f64::from(agreed as u32) / f64::from(positions);
+    let mean = divergence / f64::from(positions);
+    let [expected, found] = losses.map(|loss| (loss / f64::from(positions)).exp());
+    println!(
+        "{positions} positions: top-1 {:.2} %, mean KL {mean:.5}, perplexity {found:.4} for {expected:.4}",
+        100.0 * share
+    );
+    assert!(positions >= 2000, "{positions} positions");
+    assert!(share > 0.959, "top-1 agreement {share}");
+    assert!(mean < 1.1 * 0.0045, "mean KL {mean}");
+    assert!((found / expected - 1.0).abs() < 0.005, "perplexity {found} for {expected}");
 }
