@@ -55,6 +55,8 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
     let loaded = tokio::task::spawn_blocking(read).await;
     let Loaded { model, tokenizer, template, grammars } =
         loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+    // A request alone may have the whole cache, and no more.
+    let context_tokens = context_tokens.min(shape.blocks as usize * BLOCK_TOKENS);
     let limits = Limits { context_tokens, vocabulary: model.config().vocabulary };
     let (mut worker, handle) = Worker::new(model, settings(tokenizer.end_tokens().to_vec()));
     app.status.enter(Phase::WarmingUp);
