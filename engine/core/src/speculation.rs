@@ -34,11 +34,13 @@ pub struct Acceptance {
 
 impl Default for Acceptance {
     fn default() -> Self {
-        Self { rate: 0.5 }
+        Self { rate: Self::HOPE }
     }
 }
 
 impl Acceptance {
+    /// What is believed of text that repeats itself before anything is known, and what silence leads back to.
+    const HOPE: f32 = 0.7;
     /// Weight of the newest draft.
     const NEWEST: f32 = 0.25;
     /// What a step without a draft gives back, so that a sequence tries again after some tens of tokens.
@@ -59,7 +61,7 @@ impl Acceptance {
     /// Learns from a step: of `drafted` tokens the first `accepted` were right.
     pub fn learn(&mut self, drafted: usize, accepted: usize) {
         if drafted == 0 {
-            self.rate = (self.rate + Self::RECOVERY).min(0.5_f32.max(self.rate));
+            self.rate = (self.rate + Self::RECOVERY).min(Self::HOPE.max(self.rate));
             return;
         }
         // Tokens behind the first wrong one say nothing.
@@ -109,7 +111,7 @@ mod tests {
     fn drafting_stops_while_it_costs_more_than_it_brings_and_is_tried_again() {
         let cost = StepCost { row_share: 0.3 };
         let mut acceptance = Acceptance::default();
-        assert_eq!(acceptance.draft_length(cost), 1);
+        assert_eq!(acceptance.draft_length(cost), 3);
         for _ in 0..20 {
             acceptance.learn(4, 4);
         }
