@@ -238,6 +238,7 @@ impl Generation {
             if self.running.iter().all(|running| running.events.is_none()) {
                 if self.aborted.take().is_some() {
                     self.metrics.request_seconds.observe(self.started.elapsed().as_secs_f64());
+                    self.tell("answered");
                 }
                 return Ok(None);
             }
@@ -308,6 +309,13 @@ impl Generation {
         })
     }
 
+    /// Logs how the request ended.
+    fn tell(&self, end: &'static str) {
+        let Usage { prompt_tokens, completion_tokens } = self.usage;
+        let (choices, milliseconds) = (self.running.len(), self.started.elapsed().as_millis());
+        tracing::debug!(end, prompt_tokens, completion_tokens, choices, milliseconds, "request ended");
+    }
+
     /// Token counts, as of now.
     pub fn usage(&self) -> Usage {
         self.usage
@@ -355,6 +363,7 @@ impl Drop for Generation {
     fn drop(&mut self) {
         if let Some(reason) = self.aborted {
             self.metrics.aborted.with_label_values(&[reason]).inc();
+            self.tell(reason);
         }
     }
 }

@@ -157,3 +157,43 @@ impl AsyncWrite for Patient {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_given_up_and_a_slow_one_is_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut patient = Patient { stream, limit: Duration::from_millis(50), waiting: None };
+        let piece = vec![0; 1 << 20];
+        // Until both sides' buffers are full.
+        let error = loop {
+            if let Err(error) = patient.write_all(&piece).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        drop(client);
+
+        let client = TcpStream::connect(address).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut patient = Patient { stream, limit: Duration::from_secs(120), waiting: None };
+        let reader = tokio::spawn(async move {
+            let (mut client, mut read) = (client, 0);
+            let mut buffer = vec![0; 1 << 16];
+            while read < 32 << 20 {
+                read += tokio::io::AsyncReadExt::read(&mut client, &mut buffer).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        });
+        for _ in 0..32 {
+            patient.write_all(&piece).await.unwrap();
+        }
+        reader.await.unwrap();
+    }
+}
