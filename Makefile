@@ -46,9 +46,10 @@ generate: ## write the generated files: CRDs, chart CRDs, plain manifests
 	cargo run --quiet -p atlas-crds --bin crdgen
 	ATLAS_UPDATE=1 cargo test --quiet -p atlas-tests --test chart plain_manifests
 
-bench: ## measure what docs/benchmarks.md reports
+bench: ## measure what docs/benchmarks.md reports (ARGS=--quick for a few minutes)
 	@tests/setup.sh run
-	target/debug/atlas-local bench $(ARGS)
+	tests/bench_cpu.py compare $(filter --quick,$(ARGS))
+	target/debug/atlas-local bench $(if $(filter --quick,$(ARGS)),--apply-rounds 3 --kill-rounds 2 --node-rounds 1,$(ARGS))
 
 chaos: ## faults under load, for long: a table, target/chaos/summary.json and a plot (ARGS="--rounds 10 --faults net-cut")
 	@tests/setup.sh run

@@ -27,6 +27,8 @@ pub enum Command {
     /// Check every kernel on the machine's AMD card and measure its memory; takes a minute.
     #[command(name = "selftest")]
     SelfTest(SelfTest),
+    /// Measure prefill and decode on this processor, beside what it could do at best.
+    Bench(Bench),
 }
 
 /// Show a file.
@@ -68,6 +70,37 @@ pub struct SelfTest {
     /// Where dev and sys are; another folder is for tests.
     #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
     pub system_root: PathBuf,
+}
+
+/// Measure a model.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// A GGUF file; it needs no tokenizer.
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Threads that compute; all available cores by default.
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+    /// What to measure, as JSON: `[{"kind": "prefill" or "decode", "depth": N, "sequences": N, "tokens": N}, ...]`.
+    /// Prefill of 512 tokens, and decode after 128 and 2048 and of 4 and 16 sequences, by default.
+    #[arg(long, value_name = "JSON", value_parser = crate::bench::parse_tests)]
+    pub tests: Option<crate::bench::Tests>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Bench {
+    /// Threads that compute.
+    pub fn thread_count(&self) -> usize {
+        threads(self.threads)
+    }
+}
+
+/// As many as asked for, else one a core.
+fn threads(asked: Option<NonZeroUsize>) -> usize {
+    let available = || std::thread::available_parallelism().ok();
+    asked.or_else(available).map_or(1, NonZeroUsize::get)
 }
 
 /// What computes.
@@ -184,8 +217,7 @@ pub struct Serve {
 impl Serve {
     /// Threads that compute.
     pub fn thread_count(&self) -> usize {
-        let available = || std::thread::available_parallelism().ok();
-        self.threads.or_else(available).map_or(1, NonZeroUsize::get)
+        threads(self.threads)
     }
 }
 

@@ -3,6 +3,7 @@
 //! This file parses the command line, runs the command and turns its end into the exit code of the contract.
 
 mod backend;
+mod bench;
 mod config;
 mod error;
 mod fetch;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Inspect(inspect) => (inspect::inspect(inspect).map(|report| print(&report)), None),
         Command::Fetch(fetch) => (run_fetch(fetch), None),
         Command::SelfTest(arguments) => (selftest::selftest(arguments, print), None),
+        Command::Bench(arguments) => (bench::bench(arguments).map(|report| print(&report)), None),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
