@@ -4,7 +4,7 @@ use super::attend::{Attention, Tile, tiles};
 use super::kv::PagedKv;
 use super::linear::Weight;
 use super::ops;
-use super::rows::{three, two};
+use super::rows::{for_rows, three, two};
 use crate::int8::Activations;
 use crate::lanes::Level;
 use crate::pool::Pool;
@@ -113,9 +113,9 @@ impl Program {
         match op {
             Op::Embed { weight, out } => {
                 let (weight, range) = (weight_of(weight), self.range(*out, batch));
-                for (id, row) in batch.ids.iter().zip(self.scratch[range].chunks_exact_mut(weight.columns)) {
-                    weight.row(*id as usize, row);
-                }
+                for_rows(pool, &mut self.scratch[range], weight.columns, &|row, out| {
+                    weight.row(batch.ids[row] as usize, out);
+                });
             }
             Op::Norm { x, add, weight, epsilon, out } => {
                 let addend = add.map_or(0..0, |add| self.range(add, batch));
