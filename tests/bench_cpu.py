@@ -47,7 +47,7 @@ def build_peer(folder):
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     environment = os.environ | {
         "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF",
-        "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("ATLAS_PEER_JOBS", "1"),
+        "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count()),
     }
     install = [python, "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", PEER, "numpy"]
     subprocess.run(["nice", *install], check=True, env=environment)

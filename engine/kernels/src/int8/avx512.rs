@@ -57,7 +57,7 @@ unsafe fn tile<F: Format, const T: usize>(
             at = at.add(F::SCALE_BYTES);
             for group in 0..F::GROUPS {
                 // Far enough ahead that memory answers in time, near enough that it stays in the first cache.
-                if T <= 2 {
+                if T <= 4 {
                     for line in 0..F::GROUP_BYTES / 64 {
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line * 64).cast());
                     }
@@ -94,7 +94,7 @@ unsafe fn tile<F: Format, const T: usize>(
     }
 }
 
-/// Bytes that a single row's product asks memory for in advance.
+/// Bytes that a product of few rows asks memory for in advance.
 const AHEAD: usize = 2048;
 /// Where the numbers of a group begin, in words a row.
 const SCALE: usize = 8;

@@ -239,7 +239,7 @@ unsafe fn wide_rows<F: Float, const T: usize>(
         }
         for column in 0..columns {
             let at = panel.add(column * PANEL * F::BYTES);
-            if T <= 2 {
+            if T <= 4 {
                 for line in 0..PANEL * F::BYTES / 64 {
                     _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048 + line * 64).cast());
                 }
