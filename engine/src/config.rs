@@ -64,6 +64,14 @@ pub struct SelfTest {
     /// Distinct weights to measure with, in MiB; 400 by default, which is beyond every card's cache.
     #[arg(long, value_name = "MIB")]
     pub megabytes: Option<u64>,
+    /// Where the card and its runtime are.
+    #[command(flatten)]
+    pub hip: HipFiles,
+}
+
+/// Where the card and its runtime are.
+#[derive(Debug, Clone, Args)]
+pub struct HipFiles {
     /// The HIP runtime's library; found as libamdhip64.so by default.
     #[arg(long, value_name = "FILE")]
     pub hip_library: Option<String>,
@@ -124,7 +132,7 @@ pub enum KvCacheType {
 }
 
 /// Serve a model.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Serve {
     /// The model: hf://OWNER/REPO/FILE[@REVISION], http(s)://..., file:///PATH or a path.
     #[arg(long, value_name = "URI")]
@@ -209,6 +217,13 @@ pub struct Serve {
     /// With the hip backend: the card must have this much VRAM.
     #[arg(long, value_name = "BYTES")]
     pub expect_vram_bytes: Option<u64>,
+    /// Experimental, with the hip backend: the first so many layers, and the embedding, are computed by the processor,
+    /// for models that exceed the card. Every token then waits for the machine's memory.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub cpu_layers: usize,
+    /// With the hip backend: where the card and its runtime are.
+    #[command(flatten)]
+    pub hip: HipFiles,
     /// File that gets the error that ends the process.
     #[arg(long, value_name = "FILE", default_value = "/dev/termination-log")]
     pub termination_log: PathBuf,

@@ -100,11 +100,6 @@ pub enum Fatal {
         #[source]
         source: std::io::Error,
     },
-    /// The HIP backend is not in this build.
-    #[error(
-        "--backend hip: this build has no HIP backend; use the engine image for AMD cards, or --backend cpu"
-    )]
-    NoHip,
     /// The card cannot be used.
     #[error("cannot use the card")]
     Hip(#[from] HipError),
@@ -167,7 +162,6 @@ impl Fatal {
             Self::Listen { .. } | Self::Worker { .. } | Self::System { .. } => ExitCode::Internal,
             Self::SelfTest { .. } => ExitCode::Internal,
             Self::Hip(error) => error.exit_code(),
-            Self::NoHip => ExitCode::NoRuntime,
         }
     }
 

@@ -1,7 +1,7 @@
 //! From a source to a served model: fetch, check, load, warm up.
 
 use crate::backend::select;
-use crate::config::{KvCacheType, Serve};
+use crate::config::{Backend as Choice, KvCacheType, Serve};
 use crate::error::Fatal;
 use crate::fetch::fetch;
 use crate::model::{Model, ModelConfig, ModelError, ModelShape};
@@ -11,7 +11,7 @@ use crate::status::Phase;
 use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
 use atlas_engine_core::Limits;
-use atlas_engine_core::backend::{Backend, KvType};
+use atlas_engine_core::backend::KvType;
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
 use atlas_engine_core::speculation::MAX_DRAFT;
 use atlas_format::Gguf;
@@ -31,7 +31,6 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
         fetch(&arguments.model, &arguments.cache_dir, arguments.sha256.as_deref(), &app.status.download)
             .await?;
     app.status.enter(Phase::Loading);
-    let backend = select(arguments)?;
     let shape = shape(arguments);
     let settings = |end_tokens| WorkerSettings {
         max_batch: arguments.max_batch.get(),
@@ -51,7 +50,8 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
         ),
         None => None,
     };
-    let read = move || read(&path, context_tokens, backend, &shape, chat_template);
+    let choice = arguments.clone();
+    let read = move || read(&path, &choice, &shape, chat_template);
     let loaded = tokio::task::spawn_blocking(read).await;
     let Loaded { model, tokenizer, template, grammars } =
         loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
@@ -98,8 +98,7 @@ struct Loaded {
 
 fn read(
     path: &Path,
-    context_tokens: usize,
-    backend: Box<dyn Backend>,
+    arguments: &Serve,
     shape: &ModelShape,
     chat_template: Option<String>,
 ) -> Result<Loaded, Fatal> {
@@ -108,10 +107,13 @@ fn read(
     let file = Arc::new(file);
     let header = Gguf::parse_file(&file).map_err(ModelError::from)?;
     let config = ModelConfig::from_gguf(&header)?;
+    let context_tokens = arguments.context_tokens.get();
     if context_tokens > config.trained_context {
         return Err(Fatal::Context { asked: context_tokens, trained: config.trained_context });
     }
-    check_memory(&config, file.len() as u64, shape)?;
+    if arguments.backend == Choice::Cpu {
+        check_memory(&config, file.len() as u64, shape)?;
+    }
     let tokenizer = TextTokenizer::from_gguf(&header)?;
     if tokenizer.vocabulary() != config.vocabulary {
         return Err(Fatal::Vocabulary { tokens: tokenizer.vocabulary(), rows: config.vocabulary });
@@ -121,7 +123,8 @@ fn read(
     let template = chat_template.as_deref().or(template);
     let template = template.map(|source| ChatTemplate::compile(source, bos, eos)).transpose()?;
     let grammars = GrammarCompiler::new(&tokenizer)?;
-    let model = Model::load(&header, &file, backend, shape)?;
+    let devices = select(arguments, &header, &config, shape)?;
+    let model = Model::load_parts(&header, &file, devices, shape)?;
     let memory = model.memory_use();
     tracing::info!(
         model = config.name,

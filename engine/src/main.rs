@@ -4,6 +4,7 @@
 
 mod backend;
 mod bench;
+mod card_metrics;
 mod config;
 mod error;
 mod fetch;

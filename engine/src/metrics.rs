@@ -2,6 +2,7 @@
 
 use crate::runtime::SchedulerMetrics;
 use crate::status::{Phase, Status};
+use atlas_kernels::hip::Card;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
     core::Collector,
@@ -19,6 +20,8 @@ pub struct Metrics {
     pub generated_tokens: IntCounter,
     /// Requests that ended without an answer's end, by reason: `client`, `timeout` or `engine`.
     pub aborted: IntCounterVec,
+    /// Choices given up for lack of memory.
+    pub shed: IntCounter,
     /// Time in the queue.
     pub queue_seconds: Histogram,
     /// Time to the first token.
@@ -43,8 +46,11 @@ impl Metrics {
     ///
     /// # Errors
     /// Two metrics share a name, which the tests rule out.
-    pub fn new() -> Result<Self, prometheus::Error> {
+    pub fn new(card: Option<&Card>) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        if let Some(card) = card {
+            crate::card_metrics::register(&registry, card)?;
+        }
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             register(
                 &registry,
@@ -64,6 +70,10 @@ impl Metrics {
             prompt_tokens: counter("atlas_engine_prompt_tokens_total", "Tokens in accepted prompts.")?,
             generated_tokens: counter("atlas_engine_generated_tokens_total", "Tokens in answers.")?,
             aborted: register(&registry, IntCounterVec::new(aborted, &["reason"])?)?,
+            shed: counter(
+                "atlas_engine_shed_choices_total",
+                "Choices given up because the device was short of memory.",
+            )?,
             queue_seconds: histogram(
                 "atlas_engine_queue_seconds",
                 "Time from arrival to the first step.",
@@ -116,6 +126,6 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        assert!(Metrics::new().is_ok());
+        assert!(Metrics::new(None).is_ok());
     }
 }

@@ -12,8 +12,8 @@ use std::fmt::Write;
 /// There is no card, a call fails, or a kernel is wrong; the page is printed in the last case too.
 pub fn selftest(arguments: &SelfTest, print: impl Fn(&str)) -> Result<(), Fatal> {
     let options = Options {
-        root: arguments.system_root.clone(),
-        library: arguments.hip_library.clone(),
+        root: arguments.hip.system_root.clone(),
+        library: arguments.hip.hip_library.clone(),
         ..Options::new()
     };
     let mut checks = Vec::new();

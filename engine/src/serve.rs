@@ -25,9 +25,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// Whatever keeps the model from being served; the caller turns it into the exit code.
 pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
-    check(arguments)?;
-    let metrics = Metrics::new().map_err(|error| Fatal::Worker { reason: error.to_string() })?;
-    let status = Arc::new(Status::new(arguments));
+    let card = check(arguments)?;
+    let metrics = Metrics::new(card.as_ref()).map_err(|error| Fatal::Worker { reason: error.to_string() })?;
+    let status = Arc::new(Status::new(arguments, card));
     let api = listen(SocketAddr::new(arguments.host, arguments.port), "the API")?;
     let internal = listen(SocketAddr::new(arguments.host, arguments.internal_port), "the internal port")?;
     let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string());

@@ -1,6 +1,7 @@
 //! What the process tells about itself: shared between the loader, the worker and both servers.
 
 use crate::fetch::display_name;
+use atlas_kernels::hip::{Card, Health};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -153,6 +154,11 @@ impl Progress {
     }
 }
 
+fn card_json(card: &Card) -> Value {
+    let Card { pci_address, gfx_target, vram_bytes, .. } = card;
+    json!({"pciAddress": pci_address, "gfxTarget": gfx_target, "vramBytes": vram_bytes})
+}
+
 /// Everything that `/internal/status` and `/readyz` show.
 #[derive(Debug)]
 pub struct Status {
@@ -166,11 +172,14 @@ pub struct Status {
     model_file: String,
     context_tokens: usize,
     max_batch: usize,
+    backend: &'static str,
+    /// The card, with the hip backend.
+    pub card: Option<Card>,
 }
 
 impl Status {
     /// The status of a process that has just begun.
-    pub fn new(arguments: &crate::config::Serve) -> Self {
+    pub fn new(arguments: &crate::config::Serve, card: Option<Card>) -> Self {
         Self {
             phase: AtomicU8::new(Phase::Fetching as u8),
             error: Mutex::new(None),
@@ -180,6 +189,8 @@ impl Status {
             model_file: display_name(&arguments.model),
             context_tokens: arguments.context_tokens.get(),
             max_batch: arguments.max_batch.get(),
+            backend: if card.is_some() { "hip" } else { "cpu" },
+            card,
         }
     }
 
@@ -219,14 +230,14 @@ impl Status {
             "ready": phase == Phase::Serving,
             "servedModelNames": self.served_model_names,
             "modelFile": self.model_file,
-            "backend": "cpu",
+            "backend": self.backend,
             "contextTokens": self.context_tokens,
             "maxBatch": self.max_batch,
             "download": self.download.json(),
             "queue": {"running": self.progress.running.load(Relaxed), "waiting": self.progress.waiting.load(Relaxed)},
             "progress": self.progress.json(),
-            "card": null,
-            "vram": null,
+            "card": self.card.as_ref().map(card_json),
+            "vram": self.card.as_ref().map(|card| json!({"usedBytes": Health::read(card).vram_used_bytes})),
             "error": *self.error.lock().unwrap_or_else(PoisonError::into_inner),
         })
     }

@@ -7,8 +7,12 @@
 mod support;
 
 use atlas_kernels::hip::BUILT;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn library() -> PathBuf {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
@@ -52,4 +56,206 @@ fn a_self_test_without_a_usable_card_ends_with_the_codes_of_the_contract() {
         assert_eq!(output.status.code(), Some(code), "{text}");
         assert!(text.contains(words), "{text}");
     }
+}
+
+const MODEL: &str = "models/smollm2-135m-instruct-q4_1.gguf";
+/// Much longer than anything here takes, also on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+fn model() -> PathBuf {
+    let cache = std::env::var_os("ATLAS_CACHE").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/atlas-operator"));
+    let path = cache.or_else(home).unwrap_or_default().join(MODEL);
+    assert!(path.exists(), "{} is missing: run make setup", path.display());
+    path
+}
+
+/// An engine on a simulated card; ended when dropped.
+struct Engine {
+    child: Child,
+    api: String,
+    internal: String,
+    log: BufReader<ChildStderr>,
+    /// What it logged until it listened.
+    began: String,
+    files: [tempfile::TempDir; 2],
+}
+
+impl Engine {
+    /// Starts it; ready or not.
+    fn spawn(settings: &str, more: &[&str]) -> Self {
+        let root = support::root(110_000, support::VRAM_BYTES);
+        let (folder, library) = support::standin_with(&library(), settings);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_atlas-engine"));
+        command.args(["serve", "--served-model-name", "code", "--backend", "hip", "--host", "127.0.0.1"]);
+        command.args(["--port", "0", "--internal-port", "0", "--context-tokens", "64", "--max-batch", "1"]);
+        command.arg("--model").arg(model()).arg("--system-root").arg(root.path());
+        command.args(["--hip-library", &library]).args(more);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let (mut line, mut began) = (String::new(), String::new());
+        while !line.contains("listening") {
+            line.clear();
+            if log.read_line(&mut line).unwrap() == 0 {
+                break;
+            }
+            began.push_str(&line);
+        }
+        let address = |name: &str| {
+            let start = line.find(name).map(|start| start + name.len())?;
+            line[start..].split('"').next().map(str::to_owned)
+        };
+        let api = address("api=Some(\"").unwrap_or_default();
+        let internal = address("internal=Some(\"").unwrap_or_default();
+        Self { child, api, internal, log, began, files: [root, folder] }
+    }
+
+    fn start(settings: &str) -> Self {
+        Self::start_with(settings, &[])
+    }
+
+    /// Starts it and waits until it serves.
+    fn start_with(settings: &str, more: &[&str]) -> Self {
+        let mut engine = Self::spawn(settings, more);
+        let began = Instant::now();
+        while engine.get("/readyz").0 != 200 {
+            if let Some(status) = engine.child.try_wait().unwrap() {
+                panic!("the engine ended with {status}: {}", engine.rest());
+            }
+            assert!(began.elapsed() < PATIENCE, "the engine is not ready in time");
+            std::thread::yield_now();
+        }
+        engine
+    }
+
+    /// Lets the faults of the settings happen from now on.
+    fn arm(&self) {
+        std::fs::write(self.files[1].path().join("armed"), "").unwrap();
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        request(&self.internal, "GET", path, "")
+    }
+
+    fn complete(&self, prompt: &str, tokens: usize) -> (u16, Value) {
+        let body = json!({"model": "code", "prompt": prompt, "temperature": 0, "max_tokens": tokens});
+        let (status, text) = request(&self.api, "POST", "/v1/completions", &body.to_string());
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    fn rest(&mut self) -> String {
+        let mut text = std::mem::take(&mut self.began);
+        let _ = self.log.read_to_string(&mut text);
+        text
+    }
+
+    /// Waits for its end: the exit code and the rest of the log.
+    fn end(mut self) -> (Option<i32>, String) {
+        let text = self.rest();
+        (self.child.wait().unwrap().code(), text)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One request on a connection of its own; status 0 where nobody answers.
+fn request(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+    let Ok(mut stream) = TcpStream::connect(address) else { return (0, String::new()) };
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut text = String::new();
+    let sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+    if sent.and_then(|()| stream.read_to_string(&mut text)).is_err() {
+        return (0, text);
+    }
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return (0, text) };
+    (head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0), body.to_owned())
+}
+
+#[test]
+fn a_card_serves_and_tells_what_it_is() {
+    let engine = Engine::start("");
+    let (status, answer) = engine.complete("The capital of France is", 2);
+    assert_eq!((status, answer["choices"][0]["text"].as_str()), (200, Some(" Paris.")), "{answer}");
+    let status: Value = serde_json::from_str(&engine.get("/internal/status").1).unwrap();
+    assert_eq!(status["backend"], "hip");
+    assert_eq!(
+        status["card"],
+        json!({"pciAddress": "0000:03:00.0", "gfxTarget": "gfx1100", "vramBytes": support::VRAM_BYTES})
+    );
+    assert_eq!(status["vram"]["usedBytes"], 1 << 30);
+    let metrics = engine.get("/metrics").1;
+    for wanted in [
+        "atlas_engine_vram_total_bytes 25753026560",
+        "atlas_engine_vram_used_bytes 1073741824",
+        "atlas_engine_card_busy_ratio 0.42",
+        "atlas_engine_card_junction_celsius 61",
+        "atlas_engine_card_power_watts 212",
+    ] {
+        assert!(metrics.lines().any(|line| line == wanted), "{wanted} is missing:\n{metrics}");
+    }
+    assert!(!metrics.contains("card_memory_celsius "), "a sensor that the card lacks shows nothing");
+}
+
+#[test]
+fn a_card_that_cannot_serve_ends_the_engine_with_the_contracts_code() {
+    for (settings, more, code, words) in [
+        ("", &["--expect-gfx-target", "gfx1102"][..], 20, "is gfx1100, and --expect-gfx-target is gfx1102"),
+        ("", &["--expect-vram-bytes", "8573157376"], 20, "25753026560 bytes of VRAM"),
+        ("vram=380000000", &[], 13, "the model needs"),
+        ("fault=hipMalloc:1:2", &[], 13, "arena"),
+        ("fault=hipModuleLoadData:1:200", &[], 1, "hipErrorInvalidImage"),
+    ] {
+        let (found, text) = Engine::spawn(settings, more).end();
+        assert_eq!(found, Some(code), "{settings} {more:?}: {text}");
+        assert!(text.contains(words), "{settings} {more:?}: {text}");
+    }
+}
+
+/// Memory that is short for a moment costs the requests that run, with an answer that says to come again.
+#[test]
+fn memory_that_is_short_in_flight_sheds_load_and_the_engine_goes_on() {
+    let engine = Engine::start("arm=file;fault=hipGraphLaunch:1:2:1");
+    engine.arm();
+    let (status, answer) = engine.complete("The capital of France is", 8);
+    assert_eq!((status, answer["error"]["code"].as_str()), (503, Some("engine_failed")), "{answer}");
+    assert!(engine.get("/metrics").1.contains("atlas_engine_shed_choices_total 1"));
+    let (status, answer) = engine.complete("The capital of France is", 2);
+    assert_eq!((status, answer["choices"][0]["text"].as_str()), (200, Some(" Paris.")), "{answer}");
+}
+
+#[test]
+fn a_lost_card_ends_the_engine() {
+    let engine = Engine::start("arm=file;fault=hipGraphLaunch:2:719");
+    engine.arm();
+    let (status, answer) = engine.complete("The capital of France is", 8);
+    assert_eq!(status, 503, "{answer}");
+    let (code, text) = engine.end();
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("the device is lost") && text.contains("hipErrorLaunchFailure"), "{text}");
+}
+
+#[test]
+fn a_card_that_hangs_ends_the_engine() {
+    let engine = Engine::start("arm=file;hang=1");
+    engine.arm();
+    let _ = engine.complete("The capital of France is", 8);
+    let (code, text) = engine.end();
+    assert_eq!(code, Some(30), "{text}");
+}
+
+/// The embedding and twenty of thirty layers on the processor, the rest and the head on the card.
+#[test]
+fn a_model_that_exceeds_the_card_is_served_with_its_first_layers_on_the_processor() {
+    let engine = Engine::start_with("vram=380000000", &["--cpu-layers", "20"]);
+    let (status, answer) = engine.complete("The capital of France is", 2);
+    assert_eq!((status, answer["choices"][0]["text"].as_str()), (200, Some(" Paris.")), "{answer}");
 }

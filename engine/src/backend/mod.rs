@@ -1,17 +1,25 @@
 //! Which device computes.
 
+mod hip;
+
 use crate::config::{Backend as Choice, Serve};
 use crate::error::Fatal;
+use crate::model::{ModelConfig, ModelShape};
 use atlas_engine_core::backend::Backend;
+use atlas_format::Gguf;
 use atlas_kernels::CpuBackend;
+use atlas_kernels::hip::Card;
 
-/// Refuses what this build cannot do, before anything is fetched.
+/// Devices in the order of a step, and how many layers each takes at most.
+pub type Devices = Vec<(Box<dyn Backend>, usize)>;
+
+/// Refuses what this build or this machine cannot do, before anything is fetched; the answer is the card, with `hip`.
 ///
 /// # Errors
-/// The backend is not in this build.
-pub fn check(arguments: &Serve) -> Result<(), Fatal> {
+/// The backend is not in this build, or the card cannot be used.
+pub fn check(arguments: &Serve) -> Result<Option<Card>, Fatal> {
     match arguments.backend {
-        Choice::Hip => Err(Fatal::NoHip),
+        Choice::Hip => hip::find(arguments).map(Some),
         Choice::Cpu => {
             for (flag, given) in [
                 ("--expect-gfx-target", arguments.expect_gfx_target.is_some()),
@@ -24,18 +32,38 @@ pub fn check(arguments: &Serve) -> Result<(), Fatal> {
                     );
                 }
             }
-            Ok(())
+            Ok(None)
         }
     }
 }
 
-/// The device that was asked for.
+/// The devices that were asked for, with room for a model of these numbers, and how many layers each takes.
 ///
 /// # Errors
-/// It is not in this build or cannot be used.
-pub fn select(arguments: &Serve) -> Result<Box<dyn Backend>, Fatal> {
+/// One cannot be used, or the model does not fit it.
+pub fn select(
+    arguments: &Serve,
+    header: &Gguf,
+    config: &ModelConfig,
+    shape: &ModelShape,
+) -> Result<Devices, Fatal> {
+    let cpu =
+        || -> Result<Box<dyn Backend>, Fatal> { Ok(Box::new(CpuBackend::new(arguments.thread_count())?)) };
     match arguments.backend {
-        Choice::Cpu => Ok(Box::new(CpuBackend::new(arguments.thread_count())?)),
-        Choice::Hip => Err(Fatal::NoHip),
+        Choice::Cpu => Ok(vec![(cpu()?, usize::MAX)]),
+        Choice::Hip => {
+            // The head stays on the card, and one layer with it.
+            let offloaded = arguments.cpu_layers.min(config.layers.saturating_sub(1));
+            let card = hip::open(arguments, header, config, offloaded, shape)?;
+            if offloaded == 0 {
+                return Ok(vec![(card, usize::MAX)]);
+            }
+            tracing::warn!(
+                layers = offloaded,
+                of = config.layers,
+                "experimental: the processor takes layers"
+            );
+            Ok(vec![(cpu()?, offloaded), (card, usize::MAX)])
+        }
     }
 }

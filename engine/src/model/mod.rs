@@ -9,7 +9,8 @@ mod tensors;
 
 pub use config::ModelConfig;
 
-use atlas_engine_core::backend::{Backend, KvType, MemoryUse, ProgramId, StepOut};
+use crate::backend::Devices;
+use atlas_engine_core::backend::{Backend, KvSpec, KvType, MemoryUse, ProgramId, StepOut};
 use atlas_engine_core::program::MaxShape;
 use atlas_engine_core::step::StepArrays;
 use atlas_engine_core::{DeviceError, StepPlan};
@@ -29,31 +30,61 @@ pub struct ModelShape {
     pub max: MaxShape,
 }
 
-/// A loaded model on its device.
+/// A loaded model on its device, or its first layers on one and the rest on another.
 pub struct Model {
     config: ModelConfig,
-    backend: Box<dyn Backend>,
-    program: ProgramId,
+    parts: Vec<(Box<dyn Backend>, ProgramId)>,
     arrays: StepArrays,
     out: StepOut,
+    handoff: Vec<f32>,
 }
 
 impl Model {
-    /// Loads the weights of a mapped file into a backend, makes the KV cache and compiles the program.
+    /// All of it on one device, as [`Self::load_parts`] does it.
     ///
     /// # Errors
-    /// The architecture is not served, a tensor is missing or wrong, or the device refuses.
+    /// The same.
     pub fn load(
         header: &Gguf,
         file: &Arc<MappedFile>,
-        mut backend: Box<dyn Backend>,
+        backend: Box<dyn Backend>,
+        shape: &ModelShape,
+    ) -> Result<Self, ModelError> {
+        Self::load_parts(header, file, vec![(backend, usize::MAX)], shape)
+    }
+
+    /// Loads the weights of a mapped file into devices, each of which takes the next so many layers, as far as there
+    /// are any, makes the KV caches and compiles the programs. A step crosses from each device to the next once.
+    ///
+    /// # Errors
+    /// The architecture is not served, a tensor is missing or wrong, or a device refuses.
+    pub fn load_parts(
+        header: &Gguf,
+        file: &Arc<MappedFile>,
+        devices: Devices,
         shape: &ModelShape,
     ) -> Result<Self, ModelError> {
         let config = ModelConfig::from_gguf(header)?;
-        let segment = program::build(&config, &Tensors::new(header, file), &mut *backend)?;
-        backend.allocate_kv(&config.kv_spec(shape.kv_type, shape.blocks))?;
-        let program = backend.compile(&segment, &shape.max)?;
-        Ok(Self { config, backend, program, arrays: StepArrays::default(), out: StepOut::default() })
+        let all = u16::try_from(config.layers).map_err(|_| ModelError::Inconsistent {
+            what: "number of layers",
+            found: config.layers as u64,
+            other: "limit",
+            expected: u16::MAX.into(),
+        })?;
+        let tensors = Tensors::new(header, file);
+        let mut parts = Vec::new();
+        let mut next = 0;
+        for (mut backend, count) in devices {
+            let end = next + u16::try_from(count).unwrap_or(u16::MAX).min(all - next);
+            let segment = program::build(&config, &tensors, &mut *backend, next..end)?;
+            let spec = config.kv_spec(shape.kv_type, shape.blocks);
+            backend.allocate_kv(&KvSpec { layers: next..end, ..spec })?;
+            let program = backend.compile(&segment, &shape.max)?;
+            parts.push((backend, program));
+            next = end;
+        }
+        let (arrays, out, handoff) = (StepArrays::default(), StepOut::default(), Vec::new());
+        Ok(Self { config, parts, arrays, out, handoff })
     }
 
     /// The model's numbers.
@@ -63,7 +94,13 @@ impl Model {
 
     /// Memory that weights, cache and scratch take.
     pub fn memory_use(&self) -> MemoryUse {
-        self.backend.memory_use()
+        self.parts.iter().map(|(backend, _)| backend.memory_use()).fold(MemoryUse::default(), |sum, part| {
+            MemoryUse {
+                weights: sum.weights + part.weights,
+                kv_cache: sum.kv_cache + part.kv_cache,
+                scratch: sum.scratch + part.scratch,
+            }
+        })
     }
 
     /// Computes a step: the wanted logits, to be changed at will.
@@ -74,10 +111,15 @@ impl Model {
     /// # Errors
     /// The device fails.
     pub fn run(&mut self, plan: &StepPlan) -> Result<&mut [f32], ModelError> {
-        if !plan.copies.is_empty() {
-            self.backend.copy_blocks(&plan.copies)?;
+        let batch = self.arrays.fill(plan);
+        for (index, (backend, program)) in self.parts.iter_mut().enumerate() {
+            if !plan.copies.is_empty() {
+                backend.copy_blocks(&plan.copies)?;
+            }
+            let handoff = (index > 0).then_some(self.handoff.as_slice());
+            backend.run(*program, &batch, handoff, &mut self.out)?;
+            std::mem::swap(&mut self.handoff, &mut self.out.handoff);
         }
-        self.backend.run(self.program, &self.arrays.fill(plan), None, &mut self.out)?;
         Ok(&mut self.out.logits)
     }
 
@@ -170,3 +212,6 @@ pub enum ModelError {
 #[cfg(test)]
 #[path = "reference_tests.rs"]
 mod tests;
+
+#[cfg(all(test, feature = "hip"))]
+mod hip_tests;

@@ -8,8 +8,10 @@ use super::config::ModelConfig;
 use super::tensors::Tensors;
 use atlas_engine_core::backend::{Backend, RawTensor};
 use atlas_engine_core::program::{Buf, Heads, Op, Rope, Rows, Segment, WeightId};
+use std::ops::Range;
 
-/// Loads every weight into a backend and says what to compute with them.
+/// Loads the weights of some layers into a backend, with the embedding before the first layer and the head after the
+/// last, and says what to compute with them.
 ///
 /// # Errors
 /// A tensor is missing or wrong, or the backend refuses one.
@@ -17,26 +19,34 @@ pub fn build(
     config: &ModelConfig,
     tensors: &Tensors<'_>,
     backend: &mut dyn Backend,
+    layers: Range<u16>,
 ) -> Result<Segment, ModelError> {
-    let layers = u16::try_from(config.layers).map_err(|_| ModelError::Inconsistent {
-        what: "number of layers",
-        found: config.layers as u64,
-        other: "limit",
-        expected: u16::MAX.into(),
-    })?;
     let mut builder = Builder { config, tensors, backend, segment: Segment::default() };
-    builder.segment.layers = 0..layers;
+    builder.segment.layers = layers.clone();
     builder.segment.ropes.push(rope(config, tensors)?);
     let (vocabulary, hidden) = (config.vocabulary, config.hidden);
-    let embedding = builder.load(&[tensors.matrix("token_embd.weight", vocabulary, hidden)?])?;
     let x = builder.rows(hidden);
-    builder.segment.push(Op::Embed { weight: embedding, out: x });
+    let mut embedding = None;
+    if layers.start == 0 {
+        let weight = builder.load(&[tensors.matrix("token_embd.weight", vocabulary, hidden)?])?;
+        builder.segment.push(Op::Embed { weight, out: x });
+        embedding = Some(weight);
+    } else {
+        builder.segment.input = Some(x);
+    }
     let mut add = None;
-    for layer in 0..layers {
+    for layer in layers.clone() {
         let attended = builder.attention(layer, x, add)?;
         add = Some(builder.feed_forward(layer, x, attended)?);
     }
-    builder.head(x, add, embedding)?;
+    if usize::from(layers.end) == config.layers {
+        builder.head(x, add, embedding)?;
+    } else {
+        if let Some(add) = add {
+            builder.segment.push(Op::Add { x: add, out: x });
+        }
+        builder.segment.output = Some(x);
+    }
     Ok(builder.segment)
 }
 
@@ -135,16 +145,22 @@ impl Builder<'_, '_> {
     }
 
     /// Logits of the rows that want them, and normed hidden states of those that want these.
-    fn head(&mut self, x: Buf, add: Option<Buf>, embedding: WeightId) -> Result<(), ModelError> {
+    fn head(&mut self, x: Buf, add: Option<Buf>, embedding: Option<WeightId>) -> Result<(), ModelError> {
         let ModelConfig { hidden, vocabulary, norm_epsilon: epsilon, .. } = *self.config;
         if let Some(add) = add {
             self.segment.push(Op::Add { x: add, out: x });
         }
         let weight = self.vector("output_norm.weight", hidden)?;
         // Small models use the embedding twice.
-        let output = self.tensors.contains("output.weight");
-        let output = output.then(|| self.tensors.matrix("output.weight", vocabulary, hidden)).transpose()?;
-        let output = output.map_or(Ok(embedding), |output| self.load(&[output]))?;
+        let own = self.tensors.contains("output.weight");
+        let output = match embedding.filter(|_| !own) {
+            Some(embedding) => embedding,
+            None => {
+                let name = if own { "output.weight" } else { "token_embd.weight" };
+                let output = self.tensors.matrix(name, vocabulary, hidden)?;
+                self.load(&[output])?
+            }
+        };
         for rows in [Rows::Logits, Rows::Hidden] {
             let [wanted, normed] = [hidden, hidden].map(|columns| self.segment.buffer(rows, columns));
             self.segment.push(Op::Gather { x, out: wanted });

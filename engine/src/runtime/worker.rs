@@ -12,7 +12,7 @@ use atlas_engine_core::pacing::{Pacer, STEP_TARGET};
 use atlas_engine_core::plan::Chunk;
 use atlas_engine_core::program::BLOCK_TOKENS;
 use atlas_engine_core::sampler::Sampled;
-use atlas_engine_core::{Scheduler, SchedulerSettings, SequenceId, StepPlan, TokenId};
+use atlas_engine_core::{DeviceError, Scheduler, SchedulerSettings, SequenceId, StepPlan, TokenId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -99,7 +99,9 @@ impl Worker {
             last = Some((rows, time));
         }
         self.apply_pace();
-        tracing::info!(token_budget = self.pacer.budget(), "warmed up");
+        // What one sequence can expect with little context: what an experimental split over devices costs shows here.
+        let rate = 1.0 / self.probe(1)?.as_secs_f64().max(1e-6);
+        tracing::info!(token_budget = self.pacer.budget(), tokens_per_second = rate, "warmed up");
         Ok(())
     }
 
@@ -171,10 +173,29 @@ impl Worker {
         }
     }
 
+    /// Gives up what is in line and running: memory that a device lacks for a moment must not end the process. Their
+    /// channels close without a finish, which clients are told to try again for.
+    fn shed(&mut self, error: &DeviceError) {
+        let choices = std::mem::take(&mut self.choices);
+        tracing::warn!(choices = choices.len(), %error, "the device is short of memory; requests are given up");
+        for id in choices.into_keys() {
+            self.stepper.cancel(id);
+            self.metrics.shed.inc();
+        }
+    }
+
     fn step(&mut self) -> Result<(), ModelError> {
         self.status.progress.begin_step();
         let began = Instant::now();
-        let (plan, advances) = self.stepper.step()?;
+        let (plan, advances) = match self.stepper.step() {
+            Ok(done) => done,
+            Err(ModelError::Device(error @ DeviceError::OutOfMemory { .. })) => {
+                self.status.progress.end_step(0, began.elapsed());
+                self.shed(&error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let time = began.elapsed();
         self.status.progress.end_step(advances.len() as u64, time);
         self.pacer.record(plan.token_count(), time);

@@ -250,7 +250,7 @@ impl Generation {
             };
             let Some(event) = event else {
                 self.aborted = Some("engine");
-                return Err(ApiError::internal("the model failed while answering"));
+                return Err(ApiError::engine_failed());
             };
             if let Some(delta) = self.take(index, event) {
                 self.ready.push_back(delta);

@@ -116,6 +116,13 @@ impl ApiError {
         Self { retry_after_seconds: Some(1), ..error.code("engine_draining") }
     }
 
+    /// The engine gave the request up: its device is short of memory, or the process is about to end.
+    pub fn engine_failed() -> Self {
+        let message = "the engine gave this request up: its device failed or is short of memory; try again";
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message).code("engine_failed");
+        Self { retry_after_seconds: Some(1), ..error }
+    }
+
     /// The request took too long.
     pub fn timeout(seconds: u64) -> Self {
         let message = format!("the request took longer than the {seconds} seconds that this server allows");

@@ -4,8 +4,9 @@
 // workgroup and arguments, and device memory begins as NaNs. ATLAS_STANDIN in the environment, or else a file
 // standin.conf beside the library, a list of key=value parted by semicolons, chooses what a real card would:
 //   order=forward|reverse|shuffled   seed=N   threads=N   vram=BYTES   pci=0000:03:00.0
-//   fault=CALL:N:CODE   the N-th call of CALL, and every later one, answers CODE; several faults may be given
-//   hang=N              from the N-th launch on, nothing ever becomes ready
+//   fault=CALL:N:CODE[:M]   the N-th call of CALL and the M-1 after it (every later one) answer CODE; may be repeated
+//   hang=N                  from the N-th launch on, nothing ever becomes ready
+//   arm=file                faults and hangs wait, and count, from when a file named armed stands beside the library
 #include "../../hip/device.h"
 #include "standin.h"
 
@@ -18,6 +19,7 @@
 #include <map>
 #include <sstream>
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 #define API extern "C" __attribute__((visibility("default"))) int
@@ -29,7 +31,7 @@ constexpr int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE 
 
 struct Fault {
     std::string call;
-    uint64_t from;
+    uint64_t from, count;
     int code;
 };
 
@@ -59,19 +61,24 @@ struct Event {
 struct State {
     fibers::Settings settings;
     uint64_t vram = 24ull << 30, used = 0, launches = 0, hang_from = ~0ull;
-    std::string pci = "0000:03:00.0";
+    std::string pci = "0000:03:00.0", arm_file;
     std::vector<Fault> faults;
     std::map<std::string, uint64_t> calls;
     std::map<char *, size_t> memory;
     std::mutex mutex;
 
-    static std::string configuration() {
-        if (const char *text = getenv("ATLAS_STANDIN")) return text;
+    // Where the library lies.
+    static std::string folder() {
         Dl_info info;
         static const char here = 0;
         if (!dladdr(&here, &info)) return "";
         const std::string library = info.dli_fname;
-        std::ifstream file(library.substr(0, library.rfind('/') + 1) + "standin.conf");
+        return library.substr(0, library.rfind('/') + 1);
+    }
+
+    static std::string configuration() {
+        if (const char *text = getenv("ATLAS_STANDIN")) return text;
+        std::ifstream file(folder() + "standin.conf");
         std::stringstream text;
         text << file.rdbuf();
         return text.str();
@@ -98,9 +105,14 @@ struct State {
                 pci = value;
             } else if (key == "hang") {
                 hang_from = strtoull(value.c_str(), nullptr, 10);
+            } else if (key == "arm") {
+                arm_file = folder() + "armed";
             } else if (key == "fault") {
                 const size_t first = value.find(':'), second = value.find(':', first + 1);
+                const size_t third = value.find(':', second + 1);
+                const bool counted = third != std::string::npos;
                 faults.push_back({value.substr(0, first), strtoull(value.c_str() + first + 1, nullptr, 10),
+                                  counted ? strtoull(value.c_str() + third + 1, nullptr, 10) : ~0ull >> 1,
                                   atoi(value.c_str() + second + 1)});
             } else {
                 fprintf(stderr, "stand-in: unknown setting %s\n", key.c_str());
@@ -111,10 +123,11 @@ struct State {
 
     // Counts the call; the code it shall answer.
     int enter(const char *call) {
+        if (faults.empty() || !armed()) return SUCCESS;
         std::lock_guard<std::mutex> lock(mutex);
         const uint64_t count = ++calls[call];
         for (const Fault &fault : faults) {
-            if (fault.call == call && count >= fault.from) return fault.code;
+            if (fault.call == call && count >= fault.from && count - fault.from < fault.count) return fault.code;
         }
         return SUCCESS;
     }
@@ -128,7 +141,8 @@ struct State {
         return from + bytes <= after->first + after->second;
     }
 
-    bool hangs() const { return launches >= hang_from; }
+    bool armed() const { return arm_file.empty() || access(arm_file.c_str(), F_OK) == 0; }
+    bool hangs() const { return launches >= hang_from && armed(); }
 };
 
 State &state() {
