@@ -118,11 +118,14 @@ async fn send(client: &Client, method: &str, path: &str, body: &Value) -> Result
 
 async fn kubectl_shows_columns_short_names_and_documentation(server: &ApiServer) -> Result<()> {
     let samples = repository().join("deploy/samples");
-    for file in ["gpuprofiles.yaml", "atlasmodel.yaml", "atlasmodel-local.yaml"] {
+    for file in ["gpuprofiles.yaml", "gpuprofiles-rdna3.yaml", "atlasmodel.yaml", "atlasmodel-local.yaml"] {
         kubectl(server, &["apply", "--server-side", "-f", &samples.join(file).display().to_string()]).await?;
     }
     let models = kubectl(server, &["-n", "atlas", "get", "am"]).await?;
-    ensure!(columns(&models) == ["NAME", "READY", "ACTIVE", "MODEL", "GPU", "FAILOVERS", "AGE"], "{models}");
+    ensure!(
+        columns(&models) == ["NAME", "READY", "ACTIVE", "MODEL", "GPU", "VRAM", "FAILOVERS", "AGE"],
+        "{models}"
+    );
     let wide = kubectl(server, &["-n", "atlas", "get", "atlasmodels", "-o", "wide"]).await?;
     ensure!(columns(&wide).contains(&"URL") && columns(&wide).contains(&"REASON"), "{wide}");
     let profiles = kubectl(server, &["get", "gpup"]).await?;

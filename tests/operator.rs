@@ -9,6 +9,10 @@ mod bench;
 mod cards;
 #[path = "operator/gateways.rs"]
 mod gateways;
+#[path = "operator/hub.rs"]
+mod hub;
+#[path = "operator/memory.rs"]
+mod memory;
 #[path = "operator/pace.rs"]
 mod pace;
 #[path = "operator/scenarios.rs"]
@@ -29,6 +33,10 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     scenarios::changed_tiers_roll_last_first_while_the_next_is_ready(&bench).await?;
     cards::two_models_and_one_card(&bench).await?;
     cards::two_profiles_of_one_node_are_told(&bench).await?;
+    memory::what_does_not_fit_is_not_started_and_says_what_would(&bench).await?;
+    memory::a_change_that_does_not_fit_leaves_what_serves(&bench).await?;
+    memory::a_hand_edit_is_put_back_and_told_by_its_field(&bench).await?;
+    memory::a_profile_that_is_deleted_in_use_takes_nothing_away(&bench).await?;
     gateways::the_gateway_stays_while_a_model_lives(&bench).await?;
     gateways::a_name_that_the_gateway_needs_is_never_forced(&bench).await?;
     gateways::what_gateways_measure_becomes_status_and_events(&bench).await?;

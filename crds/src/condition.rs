@@ -58,5 +58,9 @@ condition_types! {
         NodesMatched,
         /// No matched node is claimed by another profile or carries another kind of card as well.
         Unambiguous,
+        /// Labels and counts of the matched nodes agree with each other.
+        LabelsConsistent,
+        /// The matched nodes run drivers that the card was validated with.
+        DriverValidated,
     }
 }

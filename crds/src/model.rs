@@ -38,6 +38,7 @@ use crate::status::AtlasModelStatus;
     printcolumn(name = "Active", type_ = "string", json_path = ".status.activeTier"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.activeModel"),
     printcolumn(name = "GPU", type_ = "string", json_path = ".status.activeGpu"),
+    printcolumn(name = "VRAM", type_ = "string", json_path = ".status.activeVram"),
     printcolumn(name = "Failovers", type_ = "integer", json_path = ".status.failover.count"),
     printcolumn(
         name = "Reason",
@@ -46,6 +47,7 @@ use crate::status::AtlasModelStatus;
         priority = "1"
     ),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = "1"),
+    printcolumn(name = "Download", type_ = "string", json_path = ".status.download", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(

@@ -81,6 +81,11 @@ pub struct GpuProfileSpec {
     #[serde(default = "default_resource_name")]
     #[schemars(schema_with = "crate::schema::resource_name")]
     pub resource_name: String,
+    /// Versions of the amdgpu driver that this card was validated with, as the node label `amd.com/gpu.driver-version`
+    /// tells them; `6.3.6` holds for `6.3.6-1718217.22.04` too. Others are told, never refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 64)))]
+    pub validated_drivers: Vec<String>,
     /// Taints of this card's nodes that engine pods tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -194,7 +199,7 @@ pub struct GpuProfileStatus {
     /// Cards that engine pods of Atlas hold.
     #[serde(default)]
     pub in_use: i32,
-    /// `NodesMatched`, `Unambiguous`.
+    /// `NodesMatched`, `Unambiguous`, `LabelsConsistent`, `DriverValidated`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::cel::ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -27,6 +27,12 @@ pub struct AtlasModelStatus {
     /// The product name of the card that serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub active_gpu: Option<String>,
+    /// Memory that the serving tier needs of what its card offers, such as `20629Mi/22000Mi`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_vram: Option<String>,
+    /// What is being downloaded, such as `primary 42%`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download: Option<String>,
     /// Replicas of the first tier, for the scale subresource.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,

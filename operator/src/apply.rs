@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use atlas_crds::names;
+use atlas_operator_core::llm_config::{FILE_NAME, changed_fields};
 use futures::{StreamExt, stream::FuturesUnordered};
 use kube::{
     Api, Client,
@@ -89,6 +90,17 @@ pub struct Applied {
     pub taken: Vec<String>,
     /// Number of writes.
     pub writes: usize,
+    /// Generated files that were changed by hand and put back: name and fields of each.
+    pub hand_edits: Vec<HandEdit>,
+}
+
+/// A generated file that a person had changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandEdit {
+    /// Name of the ConfigMap.
+    pub name: String,
+    /// Paths of the fields.
+    pub fields: Vec<String>,
 }
 
 /// Clients and counters that applying needs.
@@ -103,7 +115,7 @@ pub struct Applier {
 
 enum Outcome {
     Same,
-    Written,
+    Written(Option<HandEdit>),
     Taken(String),
 }
 
@@ -125,7 +137,10 @@ impl Applier {
         while let Some(outcome) = running.next().await {
             match outcome {
                 Ok(Outcome::Same) => {}
-                Ok(Outcome::Written) => applied.writes += 1,
+                Ok(Outcome::Written(edit)) => {
+                    applied.writes += 1;
+                    applied.hand_edits.extend(edit);
+                }
                 Ok(Outcome::Taken(what)) => applied.taken.push(what),
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -138,6 +153,7 @@ impl Applier {
         let Desired { kind, namespace, name, body } = desired;
         let api = self.api(*kind, namespace);
         let known = self.stores.child(*kind, namespace, name);
+        let edit = known.as_ref().and_then(|live| find_hand_edit(desired, live));
         let params = match known {
             Some(live) if !ownership.holds(&live) => {
                 return Ok(Outcome::Taken(format!("{}/{name}", kind.as_str())));
@@ -161,7 +177,7 @@ impl Applier {
         };
         self.metrics.writes.with_label_values(&[kind.as_str()]).inc();
         match api.patch(name, &params, &Patch::Apply(body)).await {
-            Ok(_) => Ok(Outcome::Written),
+            Ok(_) => Ok(Outcome::Written(edit)),
             // Without force a conflict means that somebody made it between the question and the answer.
             Err(kube::Error::Api(status)) if status.code == 409 && !params.force => {
                 Ok(Outcome::Taken(format!("{}/{name}", kind.as_str())))
@@ -213,19 +229,26 @@ impl Applier {
     }
 }
 
+/// The fields in which a generated file was changed, where it was applied from the very same rendering before.
+fn find_hand_edit(desired: &Desired, live: &DynamicObject) -> Option<HandEdit> {
+    if desired.kind != Kind::ConfigMap || !same_rendering(&desired.body, live) {
+        return None;
+    }
+    let wanted = desired.body["data"][FILE_NAME].as_str()?;
+    let found = live.data.pointer("/data").and_then(|data| data[FILE_NAME].as_str()).unwrap_or_default();
+    (wanted != found).then(|| HandEdit { name: desired.name.clone(), fields: changed_fields(wanted, found) })
+}
+
+/// Whether the live object was applied from this rendering, whatever became of it since.
+fn same_rendering(desired: &Value, live: &DynamicObject) -> bool {
+    let wanted = desired["metadata"]["annotations"][APPLIED_ANNOTATION].as_str();
+    let annotations = live.metadata.annotations.as_ref();
+    wanted == annotations.and_then(|all| all.get(APPLIED_ANNOTATION)).map(String::as_str)
+}
+
 /// Whether the live object holds everything that is desired, and was applied from the same rendering.
 fn is_applied(desired: &Value, live: &DynamicObject) -> bool {
-    let hash = |annotations: Option<&str>| annotations.map(str::to_owned);
-    let wanted = hash(desired["metadata"]["annotations"][APPLIED_ANNOTATION].as_str());
-    let live_hash = hash(
-        live.metadata
-            .annotations
-            .iter()
-            .flatten()
-            .find(|(k, _)| *k == APPLIED_ANNOTATION)
-            .map(|(_, v)| v.as_str()),
-    );
-    if wanted != live_hash {
+    if !same_rendering(desired, live) {
         return false;
     }
     let Ok(metadata) = serde_json::to_value(&live.metadata) else { return false };

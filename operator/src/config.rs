@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use atlas_headers::AddressRange;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Atlas Operator: language models on AMD cards, behind one URL that fails over.
@@ -73,6 +74,18 @@ pub struct ControllerArgs {
     /// Whether replicas elect the one that reconciles.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub leader_election: bool,
+    /// Whether headers of model files are read, so that what does not fit is refused before a node fetches it.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub read_headers: bool,
+    /// Address of the hub that hf:// means.
+    #[arg(long, default_value = "https://huggingface.co")]
+    pub hub: String,
+    /// Token for private and gated repositories of the hub.
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true)]
+    pub hub_token: Option<String>,
+    /// Range of addresses that headers may be read from besides public ones, for example 10.0.0.0/8; repeatable.
+    #[arg(long, value_name = "RANGE")]
+    pub header_allow_addresses: Vec<AddressRange>,
     /// Silence after which a ready gateway is deleted.
     #[arg(long, default_value = "750ms", value_parser = parse_duration)]
     pub gateway_silence: Duration,

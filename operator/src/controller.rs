@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use atlas_headers::{Guard, HeaderReader, Limits, Options};
 use futures::{StreamExt, channel::mpsc::unbounded};
 use jiff::Timestamp;
 use kube::{
@@ -22,6 +23,7 @@ use crate::{
     desired::Settings,
     events::Events,
     gateway_set,
+    headers::Headers,
     leader::Elector,
     metrics::Metrics,
     probe::{GatewayProber, GatewayViews},
@@ -52,6 +54,9 @@ pub enum ControllerError {
     /// Another replica leads now.
     #[error("the Lease was lost: another replica leads")]
     LeaseLost,
+    /// The reader of headers could not be set up.
+    #[error("the headers of model files cannot be read: --read-headers=false does without")]
+    Headers(#[source] atlas_headers::HeaderError),
     /// A watch ended for good.
     #[error("a watch ended")]
     WatchEnded,
@@ -95,7 +100,8 @@ pub async fn run(
     tasks.spawn(prober.run(watching.clone()));
     ready.store(true, Ordering::Release);
 
-    let context = Arc::new(build_context(&args, &client, &stores, views, &metrics));
+    let headers = build_headers(&args, &stores, &metrics)?;
+    let context = Arc::new(build_context(&args, &client, &stores, views, &metrics, headers));
     let led = tokio::select! {
         led = lead(&args, client, context, &stop) => led,
         ended = &mut server => Err(listen_error(listen, ended)),
@@ -117,18 +123,38 @@ fn listen_error(
     ControllerError::Listen { address, source }
 }
 
+fn build_headers(
+    args: &ControllerArgs,
+    stores: &Arc<Stores>,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<Headers>>, ControllerError> {
+    if !args.read_headers {
+        return Ok(None);
+    }
+    let reader = HeaderReader::new(Options {
+        hub: args.hub.clone(),
+        token: args.hub_token.clone().filter(|token| !token.is_empty()),
+        guard: Guard { allowed: args.header_allow_addresses.clone().into() },
+        limits: Limits::default(),
+    });
+    let reader = reader.map_err(ControllerError::Headers)?;
+    Ok(Some(Headers::new(reader, Arc::clone(stores), Arc::clone(metrics))))
+}
+
 fn build_context(
     args: &ControllerArgs,
     client: &Client,
     stores: &Arc<Stores>,
     gateways: Arc<GatewayViews>,
     metrics: &Arc<Metrics>,
+    headers: Option<Arc<Headers>>,
 ) -> Context {
     Context {
         client: client.clone(),
         stores: Arc::clone(stores),
         applier: Applier { client: client.clone(), stores: Arc::clone(stores), metrics: Arc::clone(metrics) },
         gateways,
+        headers,
         settings: Settings {
             operator_image: args.operator_image.clone(),
             engine_hip_image: args.engine_hip_image.clone(),

@@ -7,7 +7,10 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use crate::status::{Move, MoveKind};
+use crate::{
+    apply::HandEdit,
+    status::{Move, MoveKind},
+};
 
 /// Writes Events without keeping a reconcile waiting.
 #[derive(Clone)]
@@ -53,7 +56,8 @@ pub fn build_profile_events(previous: &[Condition], now: &[Condition]) -> Vec<Ev
         .filter(|condition| {
             let before = previous.iter().find(|c| c.type_ == condition.type_);
             // A default profile whose card this cluster does not have is no news when it is created.
-            before.map_or(condition.reason == "Ambiguous", |before| before.status != condition.status)
+            let news = ["Ambiguous", "Inconsistent", "NotValidated"].contains(&condition.reason.as_str());
+            before.map_or(news, |before| before.status != condition.status)
         })
         .map(|condition| {
             let bad = condition.status == "False";
@@ -106,6 +110,23 @@ pub fn build_events(previous: &AtlasModelStatus, now: &AtlasModelStatus, moves: 
         secondary: None,
     }));
     events
+}
+
+/// The Event that tells of a generated file which was changed by hand and put back.
+#[must_use]
+pub fn build_edit_event(edit: &HandEdit) -> Event {
+    let note = format!(
+        "ConfigMap {}: {} changed by hand and put back: the file is generated, change spec of the AtlasModel instead (spec.tiers[].maxBatch for max_batch_size)",
+        edit.name,
+        edit.fields.join(", "),
+    );
+    Event {
+        type_: EventType::Warning,
+        reason: "HandEditReverted".into(),
+        note: Some(clip(&note)),
+        action: "PutBack".into(),
+        secondary: None,
+    }
 }
 
 fn is_bad(type_: &str, status: &str, reason: &str) -> bool {

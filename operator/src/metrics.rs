@@ -17,6 +17,10 @@ pub struct Metrics {
     pub writes: IntCounterVec,
     /// Gateways that were deleted because they stayed silent.
     pub silent_gateways: IntCounter,
+    /// Headers of model files that could not be read, by kind of failure.
+    pub header_errors: IntCounterVec,
+    /// Bytes of headers that were read.
+    pub header_bytes: IntCounter,
     /// 1 while this replica reconciles.
     pub leader: IntGauge,
 }
@@ -45,12 +49,21 @@ impl Metrics {
             "Gateway pods deleted because they stayed silent.",
         )?;
         registry.register(Box::new(silent_gateways.clone()))?;
+        let header_bytes =
+            IntCounter::new("atlas_header_bytes_total", "Bytes read of the headers of model files.")?;
+        registry.register(Box::new(header_bytes.clone()))?;
         let leader = IntGauge::new("atlas_leader", "1 while this replica reconciles.")?;
         registry.register(Box::new(leader.clone()))?;
         Ok(Self {
             reconciles: by("atlas_reconciles_total", "Reconciles by controller.", &["controller"])?,
             errors: by("atlas_reconcile_errors_total", "Failed reconciles.", &["controller", "error"])?,
             writes: by("atlas_writes_total", "Writes to the API server by kind.", &["kind"])?,
+            header_errors: by(
+                "atlas_header_errors_total",
+                "Headers of model files that could not be read.",
+                &["error"],
+            )?,
+            header_bytes,
             seconds,
             silent_gateways,
             leader,

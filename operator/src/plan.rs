@@ -7,12 +7,14 @@ use std::sync::Arc;
 use atlas_crds::{AtlasModel, GpuProfile, names, profile::Backend};
 use atlas_operator_core::{
     inventory::{NodeView, describe_match, match_node, unambiguous_problems},
-    tiers::{CardClaim, RolloutStep, TierRollout, allot_cards, plan_rollout},
+    tiers::{
+        Admission, CardClaim, RolloutStep, Standing, TierRollout, Wait, admit, allot_cards, plan_rollout,
+    },
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use crate::{observe::TierPods, validate::ValidatedModel};
+use crate::{fit::TierVram, observe::TierPods, validate::ValidatedModel};
 
 /// What a plan is made from besides the model.
 pub struct PlanInputs<'a> {
@@ -26,17 +28,33 @@ pub struct PlanInputs<'a> {
     pub pods: &'a [Arc<Pod>],
     /// This model's Deployments, in the order of its tiers.
     pub rollouts: &'a [TierRollout],
+    /// Which of them ask for pods already.
+    pub started: &'a [bool],
+    /// What its tiers need of their cards.
+    pub vram: Vec<TierVram>,
+    /// Whether a tier of any model, on a card of this profile, is known not to fit.
+    pub refused: &'a dyn Fn(&AtlasModel, usize, &GpuProfile) -> bool,
 }
 
 /// What happens to each tier, in the order of the specification.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// The tiers.
     pub tiers: Vec<TierPlan>,
 }
 
+impl Plan {
+    /// Whether a tier has no pods only because its header is being read.
+    #[must_use]
+    pub fn waits_for_header(&self) -> bool {
+        self.tiers.iter().any(|tier| {
+            tier.admission == Admission::Stop && matches!(tier.vram, TierVram::Reading(_)) && tier.wanted > 0
+        })
+    }
+}
+
 /// What happens to one tier.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TierPlan {
     /// Pods that the specification wants.
     pub wanted: i32,
@@ -46,6 +64,10 @@ pub struct TierPlan {
     pub placement: Placement,
     /// Why its nodes may hand out another card than its profile's.
     pub ambiguities: Vec<String>,
+    /// What it needs of its card.
+    pub vram: TierVram,
+    /// What that means for its pods.
+    pub admission: Admission,
     /// Whether its wanted pod template is applied.
     pub step: RolloutStep,
 }
@@ -66,16 +88,43 @@ pub enum Placement {
 /// Plans every tier.
 #[must_use]
 pub fn plan(model: &ValidatedModel, inputs: &PlanInputs<'_>) -> Plan {
-    let steps = plan_rollout(model.strategy, inputs.rollouts);
+    let admissions: Vec<Admission> = inputs
+        .rollouts
+        .iter()
+        .zip(inputs.started)
+        .zip(&inputs.vram)
+        .map(|((rollout, started), vram)| {
+            let TierRollout { changed, ready, .. } = *rollout;
+            admit(vram.fit(), Standing { started: *started, changed, ready })
+        })
+        .collect();
+    // A change that does not fit holds nobody else's.
+    let mut rollouts = inputs.rollouts.to_vec();
+    for (rollout, admission) in rollouts.iter_mut().zip(&admissions) {
+        rollout.changed &= *admission != Admission::Keep;
+    }
+    let steps = plan_rollout(model.strategy, &rollouts);
     let tiers = model
         .tiers
         .iter()
         .zip(steps)
+        .zip(admissions)
+        .zip(&inputs.vram)
         .enumerate()
-        .map(|(index, (tier, step))| {
+        .map(|(index, (((tier, step), admission), vram))| {
             let wanted = if model.suspended { 0 } else { tier.replicas };
-            let (replicas, placement) = place(model, index, &tier.profile, wanted, inputs);
-            TierPlan { wanted, replicas, placement, ambiguities: ambiguities(&tier.profile, inputs), step }
+            let stopped = admission == Admission::Stop;
+            let (replicas, placement) =
+                place(model, index, &tier.profile, if stopped { 0 } else { wanted }, inputs);
+            TierPlan {
+                wanted,
+                replicas,
+                placement,
+                ambiguities: ambiguities(&tier.profile, inputs),
+                vram: vram.clone(),
+                admission,
+                step: if admission == Admission::Keep { RolloutStep::Hold(Wait::DoesNotFit) } else { step },
+            }
         })
         .collect();
     Plan { tiers }
@@ -109,7 +158,7 @@ fn place(
             Placement::NoCardOffered(matched.iter().map(|(node, _)| node.name.clone()).collect()),
         );
     }
-    let claims = claims_on(&profile.name_any(), inputs);
+    let claims = claims_on(profile, inputs);
     let given = allot_cards(capacity, &claims);
     let mine = claims.iter().position(|claim| {
         claim.age.1 == model.namespace && claim.age.2 == model.name && claim.age.3 == index
@@ -129,13 +178,13 @@ fn place(
     (replicas, Placement::CardInUse(holders))
 }
 
-fn claims_on(profile: &str, inputs: &PlanInputs<'_>) -> Vec<CardClaim> {
+fn claims_on(profile: &GpuProfile, inputs: &PlanInputs<'_>) -> Vec<CardClaim> {
     let mut claims = Vec::new();
     for model in inputs.models.iter().filter(|model| model.metadata.deletion_timestamp.is_none()) {
         let (namespace, name) = (model.namespace().unwrap_or_default(), model.name_any());
         let created = model.creation_timestamp().map_or(0, |time| time.0.as_second());
         for (index, tier) in
-            model.spec.tiers.iter().enumerate().filter(|(_, tier)| tier.gpu_profile == profile)
+            model.spec.tiers.iter().enumerate().filter(|(_, tier)| tier.gpu_profile == profile.name_any())
         {
             let replicas = if index == 0 { model.spec.replicas } else { tier.replicas.unwrap_or(1) };
             let holding = inputs
@@ -148,9 +197,11 @@ fn claims_on(profile: &str, inputs: &PlanInputs<'_>) -> Vec<CardClaim> {
                         && TierPods::holds_card(pod)
                 })
                 .count();
+            // What holds a card keeps it; what could not load wants none.
+            let wants = !model.spec.suspend && (holding > 0 || !(inputs.refused)(model, index, profile));
             claims.push(CardClaim {
                 age: (created, namespace.clone(), name.clone(), index),
-                wanted: if model.spec.suspend { 0 } else { replicas },
+                wanted: if wants { replicas } else { 0 },
                 holding: i32::try_from(holding).unwrap_or(i32::MAX),
             });
         }

@@ -115,9 +115,26 @@ pub struct GatewayModel {
     pub model: String,
     /// The tier that it sends requests to.
     pub active_tier: Option<String>,
+    /// The engines that it knows.
+    #[serde(default)]
+    pub endpoints: Vec<GatewayEndpoint>,
     /// Its last moves.
     #[serde(default)]
     pub switches: Vec<Switch>,
+}
+
+/// Health of an endpoint that takes requests, as a gateway writes it.
+pub const HEALTHY: &str = "Healthy";
+
+/// One engine as a gateway sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct GatewayEndpoint {
+    /// Its tier.
+    pub tier: String,
+    /// `Unknown`, [`HEALTHY`] or `Unhealthy`.
+    pub health: String,
+    /// Why it is not healthy.
+    pub cause: Option<String>,
 }
 
 /// One move of a gateway from one tier to another.

@@ -8,7 +8,9 @@ use atlas_crds::{
     GpuProfile, ProfileCondition, names,
     profile::{GpuProfileStatus, ProfileNode},
 };
-use atlas_operator_core::inventory::{NodeView, describe_match, match_node, unambiguous_problems};
+use atlas_operator_core::inventory::{
+    DriverVerdict, NodeView, describe_match, judge_drivers, label_problems, match_node, unambiguous_problems,
+};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::Pod,
@@ -160,8 +162,7 @@ fn compute_profile_status(
         .collect();
     let problems = unambiguous_problems(profile, all, nodes);
     let previous = profile.status.clone().unwrap_or_default();
-    let condition = |type_: ProfileCondition, holds: bool, reason: &str, message: String| {
-        let status = if holds { "True" } else { "False" };
+    let condition = |type_: ProfileCondition, status: &str, reason: &str, message: String| {
         let before = previous.conditions.iter().find(|c| c.type_ == type_.as_str() && c.status == status);
         Condition {
             type_: type_.as_str().to_owned(),
@@ -178,29 +179,74 @@ fn compute_profile_status(
             "no node has {}: check the node labeller's flags and match of this profile",
             describe_match(profile)
         );
-        condition(ProfileCondition::NodesMatched, false, "NoMatchingNode", message)
+        condition(ProfileCondition::NodesMatched, "False", "NoMatchingNode", message)
     } else {
         let count = matched.len();
-        condition(ProfileCondition::NodesMatched, true, "Matched", format!("{count} node(s) carry this card"))
+        condition(
+            ProfileCondition::NodesMatched,
+            "True",
+            "Matched",
+            format!("{count} node(s) carry this card"),
+        )
     };
     let unambiguous = if problems.is_empty() {
         condition(
             ProfileCondition::Unambiguous,
-            true,
+            "True",
             "OneKind",
             "no matched node has another card or profile".into(),
         )
     } else {
         let message = format!("{}: engines check their card at start", problems.join("; "));
-        condition(ProfileCondition::Unambiguous, false, "Ambiguous", message)
+        condition(ProfileCondition::Unambiguous, "False", "Ambiguous", message)
     };
+    let labels = label_problems(profile, nodes);
+    let labels_consistent = if labels.is_empty() {
+        condition(
+            ProfileCondition::LabelsConsistent,
+            "True",
+            "Consistent",
+            "labels and counts of the matched nodes agree".into(),
+        )
+    } else {
+        condition(ProfileCondition::LabelsConsistent, "False", "Inconsistent", labels.join("; "))
+    };
+    let (state, reason, message) = describe_drivers(&judge_drivers(profile, nodes));
+    let driver_validated = condition(ProfileCondition::DriverValidated, state, reason, message);
     GpuProfileStatus {
         observed_generation: profile.metadata.generation,
         matched_nodes: i32::try_from(matched.len()).unwrap_or(i32::MAX),
         capacity: matched.iter().map(|node| node.allocatable).sum(),
         nodes: matched,
         in_use,
-        conditions: vec![nodes_matched, unambiguous],
+        conditions: vec![nodes_matched, unambiguous, labels_consistent, driver_validated],
+    }
+}
+
+/// Status, reason and message of `DriverValidated`.
+fn describe_drivers(verdict: &DriverVerdict) -> (&'static str, &'static str, String) {
+    match verdict {
+        DriverVerdict::NotListed => {
+            ("Unknown", "NotListed", "spec.validatedDrivers names no driver to compare with".to_owned())
+        }
+        DriverVerdict::Untold => (
+            "Unknown",
+            "Untold",
+            "no matched node tells its driver: switch the label driver-version of the node labeller on; the kernel's own driver has no version"
+                .to_owned(),
+        ),
+        DriverVerdict::Validated => {
+            ("True", "Validated", "every matched node that tells its driver runs a validated one".to_owned())
+        }
+        DriverVerdict::Other(nodes) => {
+            let nodes: Vec<String> =
+                nodes.iter().map(|(node, version)| format!("node {node} runs {version}")).collect();
+            let message = format!(
+                "{}: install a driver of spec.validatedDrivers, or add this one once you have tried it",
+                nodes.join(", ")
+            );
+            ("False", "NotValidated", message)
+        }
     }
 }
 

@@ -26,7 +26,9 @@ use crate::{
     apply::{Applied, Applier, Ownership},
     desired::{Desired, Settings, Template, build_objects, build_pod_template, template_hash},
     error::{ReconcileError, Retry, backoff},
-    events::{Events, build_events},
+    events::{Events, build_edit_event, build_events},
+    fit::{is_refused, plan_tiers},
+    headers::Headers,
     kinds::Kind,
     metrics::Metrics,
     observe::{EngineStatus, TierPods, is_past_grace, view_rollout, view_tiers},
@@ -55,6 +57,8 @@ pub struct Context {
     pub stores: Arc<Stores>,
     /// Writer of objects.
     pub applier: Applier,
+    /// What headers of model files say, where they are read.
+    pub headers: Option<Arc<Headers>>,
     /// What the gateways say.
     pub gateways: Arc<GatewayViews>,
     /// Settings that show in objects.
@@ -169,10 +173,13 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let written = write_status(object, &previous, status, context, &namespace).await;
     let written = written.map_err(ReconcileError::Status)?;
     let moves = context.news(&uid, moves);
-    let events = build_events(&previous, written.as_ref().unwrap_or(&previous), &moves);
+    let mut events = build_events(&previous, written.as_ref().unwrap_or(&previous), &moves);
+    events.extend(outcome.iter().flat_map(|(_, applied)| &applied.hand_edits).map(build_edit_event));
     context.events.publish_all(object.object_ref(&()), events);
 
-    let starting = tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
+    let reading = outcome.as_ref().is_some_and(|(plan, _)| plan.waits_for_header());
+    let starting =
+        reading || tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
     let draining = inputs.own_pods.iter().any(|pod| pod.metadata.deletion_timestamp.is_some());
     Ok(Action::requeue(if starting || draining {
         WHILE_STARTING
@@ -211,6 +218,13 @@ async fn act(
         .zip(&templates)
         .map(|((tier, live), template)| view_rollout(tier, live.as_deref(), &template.hash))
         .collect();
+    let started: Vec<bool> = live
+        .iter()
+        .map(|live| {
+            let replicas = live.as_ref().and_then(|live| live.data.pointer("/spec/replicas")?.as_i64());
+            replicas.is_some_and(|replicas| replicas > 0)
+        })
+        .collect();
     let plan = plan(
         model,
         &PlanInputs {
@@ -219,6 +233,11 @@ async fn act(
             models: &inputs.models,
             pods: &inputs.engine_pods,
             rollouts: &rollouts,
+            started: &started,
+            vram: plan_tiers(model, &inputs.profiles, context.headers.as_ref()),
+            refused: &|other, index, profile| {
+                context.headers.as_ref().is_some_and(|headers| is_refused(other, index, profile, headers))
+            },
         },
     );
     // A tier that waits keeps its live template, so that everything else of it can still change.

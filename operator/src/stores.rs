@@ -226,7 +226,8 @@ impl Stores {
         }
     }
 
-    fn model_changed(&self, model: &AtlasModel) {
+    /// Asks for a reconcile of a model, and of those that share a card with it.
+    pub fn model_changed(&self, model: &AtlasModel) {
         self.trigger_namespace(model.namespace());
         self.trigger_model(ObjectRef::from_obj(model));
         // Models that share a card wait for, or make way for, this one.

@@ -64,6 +64,8 @@ pub struct ValidatedTier {
     pub replicas: i32,
     /// Overrides of the container.
     pub engine: EngineOverrides,
+    /// What it asks of the model.
+    pub setting: atlas_operator_core::vram::Setting,
     /// Bytes of the card that it may use, where the profile's quantities can be read.
     pub available_bytes: Option<u64>,
 }
@@ -233,13 +235,6 @@ fn validate_tier(
     if tier.kv_cache_type == KvCacheType::Q8_0 {
         not_implemented(field("kvCacheType"), "Q8_0".into(), "use F16");
     }
-    if let Some(cap) = &tier.max_vram {
-        not_implemented(
-            field("maxVram"),
-            cap.0.clone(),
-            "remove it, and lower contextTokens or maxBatch to use less memory",
-        );
-    }
     if tier.cpu_offload_layers > 0 {
         not_implemented(
             field("cpuOffloadLayers"),
@@ -305,6 +300,7 @@ fn validate_tier(
             max_batch: tier.max_batch,
             replicas: if index == 0 { model.spec.replicas } else { tier.replicas.unwrap_or(1) },
             engine: tier.engine.clone().unwrap_or_default(),
+            setting: crate::fit::setting_of(tier),
             available_bytes: atlas_operator_core::vram::available_bytes(&profile.spec, tier),
         }),
         _ => Err(refusals),

@@ -15,6 +15,8 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
+use crate::hub::Hub;
+
 /// Generous: the machine may be busy, and a wait ends as soon as it can.
 pub const LONG: Duration = Duration::from_secs(30);
 
@@ -41,6 +43,7 @@ pub fn kind(name: &str) -> ApiResource {
 pub struct Bench {
     server: ApiServer,
     folder: tempfile::TempDir,
+    hub: Hub,
     pub client: Client,
     pub operator: Mutex<Option<Operator>>,
 }
@@ -57,7 +60,8 @@ impl Bench {
         server.apply_crds().await?;
         let folder = tempfile::tempdir()?;
         let client = server.client();
-        let bench = Self { server, folder, client, operator: Mutex::new(None) };
+        let hub = Hub::start().await?;
+        let bench = Self { server, folder, hub, client, operator: Mutex::new(None) };
         bench.write_profiles(PROFILES)?;
         bench.create("Namespace", None, json!({"metadata": {"name": "atlas-system"}})).await?;
         let operator = bench.spawn_operator("operator-a").await?;
@@ -84,6 +88,7 @@ impl Bench {
             ])
             .args(["--engine-cpu-image", "example/atlas-engine-cpu:t", "--default-profiles"])
             .arg(self.folder.path().join("profiles.yaml"))
+            .args(["--hub", &self.hub.url, "--header-allow-addresses", "127.0.0.1"])
             .env("KUBECONFIG", self.server.kubeconfig_path())
             .stdin(Stdio::null())
             .stderr(log)

@@ -120,7 +120,6 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
             "NotImplemented",
             &["cpuOffloadLayers", "3"],
         ),
-        ("cap", with("maxVram", "21Gi".into()), json!({}), "NotImplemented", &["maxVram", "21Gi"]),
         ("standby", with("standby", "Warm".into()), json!({}), "NotImplemented", &["standby", "Warm"]),
         (
             "bucket",
@@ -218,7 +217,7 @@ pub async fn engine_exits_become_conditions_and_readiness_becomes_ready(bench: &
 }
 
 /// What a kubelet writes about an engine's pod.
-fn pod_status(ready: bool, state: Value) -> Value {
+pub fn pod_status(ready: bool, state: Value) -> Value {
     json!({
         "phase": "Running",
         "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
@@ -283,7 +282,7 @@ pub async fn changed_tiers_roll_last_first_while_the_next_is_ready(bench: &Bench
 }
 
 /// Writes the status that the Deployment controller leaves after a finished rollout.
-async fn settle(bench: &Bench, namespace: &str, name: &str) -> Result<()> {
+pub async fn settle(bench: &Bench, namespace: &str, name: &str) -> Result<()> {
     let live = bench.wait_for("Deployment", (Some(namespace), name), |_| Ok(())).await?;
     let status = json!({
         "observedGeneration": live.metadata.generation,

@@ -53,8 +53,16 @@ fn a_report_says_per_tier_what_it_needs_and_whether_all_fits() {
     let json = serde_json::to_value(&all).unwrap();
     assert_eq!(json["tiers"][0]["kvCache"].as_u64(), Some(2 * (512 << 20)));
     assert_eq!(json["tiers"][1]["product"], "Radeon RX 7600");
-    for key in ["weights", "overhead", "required", "available", "maxContextTokens", "maxBatch", "parameters"]
-    {
+    for key in [
+        "weights",
+        "overhead",
+        "required",
+        "available",
+        "maxContextTokens",
+        "maxBatch",
+        "largestBatch",
+        "parameters",
+    ] {
         assert!(json["tiers"][0][key].is_u64(), "{key}: {json}");
     }
 

@@ -19,11 +19,12 @@ use super::{
     template_hash,
 };
 use crate::{
+    fit::TierVram,
     kinds::Kind,
     plan::{Placement, Plan, TierPlan},
     validate::{ValidatedModel, validate},
 };
-use atlas_operator_core::tiers::RolloutStep;
+use atlas_operator_core::tiers::{Admission, RolloutStep};
 
 fn documents<T: DeserializeOwned>(text: &str, kind: &str) -> Vec<T> {
     serde_yaml_ng::Deserializer::from_str(text)
@@ -68,6 +69,8 @@ fn objects() -> Vec<Desired> {
                 replicas: tier.replicas,
                 placement: Placement::Possible,
                 ambiguities: Vec::new(),
+                vram: TierVram::Unread(Arc::from("nobody looked")),
+                admission: Admission::Run,
                 step: RolloutStep::Apply,
             })
             .collect(),

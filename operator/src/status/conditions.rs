@@ -6,10 +6,12 @@ use atlas_operator_core::tiers::RolloutStep;
 use super::{
     Observed, Verdict,
     scheduled::{placement_problem, scheduled},
+    vram::{stopped_message, vram_draft},
 };
 use crate::{
     observe::{Failure, PodView, TierPods},
     plan::Plan,
+    probe::{GatewayEndpoint, HEALTHY},
     validate::ValidatedModel,
 };
 
@@ -134,22 +136,14 @@ pub fn failure_draft((tier, pod, failure): (&TierPods, &PodView, &Failure)) -> D
 }
 
 fn vram_fits(observed: &Observed<'_>) -> Draft {
-    if let Err(unknown) = planned(observed) {
-        return unknown;
-    }
+    let (model, plan) = match planned(observed) {
+        Ok(found) => found,
+        Err(unknown) => return unknown,
+    };
     if let Some(found) = failure(observed, ModelCondition::VramFits) {
         return failure_draft(found);
     }
-    let unchecked: Vec<&str> =
-        observed.tiers.iter().filter(|tier| tier.ready() == 0).map(|tier| tier.tier.as_str()).collect();
-    if unchecked.is_empty() {
-        return draft(State::True, "EngineChecked", "the engine of every tier loaded its model");
-    }
-    draft(
-        State::Unknown,
-        "HeaderUnread",
-        format!("the engine checks when it loads the model; not loaded yet: {}", unchecked.join(", ")),
-    )
+    vram_draft(model, plan, observed.tiers)
 }
 
 fn model_cached(observed: &Observed<'_>) -> Draft {
@@ -239,14 +233,36 @@ fn degraded(observed: &Observed<'_>, active: Option<usize>) -> Draft {
             let why = if pinned {
                 "failover.mode is Pinned".to_owned()
             } else {
-                tier_message(observed, 0)
-                    .unwrap_or_else(|| "waits to have been healthy for failover.failbackAfter".to_owned())
+                tier_message(observed, 0).unwrap_or_else(|| waiting_message(observed))
             };
             draft(
                 State::True,
                 "FallbackServing",
                 format!("tier {} serves instead of {first}: {why}", observed.tiers[index].tier),
             )
+        }
+    }
+}
+
+/// Why the first tier does not serve although a pod of it is ready.
+///
+/// Kubernetes takes most of a minute to call a pod on a lost node unready; the gateways know within a second, so it is
+/// their word that counts, and without it nothing is claimed.
+fn waiting_message(observed: &Observed<'_>) -> String {
+    let first = observed.tiers.first().map_or("", |tier| tier.tier.as_str());
+    let seen: Vec<&GatewayEndpoint> = observed
+        .gateways
+        .iter()
+        .flat_map(|gateway| &gateway.endpoints)
+        .filter(|endpoint| endpoint.tier == first)
+        .collect();
+    let healthy = seen.iter().any(|endpoint| endpoint.health == HEALTHY);
+    match seen.first() {
+        None => "its pod is ready, but no gateway knows it".to_owned(),
+        Some(_) if healthy => "it is healthy again and waits for failover.failbackAfter".to_owned(),
+        Some(lost) => {
+            let cause = lost.cause.as_deref().unwrap_or("it does not answer");
+            format!("the gateways do not reach it: {cause}")
         }
     }
 }
@@ -305,6 +321,9 @@ pub fn tier_message(observed: &Observed<'_>, index: usize) -> Option<String> {
     let (model, plan) = planned(observed).ok()?;
     if model.suspended {
         return Some("suspended".to_owned());
+    }
+    if let Some(stopped) = stopped_message(model, plan, index) {
+        return Some(stopped);
     }
     if let Some((pod, failure)) = tier.current().find_map(|pod| Some((pod, pod.failure.as_ref()?))) {
         return Some(failure_draft((tier, pod, failure)).message);

@@ -117,6 +117,7 @@ mod tests {
         GatewayModel {
             model: "code".into(),
             active_tier: None,
+            endpoints: Vec::new(),
             switches: switches
                 .iter()
                 .enumerate()

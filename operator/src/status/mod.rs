@@ -5,11 +5,11 @@
 mod conditions;
 mod failover;
 mod scheduled;
+mod vram;
 
 use atlas_crds::{
     AtlasModel, ModelCondition, names,
-    quantity::format_bytes,
-    status::{AtlasModelStatus, DownloadStatus, TierStatus, VramStatus},
+    status::{AtlasModelStatus, DownloadStatus, TierStatus},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -94,7 +94,7 @@ pub fn compute_status(observed: &Observed<'_>) -> (AtlasModelStatus, Vec<Move>) 
     let (failover, moves) = fold_switches(observed.previous.failover.as_ref(), observed.gateways, &order);
     let drafts = compute_conditions(observed, active);
     let name = observed.object.name_any();
-    let tiers = observed
+    let tiers: Vec<TierStatus> = observed
         .tiers
         .iter()
         .enumerate()
@@ -109,6 +109,8 @@ pub fn compute_status(observed: &Observed<'_>) -> (AtlasModelStatus, Vec<Move>) 
         active_tier: active.and_then(|index| order.get(index)).map(|tier| (*tier).to_owned()),
         active_model: active.and_then(validated).map(|tier| tier.display_name.clone()),
         active_gpu: active.and_then(validated).map(|tier| tier.profile.spec.product.clone()),
+        active_vram: active.and_then(|index| tiers.get(index)?.vram.as_ref()).and_then(vram::vram_column),
+        download: download_column(&tiers),
         replicas: observed
             .tiers
             .first()
@@ -145,6 +147,10 @@ fn tier_status(observed: &Observed<'_>, index: usize, tier: &TierPods, available
                 .and_then(|total| i32::try_from(d.bytes.saturating_mul(100) / total).ok()),
             attempts: d.attempts,
         });
+    let planned_vram = match &observed.verdict {
+        Verdict::Planned { plan, .. } => plan.tiers.get(index).and_then(|planned| planned.vram.plan()),
+        Verdict::Refused(_) => None,
+    };
     TierStatus {
         name: tier.tier.clone(),
         node: tier.current().find_map(|pod| pod.node.clone()),
@@ -154,10 +160,21 @@ fn tier_status(observed: &Observed<'_>, index: usize, tier: &TierPods, available
             Verdict::Refused(_) => 0,
         },
         message: conditions::tier_message(observed, index),
-        vram: available
-            .map(|bytes| VramStatus { available: Some(format_bytes(bytes)), ..VramStatus::default() }),
+        vram: vram::vram_status(planned_vram, available),
         download,
     }
+}
+
+/// What is being downloaded, for the printer column: tier and percent of each.
+fn download_column(tiers: &[TierStatus]) -> Option<String> {
+    let parts: Vec<String> = tiers
+        .iter()
+        .filter_map(|tier| {
+            let percent = tier.download.as_ref()?.percent.filter(|percent| *percent < 100)?;
+            Some(format!("{} {percent}%", tier.name))
+        })
+        .collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// Turns drafts into conditions; a condition that keeps its status keeps its time.

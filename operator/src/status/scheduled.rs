@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use atlas_crds::ModelCondition;
+use atlas_operator_core::tiers::Admission;
 
 use super::{
     Observed,
@@ -66,7 +67,7 @@ pub fn placement_problem(
 ) -> Option<Draft> {
     let (validated, planned) = (model.tiers.get(index)?, plan.tiers.get(index)?);
     let profile = validated.profile.metadata.name.as_deref().unwrap_or_default();
-    if planned.wanted == 0 {
+    if planned.wanted == 0 || planned.admission == Admission::Stop {
         return None;
     }
     let name = &tier.tier;

@@ -2,9 +2,11 @@
 //!
 //! It does not ask any device: a label is a claim, and the engine confirms its own card at start.
 
+mod consistency;
 mod labels;
 mod matching;
 
+pub use consistency::{DRIVER_VERSION, DriverVerdict, judge_drivers, label_problems};
 pub use labels::{AMD_MARKER_KEYS, CU_COUNT, LabelForm, PREFIXES, VRAM, read_label};
 pub use matching::{
     Expression, Operator, ProfileMatch, describe_match, match_node, node_selector_terms, unambiguous_problems,

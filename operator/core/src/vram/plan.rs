@@ -69,6 +69,8 @@ pub struct VramPlan {
     /// Largest context in tokens that fits at this batch; 0 where none does.
     pub max_context_tokens: u64,
     /// Largest batch that fits at this context; 0 where none does.
+    // Beside a tier's own maxBatch in one JSON object, a name of its own.
+    #[serde(rename = "largestBatch")]
     pub max_batch: u64,
     /// Single changes that make it fit, the cheapest first; empty where it fits.
     pub advice: Vec<Advice>,

@@ -147,7 +147,7 @@ fn a_plan_reads_as_json() {
     ] {
         assert!(plan[key].is_u64(), "{key}: {plan}");
     }
-    assert_eq!((plan["fits"].as_bool(), plan["maxBatch"].as_u64()), (Some(false), Some(0)));
+    assert_eq!((plan["fits"].as_bool(), plan["largestBatch"].as_u64()), (Some(false), Some(0)));
     assert_eq!(plan["advice"][0]["change"], "contextTokens");
     assert_eq!(
         (plan["advice"][0]["from"].as_u64(), plan["advice"][0]["to"].as_u64()),

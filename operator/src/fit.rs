@@ -1,0 +1,203 @@
+//! What each tier needs of its card, as far as its header is known.
+//!
+//! Pure but for the look at what the background has read; nothing here waits.
+
+use std::sync::Arc;
+
+use atlas_crds::{AtlasModel, GpuProfile};
+use atlas_operator_core::{
+    tiers::Fit,
+    vram::{
+        Advice, Card, Change, OtherProfile, Question, Setting, VramPlan, available_bytes, estimate,
+        mebibytes, plan_vram, profile_bytes,
+    },
+};
+use kube::ResourceExt;
+
+use crate::{
+    headers::{HeaderState, Headers},
+    validate::{ValidatedModel, ValidatedTier},
+};
+
+/// Advice in a message: more than this is for `kubectl atlas plan`.
+const MAX_ADVICE: usize = 3;
+
+/// A tier's memory.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TierVram {
+    /// Its header is being read.
+    Reading(std::time::Duration),
+    /// Its header could not be read: why.
+    Unread(Arc<str>),
+    /// It is planned.
+    Planned(Box<VramPlan>),
+}
+
+impl TierVram {
+    /// The short answer.
+    #[must_use]
+    pub fn fit(&self) -> Fit {
+        match self {
+            Self::Reading(since) => Fit::Reading(*since),
+            Self::Unread(_) => Fit::Unknown,
+            Self::Planned(plan) if plan.fits => Fit::Fits,
+            Self::Planned(_) => Fit::DoesNotFit,
+        }
+    }
+
+    /// The plan, where there is one.
+    #[must_use]
+    pub fn plan(&self) -> Option<&VramPlan> {
+        match self {
+            Self::Planned(plan) => Some(plan),
+            Self::Reading(_) | Self::Unread(_) => None,
+        }
+    }
+}
+
+/// Plans every tier of a model.
+#[must_use]
+pub fn plan_tiers(
+    model: &ValidatedModel,
+    profiles: &[Arc<GpuProfile>],
+    headers: Option<&Arc<Headers>>,
+) -> Vec<TierVram> {
+    let look = |tier: &ValidatedTier| match headers {
+        Some(headers) => headers.look(&tier.source),
+        None => HeaderState::Unread(Arc::from("--read-headers=false")),
+    };
+    model.tiers.iter().map(|tier| plan_tier(tier, profiles, look(tier))).collect()
+}
+
+fn plan_tier(tier: &ValidatedTier, profiles: &[Arc<GpuProfile>], state: HeaderState) -> TierVram {
+    let known = match state {
+        HeaderState::Reading(since) => return TierVram::Reading(since),
+        HeaderState::Unread(reason) => return TierVram::Unread(reason),
+        HeaderState::Read(known) => known,
+    };
+    let Some(available) = tier.available_bytes else {
+        return TierVram::Unread(Arc::from("an amount of memory of its profile cannot be read"));
+    };
+    let own = tier.profile.name_any();
+    let other_profiles: Vec<OtherProfile> = profiles
+        .iter()
+        .filter(|profile| profile.name_any() != own && profile.spec.backend == tier.profile.spec.backend)
+        .filter_map(|profile| {
+            let card = Card::with_available(profile_bytes(&profile.spec)?);
+            Some(OtherProfile { name: profile.name_any(), card })
+        })
+        .collect();
+    TierVram::Planned(Box::new(plan_vram(&Question {
+        shape: &known.shape,
+        setting: tier.setting,
+        card: Card::with_available(available),
+        other_profiles: &other_profiles,
+        other_files: &known.other_files,
+    })))
+}
+
+/// Whether a tier of any model is known not to fit: such a tier wants no card.
+#[must_use]
+pub fn is_refused(model: &AtlasModel, index: usize, profile: &GpuProfile, headers: &Headers) -> bool {
+    let Some(tier) = model.spec.tiers.get(index) else { return false };
+    let Some(known) = headers.known(&tier.model.source) else { return false };
+    let Some(available) = available_bytes(&profile.spec, tier) else { return false };
+    let card = Card::with_available(available);
+    estimate(&known.shape, &setting_of(tier), card.runtime).required() > card.available
+}
+
+/// What a tier asks of its model.
+#[must_use]
+pub fn setting_of(tier: &atlas_crds::Tier) -> Setting {
+    let number = |value: i32| u64::try_from(value).unwrap_or(0);
+    Setting {
+        context_tokens: number(tier.context_tokens),
+        max_batch: number(tier.max_batch),
+        kv_cache_type: tier.kv_cache_type,
+        offload_layers: number(tier.cpu_offload_layers),
+    }
+}
+
+/// A plan that does not fit, in one sentence: the numbers, and what would fit.
+#[must_use]
+pub fn describe_misfit(product: &str, plan: &VramPlan) -> String {
+    let mut text = format!(
+        "it needs {} of the {} that the {product} offers (weights {}, KV cache {}, overhead {})",
+        mebibytes(plan.required),
+        mebibytes(plan.available),
+        mebibytes(plan.need.weights),
+        mebibytes(plan.need.kv_cache),
+        mebibytes(plan.overhead),
+    );
+    let advice: Vec<&str> = plan
+        .advice
+        .iter()
+        .filter(|advice| is_built(advice))
+        .take(MAX_ADVICE)
+        .map(|advice| advice.text.as_str())
+        .collect();
+    if advice.is_empty() {
+        text.push_str(": use a smaller model, or a card with more memory");
+    } else {
+        text.push_str(&format!(": {} would fit", advice.join(", or ")));
+    }
+    text
+}
+
+/// Whether the specification takes what is advised; what is refused as not implemented is no advice.
+fn is_built(advice: &Advice) -> bool {
+    !matches!(advice.change, Change::KvCacheTypeQ8 | Change::CpuOffloadLayers { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use atlas_crds::model::KvCacheType;
+    use atlas_operator_core::vram::{LayerShape, ModelShape};
+
+    /// Seven billion weights whose every head has keys of its own.
+    fn shape() -> ModelShape {
+        let layer = LayerShape { weight_bytes: 116 << 20, key_elements: 4096, value_elements: 4096 };
+        ModelShape {
+            architecture: "llama".into(),
+            quantization: Some("Q4_K_M".into()),
+            parameters: 6_700_000_000,
+            layers: vec![layer; 32],
+            other_weight_bytes: 180 << 20,
+            hidden: 4096,
+            feed_forward: 11008,
+            query_elements: 4096,
+            vocabulary: 32000,
+            trained_context: 4096,
+            bytes_by_type: [].into(),
+        }
+    }
+
+    #[test]
+    fn a_misfit_is_told_with_numbers_and_only_what_can_be_done() {
+        let setting = Setting {
+            context_tokens: 4096,
+            max_batch: 1,
+            kv_cache_type: KvCacheType::F16,
+            offload_layers: 0,
+        };
+        let plan = plan_vram(&Question {
+            shape: &shape(),
+            setting,
+            card: Card::with_available(5616 << 20),
+            other_profiles: &[],
+            other_files: &[],
+        });
+        let text = describe_misfit("Radeon RX 7600", &plan);
+        for part in [
+            "of the 5,616 MiB that the Radeon RX 7600 offers",
+            "KV cache 2,048 MiB",
+            "contextTokens 4096 -> ",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("Q8_0") && !text.contains("cpuOffloadLayers"), "{text}");
+        let tiny = VramPlan { advice: Vec::new(), ..plan };
+        assert!(describe_misfit("P", &tiny).ends_with("use a smaller model, or a card with more memory"));
+    }
+}

@@ -1,0 +1,102 @@
+//! Condition `VramFits` and the planned memory of each tier.
+
+use atlas_crds::{quantity::format_bytes, status::VramStatus};
+use atlas_operator_core::{
+    tiers::Admission,
+    vram::{VramPlan, mebibytes},
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::conditions::{Draft, State, draft};
+use crate::{
+    fit::{TierVram, describe_misfit},
+    observe::TierPods,
+    plan::Plan,
+    validate::ValidatedModel,
+};
+
+/// Condition `VramFits`, where no engine has spoken against it.
+pub fn vram_draft(model: &ValidatedModel, plan: &Plan, pods: &[TierPods]) -> Draft {
+    let tiers = || model.tiers.iter().zip(&plan.tiers).zip(pods);
+    let misfits: Vec<String> = tiers()
+        .filter_map(|((tier, planned), _)| {
+            // An engine that has loaded the very same setting knows better.
+            let proven = planned.admission == Admission::Run;
+            let misfit = planned.vram.plan().filter(|plan| !plan.fits && !proven)?;
+            Some(format!("tier {}: {}", tier.name, describe_misfit(&tier.profile.spec.product, misfit)))
+        })
+        .collect();
+    if !misfits.is_empty() {
+        return draft(State::False, "DoesNotFit", misfits.join("; "));
+    }
+    let unread: Vec<String> = tiers()
+        .filter(|(_, pods)| pods.ready() == 0)
+        .filter_map(|((tier, planned), _)| match &planned.vram {
+            TierVram::Planned(_) => None,
+            TierVram::Reading(_) => Some(format!("tier {}: its header is being read", tier.name)),
+            TierVram::Unread(reason) => Some(format!("tier {}: {reason}", tier.name)),
+        })
+        .collect();
+    if !unread.is_empty() {
+        let text = format!("{}; the engine checks when it loads the model", unread.join("; "));
+        return draft(State::Unknown, "HeaderUnread", text);
+    }
+    let planned: Vec<String> = tiers()
+        .filter_map(|((tier, planned), _)| Some((tier, planned.vram.plan().filter(|plan| plan.fits)?)))
+        .map(|(tier, plan)| {
+            let tight = if plan.tight { ", tight" } else { "" };
+            format!(
+                "tier {} needs {} of {}{tight}",
+                tier.name,
+                mebibytes(plan.required),
+                mebibytes(plan.available)
+            )
+        })
+        .collect();
+    if planned.len() < model.tiers.len() {
+        return draft(State::True, "EngineChecked", "the engine of every tier loaded its model");
+    }
+    draft(State::True, "Fits", planned.join("; "))
+}
+
+/// Why a tier has no pods, or keeps old ones, on account of its memory.
+pub fn stopped_message(model: &ValidatedModel, plan: &Plan, index: usize) -> Option<String> {
+    let (tier, planned) = (model.tiers.get(index)?, plan.tiers.get(index)?);
+    if planned.admission != Admission::Stop {
+        return None;
+    }
+    Some(match &planned.vram {
+        TierVram::Planned(plan) => describe_misfit(&tier.profile.spec.product, plan),
+        TierVram::Reading(_) | TierVram::Unread(_) => "its model's header is being read".to_owned(),
+    })
+}
+
+/// A tier's planned memory as the status shows it; the card's share alone where the header is unread.
+pub fn vram_status(plan: Option<&VramPlan>, available: Option<u64>) -> Option<VramStatus> {
+    let Some(plan) = plan else {
+        return available
+            .map(|bytes| VramStatus { available: Some(format_bytes(bytes)), ..VramStatus::default() });
+    };
+    Some(VramStatus {
+        weights: Some(whole_mebibytes(plan.need.weights)),
+        kv_cache: Some(whole_mebibytes(plan.need.kv_cache)),
+        overhead: Some(whole_mebibytes(plan.overhead)),
+        required: Some(whole_mebibytes(plan.required)),
+        available: Some(format_bytes(plan.available)),
+        max_context_tokens: i32::try_from(plan.max_context_tokens).ok(),
+    })
+}
+
+/// The active tier's memory for the printer column: what it needs of what there is.
+pub fn vram_column(status: &VramStatus) -> Option<String> {
+    let available = &status.available.as_ref()?.0;
+    Some(match &status.required {
+        Some(required) => format!("{}/{available}", required.0),
+        None => format!("?/{available}"),
+    })
+}
+
+/// Bytes as whole MiB, rounded up: a status is read by people, and too much is safer than too little.
+fn whole_mebibytes(bytes: u64) -> Quantity {
+    Quantity(format!("{}Mi", bytes.div_ceil(1 << 20)))
+}
