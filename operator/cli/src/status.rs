@@ -32,7 +32,7 @@ pub async fn run(args: &StatusArgs, target: &Target, terminal: &Terminal) -> Res
             (output, all) => print_value(&all, output)?,
         }
         if !args.watch {
-            let well = models.iter().all(|model| is_ready(model));
+            let well = models.iter().all(is_ready);
             return Ok(if well { Outcome::Well } else { Outcome::Problem });
         }
         tokio::time::sleep(PERIOD).await;

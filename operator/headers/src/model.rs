@@ -7,7 +7,7 @@ use atlas_operator_core::vram::{ModelShape, read_index_bytes, read_safetensors_h
 
 use crate::{
     error::HeaderError,
-    prefix::{Access, Opened, Prefix},
+    prefix::{Access, Prefix},
     source::{FileKind, Location, shown},
 };
 
@@ -92,7 +92,7 @@ async fn read_config(
 ) -> Result<ModelShape, HeaderError> {
     let config = location.beside("config.json");
     let access = Access { limit: MAX_JSON, ..access };
-    let Opened::Changed(mut text) = Prefix::open(access, &config, 1 << 16, None).await? else {
+    let Some(mut text) = Prefix::open(access, &config, 1 << 16, None).await? else {
         return Err(HeaderError::Changed { url: shown(&config.url) });
     };
     text.read_to_end().await?;

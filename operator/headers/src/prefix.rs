@@ -16,14 +16,6 @@ use crate::{
     source::{Location, shown},
 };
 
-/// What a conditional first request brought.
-pub enum Opened<'a> {
-    /// The file.
-    Changed(Prefix<'a>),
-    /// Nothing: it is still the version that was named.
-    Unchanged,
-}
-
 /// The first bytes of a file.
 pub struct Prefix<'a> {
     client: &'a Client,
@@ -50,13 +42,13 @@ pub struct Access<'a> {
 }
 
 impl<'a> Prefix<'a> {
-    /// Asks for the first bytes; with an ETag, only if the file is another version by now.
+    /// Asks for the first bytes; with an ETag, `None` where the file is still that version.
     pub async fn open(
         access: Access<'a>,
         location: &'a Location,
         first: u64,
         known: Option<&str>,
-    ) -> Result<Opened<'a>, HeaderError> {
+    ) -> Result<Option<Self>, HeaderError> {
         let host = location.url.host_str().unwrap_or_default();
         access
             .guard
@@ -75,10 +67,10 @@ impl<'a> Prefix<'a> {
         };
         let response = prefix.request(first, known).await?;
         if response.status() == StatusCode::NOT_MODIFIED {
-            return Ok(Opened::Unchanged);
+            return Ok(None);
         }
         prefix.take(response, first).await?;
-        Ok(Opened::Changed(prefix))
+        Ok(Some(prefix))
     }
 
     /// Reads on until there are this many bytes.

@@ -16,7 +16,7 @@ use crate::{
     error::HeaderError,
     guard::Guard,
     model::{FIRST_BYTES, read_shape},
-    prefix::{Access, Opened, Prefix},
+    prefix::{Access, Prefix},
     source::{Location, shown},
 };
 
@@ -146,12 +146,12 @@ impl HeaderReader {
         let access = self.access(self.options.limits.bytes);
         let etag = known.as_ref().and_then(|known| known.etag.as_deref());
         let mut prefix = match (Prefix::open(access, location, FIRST_BYTES, etag).await?, &known) {
-            (Opened::Changed(prefix), _) => prefix,
-            (Opened::Unchanged, Some(known)) => {
+            (Some(prefix), _) => prefix,
+            (None, Some(known)) => {
                 self.cache().confirm(&key);
                 return Ok(header(Arc::clone(&known.shape), known.etag.clone(), 0));
             }
-            (Opened::Unchanged, None) => return Err(HeaderError::Changed { url: shown(&location.url) }),
+            (None, None) => return Err(HeaderError::Changed { url: shown(&location.url) }),
         };
         let shape = Arc::new(read_shape(access, location, &mut prefix).await?);
         let (etag, bytes_read) = (prefix.etag.clone(), prefix.bytes.len() as u64);
@@ -175,8 +175,8 @@ impl HeaderReader {
         let read = async {
             let access = self.access(MAX_LIST);
             match Prefix::open(access, &location, 1 << 18, None).await? {
-                Opened::Unchanged => Ok(Vec::new()),
-                Opened::Changed(mut prefix) => {
+                None => Ok(Vec::new()),
+                Some(mut prefix) => {
                     prefix.read_to_end().await?;
                     parse_list(&prefix.bytes, file)
                         .map_err(|source| HeaderError::Json { url: shown(&location.url), source })
