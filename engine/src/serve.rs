@@ -83,23 +83,32 @@ async fn run(
     };
     let mut stopped = spawn(worker, app.status.clone())?;
     app.status.enter(Phase::Serving);
-    tokio::select! {
-        reason = stopped.recv() => return Err(worker_error(reason)),
-        () = terminate.wait() => {}
-    }
-    app.status.enter(Phase::Draining);
-    tokio::select! {
-        reason = stopped.recv() => return Err(worker_error(reason)),
-        () = drained(app) => {}
-        () = tokio::time::sleep(arguments.drain_timeout) => {
-            tracing::warn!(requests = api::in_flight(app), "the drain timeout ended requests");
+    let ended = tokio::select! {
+        reason = stopped.recv() => Err(worker_error(reason)),
+        () = terminate.wait() => {
+            app.status.enter(Phase::Draining);
+            tokio::select! {
+                reason = stopped.recv() => Err(worker_error(reason)),
+                () = drained(app) => Ok(()),
+                () = tokio::time::sleep(arguments.drain_timeout) => {
+                    tracing::warn!(requests = api::in_flight(app), "the drain timeout ended requests");
+                    Ok(())
+                }
+            }
+        }
+    };
+    if let Err(error) = &ended {
+        app.status.fail(&error.message());
+        // A worker that hangs answers nobody, so nothing is left to send. One that ended told every request why.
+        if matches!(error, Fatal::Hang { .. }) {
+            return ended;
         }
     }
     // Probes see the port close with the API's; nobody listens only when both have ended already.
     let _ = stop.send(true);
     // Whether the servers ended by themselves or by the clock, the process ends now.
     let _ = tokio::time::timeout(FLUSH_TIMEOUT, async { (server.await, internal.await) }).await;
-    Ok(())
+    ended
 }
 
 /// SIGTERM and SIGINT.

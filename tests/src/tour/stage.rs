@@ -188,10 +188,10 @@ impl Tools {
         Ok(stdout)
     }
 
-    /// Installs the chart, which brings CRDs, rights and the controller.
-    async fn install_chart(&self) -> anyhow::Result<()> {
+    /// Installs the chart, which brings CRDs, rights and the controller; `more` are further arguments of helm.
+    async fn install_chart(&self, more: &[&str]) -> anyhow::Result<()> {
         let chart = root().join("helm/atlas-operator").display().to_string();
-        self.helm(&[
+        let mut arguments = vec![
             "upgrade",
             "--install",
             "atlas-operator",
@@ -202,8 +202,9 @@ impl Tools {
             "--wait",
             "--timeout",
             "180s",
-        ])
-        .await?;
+        ];
+        arguments.extend(more);
+        self.helm(&arguments).await?;
         Ok(())
     }
 }

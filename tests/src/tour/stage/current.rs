@@ -48,7 +48,7 @@ impl CurrentStage {
         let installed =
             tools.kubectl(&["get", "crd", "atlasmodels.atlas.gillsystems.com", "-o", "name"]).await;
         if installed.is_err() {
-            tools.install_chart().await?;
+            tools.install_chart(&[]).await?;
         }
         Ok(Self {
             tools,

@@ -9,7 +9,10 @@ use super::{
     },
     Tools,
 };
-use crate::lab::{Lab, PRIMARY_NODE};
+use crate::{
+    cluster::net::CONTROL_PLANE_IP,
+    lab::{Lab, PRIMARY_NODE},
+};
 
 /// The tour on a local cluster.
 pub struct LocalStage {
@@ -46,7 +49,11 @@ impl LocalStage {
         };
         let nodes = ["get", "nodes", "-L", "amd.com/gpu.product-name,amd.com/gpu.vram,amd.com/gpu.cu-count"];
         screen.detail(&tools.kubectl(&nodes).await?);
-        step(screen, report, "helm install: CRDs, rights, controller Ready", tools.install_chart()).await?;
+        // The models' address is private, so the controller may read headers from it only where that is allowed.
+        let models = format!("headers.allowAddresses={{{CONTROL_PLANE_IP}/32}}");
+        let more = ["--set", &models];
+        let install = tools.install_chart(&more);
+        step(screen, report, "helm install: CRDs, rights, controller Ready", install).await?;
         Ok(Self { lab, tools, url: None })
     }
 
