@@ -22,6 +22,7 @@ mod portable;
 mod quants;
 mod scales;
 
+use crate::lanes::Level;
 pub use activations::{Activations, RowWriter};
 pub use packed::{Items, Output, PackError, Packed};
 
@@ -56,21 +57,10 @@ impl Isa {
     /// The best that this processor has.
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512vnni");
-            if avx2 && avx512 {
-                return Self::Avx512Vnni;
-            }
-            if avx2 {
-                return Self::Avx2;
-            }
+        match Level::detect() {
+            Level::Avx512 if is_x86_feature_detected!("avx512vnni") => return Self::Avx512Vnni,
+            Level::Avx512 | Level::Avx2 => return Self::Avx2,
+            Level::Portable => {}
         }
         Self::Portable
     }
