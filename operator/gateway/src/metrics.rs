@@ -22,6 +22,7 @@ pub struct Metrics {
     aborts: IntCounterVec,
     held: IntGaugeVec,
     queued: IntGaugeVec,
+    retry_budget: IntGaugeVec,
     limited: IntCounterVec,
     active_tier: IntGaugeVec,
     in_flight: IntGaugeVec,
@@ -94,6 +95,11 @@ impl Metrics {
             queued: gauge(
                 "atlas_gateway_queued_requests",
                 "Requests that wait for their turn because the engines have all that they can do.",
+                &["model"],
+            )?,
+            retry_budget: gauge(
+                "atlas_gateway_retry_budget",
+                "Further attempts that the requests of a model may make now, the first retry of each apart.",
                 &["model"],
             )?,
             limited: counter(
@@ -178,6 +184,11 @@ impl Metrics {
     #[must_use]
     pub fn queue(&self, model: &str) -> Running {
         Running::count(self.queued.with_label_values(&[model]))
+    }
+
+    /// Retries that are left.
+    pub fn retry_budget(&self, model: &str, left: u64) {
+        self.retry_budget.with_label_values(&[model]).set(i64::try_from(left).unwrap_or(i64::MAX));
     }
 
     /// A caller was at one of its limits.

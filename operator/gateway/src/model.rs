@@ -212,6 +212,7 @@ impl Model {
         for endpoint in self.endpoints() {
             self.report(&endpoint, HealthEvent::Tick { waiting: endpoint.owes_answers() });
         }
+        self.metrics.retry_budget(&self.config().name, self.budget.left(std::time::Instant::now()));
         self.reroute();
     }
 

@@ -38,6 +38,9 @@ enum Command {
     Bench(bench::Args),
     /// Plays faults under load over the gateway and real engine processes, and measures what clients notice.
     Chaos(chaos::Args),
+    /// A gateway that `chaos` can kill.
+    #[command(hide = true)]
+    ChaosGateway(chaos::gateway::GatewayArgs),
     /// Plays random faults for a long time; fails when a request is lost or memory grows.
     Soak(chaos::soak::Args),
 }
@@ -57,6 +60,13 @@ async fn main() -> ExitCode {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("chaos: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::ChaosGateway(args) => match chaos::gateway::run_gateway(args).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("chaos-gateway: {error:#}");
                 ExitCode::FAILURE
             }
         },

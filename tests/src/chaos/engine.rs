@@ -120,7 +120,12 @@ impl Engine {
     }
 }
 
-async fn free_port() -> anyhow::Result<SocketAddr> {
+/// A port of loopback that nobody listens on now.
+///
+/// # Errors
+///
+/// There is none.
+pub async fn free_port() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?)
 }
 

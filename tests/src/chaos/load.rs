@@ -45,6 +45,8 @@ pub struct Sample {
     pub streams: bool,
     /// The tier that the answer's head named.
     pub tier: Option<String>,
+    /// Connections that were lost with their gateway, each followed by another try.
+    pub severed: u32,
     /// What became of it.
     pub outcome: Outcome,
 }
@@ -70,6 +72,13 @@ impl Sample {
 
 /// What one answer must be.
 type Expected = Arc<Vec<[String; 2]>>;
+
+/// What a client may connect to. With several, it starts with any and tries again twice when one is gone, as clients of
+/// a Service do by default; with one, nothing is tried again.
+type Gateways = Arc<[SocketAddr]>;
+
+/// Tries of a client that has several gateways.
+const TRIES: usize = 3;
 
 /// Clients at work.
 pub struct Load {
@@ -104,12 +113,13 @@ impl Load {
     /// # Errors
     ///
     /// The gateway does not answer without any fault.
-    pub async fn start(gateway: SocketAddr, clients: usize) -> anyhow::Result<Self> {
+    pub async fn start(gateways: Vec<SocketAddr>, clients: usize) -> anyhow::Result<Self> {
+        let gateways: Gateways = gateways.into();
         let mut expected = Vec::new();
         for prompt in PROMPTS {
             let mut both = [String::new(), String::new()];
             for (streams, text) in [false, true].into_iter().zip(&mut both) {
-                let sample = ask(gateway, prompt, streams, text, None, &Midway::default()).await;
+                let sample = ask(&gateways, prompt, streams, text, None, &Midway::default()).await;
                 ensure!(sample.outcome == Outcome::Whole, "without any fault: {:?}", sample.outcome);
             }
             expected.push(both);
@@ -119,14 +129,14 @@ impl Load {
         let mut tasks = JoinSet::new();
         for client in 0..clients {
             let (stop, samples, expected) = (stop.clone(), Arc::clone(&samples), Arc::clone(&expected));
-            let midway = Arc::clone(&midway);
+            let (midway, gateways) = (Arc::clone(&midway), Arc::clone(&gateways));
             tasks.spawn(async move {
                 let mut number = client / 2;
                 while !stop.is_cancelled() {
                     let (at, streams) = (number % PROMPTS.len(), client % 2 == 0);
                     let wanted = &expected[at][usize::from(streams)];
                     let sample =
-                        ask(gateway, PROMPTS[at], streams, &mut String::new(), Some(wanted), &midway).await;
+                        ask(&gateways, PROMPTS[at], streams, &mut String::new(), Some(wanted), &midway).await;
                     samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
                     number += 1;
                 }
@@ -163,7 +173,7 @@ impl Load {
 }
 
 async fn ask(
-    gateway: SocketAddr,
+    gateways: &[SocketAddr],
     prompt: &str,
     streams: bool,
     text: &mut String,
@@ -171,9 +181,33 @@ async fn ask(
     midway: &Midway,
 ) -> Sample {
     let started = Instant::now();
-    let mut sample =
-        Sample { started, pieces: Vec::new(), ended: started, streams, tier: None, outcome: Outcome::Whole };
-    let asked = tokio::time::timeout(PATIENCE, exchange(gateway, prompt, &mut sample, text, midway)).await;
+    let mut sample = Sample {
+        started,
+        pieces: Vec::new(),
+        ended: started,
+        streams,
+        tier: None,
+        severed: 0,
+        outcome: Outcome::Whole,
+    };
+    let first = usize::from(rand::random::<u16>());
+    let tries = async {
+        for at in first.. {
+            let gateway = gateways[at % gateways.len()];
+            let done = exchange(gateway, prompt, &mut sample, text, midway).await;
+            let may_retry = gateways.len() > 1 && at - first + 1 < TRIES;
+            match &done {
+                Err(error) if may_retry && is_severed(error) => {
+                    sample.severed += 1;
+                    sample.pieces.clear();
+                    text.clear();
+                }
+                _ => return done,
+            }
+        }
+        Ok(())
+    };
+    let asked = tokio::time::timeout(PATIENCE, tries).await;
     sample.ended = Instant::now();
     let failed = match asked {
         Ok(Ok(())) => expected
@@ -186,6 +220,11 @@ async fn ask(
         sample.outcome = if sample.pieces.is_empty() { Outcome::Lost(why) } else { Outcome::Broken(why) };
     }
     sample
+}
+
+/// Whether the connection was refused or lost, rather than an answer bad.
+fn is_severed(error: &anyhow::Error) -> bool {
+    error.is::<std::io::Error>() || error.is::<hyper::Error>()
 }
 
 async fn exchange(

@@ -1,9 +1,11 @@
 //! Faults under load, over the real gateway and real engine processes: what clients notice of them, in figures.
 //!
-//! The gateway runs in this process with a table made by hand, the two engines are processes on loopback that serve
-//! the same model as two tiers. What needs nodes and a cluster (a lost node, a lost gateway) is not played here.
+//! The gateway runs in this process with a table made by hand (two of them in processes of their own where one is
+//! killed), the two engines are processes on loopback that serve the same model as two tiers. What needs a cluster (a
+//! lost node, a lost controller, a Service in front) is not played here.
 
 mod engine;
+pub mod gateway;
 mod load;
 mod plot;
 pub mod soak;
@@ -12,32 +14,23 @@ mod summary;
 mod wire;
 
 use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
-use atlas_gateway::{
-    EndpointConfig, GatewayConfig, Listeners, ModelConfig, ModelTable, TierConfig, Timing, serve,
-};
 use nix::sys::signal::Signal;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use serde_json::Value;
-use tokio::sync::watch;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{assets::cache_folder, lab::MODEL_FILE, support::wait_until};
 use engine::Engine;
+use gateway::{Gateway, GatewayProcess};
 use load::Load;
 pub use load::{Outcome, Sample};
 pub use summary::{FaultSummary, render_table};
 use wire::Wire;
 
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Short, since every round waits for it; what is measured does not depend on it.
-const FAILBACK_AFTER: Duration = Duration::from_millis(200);
 /// What happens to the engine of the preferred tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Fault {
@@ -49,14 +42,25 @@ pub enum Fault {
     NodeFreeze,
     /// No byte passes, and nobody says so.
     NetCut,
+    /// SIGKILL of one of two gateways.
+    GatewayKill,
     /// The engine's worker stands still in the middle of its work and everything else goes on, as when the card hangs.
     GpuHang,
 }
 
 impl Fault {
-    /// Every fault.
-    pub const ALL: [Self; 5] =
+    /// Every fault of an engine or of the way to it.
+    pub const OF_ENGINES: [Self; 5] =
         [Self::EngineKill, Self::EngineCrash, Self::NodeFreeze, Self::NetCut, Self::GpuHang];
+    /// Every fault.
+    pub const ALL: [Self; 6] = [
+        Self::EngineKill,
+        Self::EngineCrash,
+        Self::NodeFreeze,
+        Self::NetCut,
+        Self::GpuHang,
+        Self::GatewayKill,
+    ];
 
     /// The id in the summary.
     #[must_use]
@@ -67,6 +71,7 @@ impl Fault {
             Self::NodeFreeze => "node-freeze",
             Self::NetCut => "net-cut",
             Self::GpuHang => "gpu-hang",
+            Self::GatewayKill => "gateway-kill",
         }
     }
 }
@@ -115,7 +120,11 @@ pub async fn run(args: &Args) -> anyhow::Result<Vec<FaultSummary>> {
     let faults = if args.faults.is_empty() { &Fault::ALL[..] } else { &args.faults };
     let (mut summaries, mut panels) = (Vec::new(), Vec::new());
     for fault in faults {
-        let played = play(*fault, args, &mut engines, &mut random).await.context(fault.id())?;
+        let played = match fault {
+            Fault::GatewayKill => kill_gateways(args, &engines, &mut random).await,
+            _ => play(*fault, args, &mut engines, &mut random).await,
+        };
+        let played = played.context(fault.id())?;
         let summary = FaultSummary::of(*fault, &played);
         println!("{}", render_table(std::slice::from_ref(&summary)));
         summaries.push(summary);
@@ -145,6 +154,7 @@ fn inject(fault: Fault, engine: &mut Engine, wires: &[Wire; 2]) -> anyhow::Resul
             Ok(())
         }
         Fault::GpuHang => engine.stall_worker(),
+        Fault::GatewayKill => anyhow::bail!("no fault of an engine"),
     }
 }
 
@@ -159,6 +169,7 @@ async fn repair(fault: Fault, engine: &mut Engine, wires: &[Wire; 2]) -> anyhow:
         }
         // A card that hung is of no use any more: its engine is started anew, as its watchdog has it.
         Fault::GpuHang => engine.start_again().await,
+        Fault::GatewayKill => anyhow::bail!("no fault of an engine"),
     }
 }
 
@@ -181,6 +192,35 @@ pub struct Played {
     pub resumes: bool,
 }
 
+/// Kills one of two gateways again and again; clients connect to either and try again, as those of a Service do.
+async fn kill_gateways(args: &Args, engines: &Engines, random: &mut StdRng) -> anyhow::Result<Played> {
+    let Engines { primary, fallback } = engines;
+    let addresses = [primary.api, primary.internal, fallback.api, fallback.internal];
+    let mut gateways = [GatewayProcess::start(addresses).await?, GatewayProcess::start(addresses).await?];
+    let load = Load::start(gateways.iter().map(GatewayProcess::address).collect(), args.clients).await?;
+    let mut rounds = Vec::new();
+    for _ in 0..args.rounds {
+        tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
+        wait_until("a stream in its middle", PATIENCE, || async {
+            if load.midway() > 0 { Ok(()) } else { Err("none") }
+        })
+        .await?;
+        let victim = random.random_range(0..2);
+        let at = Instant::now();
+        gateways[victim].kill().await?;
+        wait_until("answers of the other gateway", PATIENCE, || async {
+            let answered = load.answered_since(at, "primary");
+            if answered >= args.clients { Ok(()) } else { Err(format!("{answered} so far")) }
+        })
+        .await?;
+        let repaired = Instant::now();
+        gateways[victim].start_again().await?;
+        rounds.push(Round { fault: at, moved: at, repaired });
+    }
+    let resumes = fallback.resumes_streams().await?;
+    Ok(Played { rounds, samples: load.finish().await, retried: 0, resumed: 0, resumes })
+}
+
 async fn play(
     fault: Fault,
     args: &Args,
@@ -195,7 +235,7 @@ async fn play(
     let resumes = engines.fallback.resumes_streams().await?;
     let gateway = Gateway::start(primary, [engines.fallback.api, engines.fallback.internal]).await?;
     gateway.active("primary").await?;
-    let load = Load::start(gateway.api, args.clients).await?;
+    let load = Load::start(vec![gateway.api], args.clients).await?;
     let mut rounds = Vec::new();
     for _ in 0..args.rounds {
         gateway.active("primary").await?;
@@ -223,99 +263,4 @@ async fn play(
     let counts = gateway.status().await?["models"][0]["requests"].clone();
     let count = |name: &str| counts[name].as_u64().unwrap_or(0);
     Ok(Played { rounds, samples, retried: count("retried"), resumed: count("resumed"), resumes })
-}
-
-/// A gateway of this process.
-struct Gateway {
-    api: SocketAddr,
-    internal: SocketAddr,
-    _stop: DropGuard,
-    _table: watch::Sender<ModelTable>,
-}
-
-impl Gateway {
-    async fn start(primary: [SocketAddr; 2], fallback: [SocketAddr; 2]) -> anyhow::Result<Self> {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = GatewayConfig {
-            namespace: "atlas".into(),
-            listen: any,
-            internal_listen: any,
-            cluster_domain: "cluster.local".into(),
-            pod_name: "chaos".into(),
-            timing: Timing { drain_grace: Duration::ZERO, ..Timing::production() },
-        };
-        let listeners = Listeners::bind(&config).await?;
-        let (api, internal) = (listeners.api.local_addr()?, listeners.internal.local_addr()?);
-        let (table, view) = watch::channel(table(primary, fallback));
-        let (listed, stop) = (CancellationToken::new(), CancellationToken::new());
-        listed.cancel();
-        tokio::spawn(serve(config, listeners, view, listed, stop.clone()));
-        Ok(Self { api, internal, _stop: stop.drop_guard(), _table: table })
-    }
-
-    async fn status(&self) -> anyhow::Result<Value> {
-        let answer = engine::request(self.internal, "GET", "/internal/status", "").await;
-        Ok(serde_json::from_slice(&answer.context("the gateway does not answer")?.1)?)
-    }
-
-    async fn active(&self, tier: &str) -> anyhow::Result<()> {
-        self.reached(&format!("{tier} to serve"), |model| model["activeTier"] == tier).await
-    }
-
-    async fn all_healthy(&self) -> anyhow::Result<()> {
-        let healthy = |endpoint: &Value| endpoint["health"] == "Healthy";
-        self.reached("every engine to be healthy", |model| {
-            model["endpoints"].as_array().is_some_and(|endpoints| endpoints.iter().all(healthy))
-        })
-        .await
-    }
-
-    async fn reached(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let status = self.status().await?;
-            if is_so(&status["models"][0]) {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}: {status}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-fn table(primary: [SocketAddr; 2], fallback: [SocketAddr; 2]) -> ModelTable {
-    let tier = |name: &str| TierConfig {
-        name: name.into(),
-        display_model: Path::new(MODEL_FILE).file_stem().unwrap_or_default().to_string_lossy().into(),
-        context_tokens: 512,
-        message: None,
-    };
-    let endpoint = |tier: &str, [api, internal]: [SocketAddr; 2]| EndpointConfig {
-        model: "code".into(),
-        tier: tier.into(),
-        api,
-        internal,
-        pod: None,
-        node: None,
-        ready: true,
-    };
-    let model = ModelConfig {
-        name: "code".into(),
-        aliases: Vec::new(),
-        suspended: false,
-        api_keys_secret: None,
-        tiers: vec![tier("primary"), tier("fallback")],
-        pinned_tier: None,
-        active_tier_hint: None,
-        unhealthy_after: Duration::from_secs(1),
-        failback_after: FAILBACK_AFTER,
-        timeout: Duration::from_secs(300),
-        queue: 64,
-        max_body_bytes: 1 << 20,
-    };
-    ModelTable {
-        models: [("code".to_owned(), Arc::new(model))].into(),
-        endpoints: vec![endpoint("primary", primary), endpoint("fallback", fallback)],
-        ..ModelTable::default()
-    }
 }

@@ -10,8 +10,9 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 
 use super::{
-    Fault, Gateway,
+    Fault,
     engine::Engine,
+    gateway::Gateway,
     inject,
     load::{Load, Outcome, Sample},
     model_path, repair,
@@ -101,13 +102,14 @@ pub async fn run(args: &Args) -> anyhow::Result<Soaked> {
     let [primary, fallback] = [0, 1].map(|at: usize| [wires[at][0].address, wires[at][1].address]);
     let gateway = Gateway::start(primary, fallback).await?;
     gateway.active("primary").await?;
-    let load = Load::start(gateway.api, args.clients).await?;
+    let load = Load::start(vec![gateway.api], args.clients).await?;
     let mut random = StdRng::seed_from_u64(args.seed);
     let mut soaked = Soaked { resumes: engines[1].resumes_streams().await?, ..Soaked::default() };
     let end = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
     while Instant::now() < end {
         let next = Instant::now() + Duration::from_secs(args.every_seconds);
-        let (at, fault) = (random.random_range(0..2), Fault::ALL[random.random_range(0..Fault::ALL.len())]);
+        let (at, fault) =
+            (random.random_range(0..2), Fault::OF_ENGINES[random.random_range(0..Fault::OF_ENGINES.len())]);
         inject(fault, &mut engines[at], &wires[at])?;
         tokio::time::sleep(Duration::from_millis(random.random_range(100..5_000))).await;
         repair(fault, &mut engines[at], &wires[at]).await?;

@@ -26,7 +26,7 @@ pub struct FaultSummary {
     pub lost: usize,
     /// Answers that ended early or differ from those without a fault.
     pub broken: usize,
-    /// Requests on connections to a gateway that was killed; this suite kills none.
+    /// Requests on connections to a gateway that was killed; each was tried again.
     pub severed: usize,
     /// Attempts that the gateway made again.
     pub retried: u64,
@@ -48,8 +48,9 @@ impl FaultSummary {
     pub fn of(fault: Fault, played: &Played) -> Self {
         let Played { rounds, samples, retried, resumed, resumes } = played;
         let mut switches: Vec<Duration> =
-            rounds.iter().flat_map(|round| samples.iter().filter_map(|s| switch(round, s))).collect();
-        let mut excesses: Vec<Duration> = rounds.iter().flat_map(|round| excesses(round, samples)).collect();
+            rounds.iter().flat_map(|round| samples.iter().filter_map(|s| switch(fault, round, s))).collect();
+        let mut excesses: Vec<Duration> =
+            rounds.iter().flat_map(|round| excesses(fault, round, samples)).collect();
         let count = |wanted: fn(&Outcome) -> bool| samples.iter().filter(|s| wanted(&s.outcome)).count();
         let failures = samples.iter().filter_map(|sample| match &sample.outcome {
             Outcome::Whole => None,
@@ -63,7 +64,7 @@ impl FaultSummary {
             excess_p99_ms: percentile(&mut excesses, 0.99),
             lost: count(|outcome| matches!(outcome, Outcome::Lost(_))),
             broken: count(|outcome| matches!(outcome, Outcome::Broken(_))),
-            severed: 0,
+            severed: samples.iter().map(|sample| sample.severed as usize).sum(),
             retried: *retried,
             resumed: *resumed,
             resumes: *resumes,
@@ -75,25 +76,28 @@ impl FaultSummary {
 }
 
 /// From the fault to the next piece, of a request that was on its way then or came before traffic had moved.
-fn switch(round: &Round, sample: &Sample) -> Option<Duration> {
-    let affected = sample.started <= round.moved && sample.ended > round.fault;
+fn switch(fault: Fault, round: &Round, sample: &Sample) -> Option<Duration> {
+    let affected = meets(fault, sample) && sample.started <= round.moved && sample.ended > round.fault;
     let next = sample.pieces.iter().find(|piece| **piece >= round.fault)?;
     affected.then(|| next.duration_since(round.fault))
 }
 
-fn excesses(round: &Round, samples: &[Sample]) -> Vec<Duration> {
+/// A lost gateway concerns those only who were connected to it.
+fn meets(fault: Fault, sample: &Sample) -> bool {
+    fault != Fault::GatewayKill || sample.severed > 0
+}
+
+fn excesses(fault: Fault, round: &Round, samples: &[Sample]) -> Vec<Duration> {
     let kind = |streams: bool| {
         let of_kind = samples.iter().filter(move |sample| sample.streams == streams);
-        let on_fallback = of_kind.clone().filter(|sample| {
-            (round.moved..round.repaired).contains(&sample.started)
-                && sample.tier.as_deref() == Some("fallback")
-        });
-        let mut usual: Vec<Duration> = on_fallback.filter_map(Sample::first_after).collect();
+        // From then on every request is served as the fallback serves it.
+        let after = of_kind.clone().filter(|sample| (round.moved..round.repaired).contains(&sample.started));
+        let mut usual: Vec<Duration> = after.filter_map(Sample::first_after).collect();
         let usual = Duration::from_millis(percentile(&mut usual, 0.5));
         let affected = of_kind.filter(|sample| {
             let first_after_fault: Option<&Instant> =
                 sample.pieces.first().filter(|piece| **piece >= round.fault);
-            sample.started <= round.moved && first_after_fault.is_some()
+            meets(fault, sample) && sample.started <= round.moved && first_after_fault.is_some()
         });
         affected.filter_map(Sample::first_after).map(|first| first.saturating_sub(usual)).collect::<Vec<_>>()
     };
@@ -165,6 +169,7 @@ mod tests {
             ended: at(pieces.last().copied().unwrap_or(started)),
             streams: true,
             tier: Some(tier.into()),
+            severed: 0,
             outcome: Outcome::Whole,
         };
         let samples = vec![
