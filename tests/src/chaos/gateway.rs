@@ -35,7 +35,7 @@ pub struct GatewayArgs {
     #[arg(long)]
     pub internal_listen: SocketAddr,
     /// API and internal port of the preferred tier's engine, then of the other one's.
-    #[arg(long, value_delimiter = ',', num_args = 4)]
+    #[arg(long, value_delimiter = ',')]
     pub engines: Vec<SocketAddr>,
 }
 
