@@ -62,8 +62,8 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
     app.status.enter(Phase::WarmingUp);
     let warm = tokio::task::spawn_blocking(move || worker.warm_up().map(|()| worker)).await;
     let worker = warm.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-    // Set once, here.
     let tokenizer = Arc::new(tokenizer);
+    // It refuses a second value only, and a process loads one model, here.
     let _ = app.engine.set(Engine { handle, tokenizer, template, grammars: Arc::new(grammars), limits });
     Ok(worker)
 }

@@ -106,6 +106,7 @@ impl Node {
         let (major, minor, step) = (version / 10_000, version / 100 % 100, version % 100);
         let (domain, location) = (property("domain").unwrap_or(0), property("location_id")?);
         let (bus, device, function) = (location >> 8 & 0xff, location >> 3 & 0x1f, location & 7);
+        // A bank that cannot be read shows as 0 bytes, which differs from what any profile expects.
         let bank = fs::read_to_string(folder.join("mem_banks/0/properties")).unwrap_or_default();
         let memory = properties(&bank).find(|(key, _)| *key == "size_in_bytes").map_or(0, |(_, size)| size);
         Some(Self {
@@ -162,6 +163,7 @@ impl Health {
     /// Reads the card's files; takes microseconds and disturbs nothing.
     #[must_use]
     pub fn read(card: &Card) -> Self {
+        // A card without sensors is served all the same; its figures are absent then.
         let sensors = fs::read_dir(card.folder.join("hwmon")).ok();
         let sensors = sensors.and_then(|mut entries| entries.next()?.ok()).map(|entry| entry.path());
         let sensor = |name: &str| number(&sensors.as_ref()?.join(name));
