@@ -10,6 +10,7 @@ mod error;
 mod fetch;
 mod inspect;
 mod load;
+mod logits;
 mod metrics;
 mod model;
 mod runtime;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Fetch(fetch) => (run_fetch(fetch), None),
         Command::SelfTest(arguments) => (selftest::selftest(arguments, print), None),
         Command::Bench(arguments) => (bench::bench(arguments).map(|report| print(&report)), None),
+        Command::Logits(arguments) => (logits::logits(arguments), None),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
