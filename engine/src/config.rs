@@ -251,6 +251,10 @@ pub struct Serve {
     /// With the hip backend: where the card and its runtime are.
     #[command(flatten)]
     pub hip: HipFiles,
+    /// Send spans of requests to this OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318; none are
+    /// sent by default.
+    #[arg(long, value_name = "URL", value_parser = http_url)]
+    pub otlp_endpoint: Option<String>,
     /// File that gets the error that ends the process.
     #[arg(long, value_name = "FILE", default_value = "/dev/termination-log")]
     pub termination_log: PathBuf,
@@ -266,6 +270,11 @@ impl Serve {
 fn sha256(text: &str) -> Result<String, String> {
     let digits = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if digits { Ok(text.to_ascii_lowercase()) } else { Err("expected 64 hexadecimal digits".to_owned()) }
+}
+
+fn http_url(text: &str) -> Result<String, String> {
+    let known = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
+    if known { Ok(text.to_owned()) } else { Err("expected http:// or https://".to_owned()) }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -37,6 +37,7 @@ pub fn logits(arguments: &Logits) -> Result<(), Fatal> {
             sequence: SequenceId(0),
             start: 0,
             logit_rows: tokens.len(),
+            prompt_rows: 0,
             tokens,
             drafted: 0,
             hidden_rows: 0,

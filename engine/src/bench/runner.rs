@@ -175,6 +175,7 @@ impl Runner {
                 tokens: (*start..start + count).map(token).collect(),
                 drafted: 0,
                 logit_rows: usize::from(*wanted),
+                prompt_rows: 0,
                 hidden_rows: 0,
                 blocks: (0..used).map(|index| (first + sequence * blocks + index) as u32).collect(),
             }
