@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use atlas_tests::{
-    chaos::{Args, run},
+    chaos::{Args, Fault, run},
     support::init_logging,
 };
 
@@ -14,7 +14,17 @@ use atlas_tests::{
 async fn no_fault_of_an_engine_loses_or_breaks_an_answer() -> anyhow::Result<()> {
     init_logging();
     let folder = tempfile::tempdir()?;
-    let args = Args { rounds: 1, clients: 4, seed: 1, faults: Vec::new(), out: folder.path().to_owned() };
+    let args = Args {
+        rounds: 1,
+        clients: 4,
+        share: 1.0,
+        seed: 1,
+        faults: Fault::ON_LOOPBACK.to_vec(),
+        cluster: false,
+        peer: false,
+        saturate: None,
+        out: folder.path().to_owned(),
+    };
     let summaries = run(&args).await?;
     for summary in &summaries {
         assert_eq!(summary.lost, 0, "{}: {:?}", summary.fault, summary.failures);

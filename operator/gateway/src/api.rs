@@ -13,6 +13,7 @@ use crate::{
     body::{self, AnswerBody},
     call::{Call, Needs},
     config::Timing,
+    dialect::Dialect,
     error::ApiError,
     forward,
     headers::{self, Wishes},
@@ -42,7 +43,9 @@ impl Api {
     /// Answers a request.
     pub async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody> {
         let request_id = request.headers().get(headers::REQUEST_ID).cloned();
-        let mut response = self.try_answer(request).await.unwrap_or_else(ApiError::into_response);
+        let dialect = Dialect::of(request.uri().path());
+        let answered = self.try_answer(request).await;
+        let mut response = answered.unwrap_or_else(|error| error.into_response(dialect));
         if let Some(id) = request_id {
             response.headers_mut().entry(headers::REQUEST_ID).or_insert(id);
         }
@@ -112,7 +115,7 @@ impl Api {
         let response = match checked {
             Err(error) => {
                 self.metrics.answered(&config.name, None, error.status());
-                error.into_response()
+                error.into_response(Dialect::of(path))
             }
             Ok((required_tier, timeout, Admitted { caller, running })) => {
                 let limit = timeout.map_or(config.timeout, |timeout| timeout.min(config.timeout));

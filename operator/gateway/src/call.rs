@@ -7,7 +7,10 @@ use http::{HeaderMap, Method, Uri};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::{balance, identify::BodyHead, limits, metrics::Metrics, model::Model, queue::Place, transcript};
+use crate::{
+    balance, dialect::Dialect, identify::BodyHead, limits, metrics::Metrics, model::Model, queue::Place,
+    transcript,
+};
 
 /// No token is longer than this on average, so a prompt has at least so many of them.
 const MOST_BYTES_A_TOKEN: u64 = 16;
@@ -46,6 +49,14 @@ pub struct Call {
     pub received: Instant,
     /// When its time is over.
     pub deadline: Instant,
+}
+
+impl Call {
+    /// The form in which its client reads errors.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        Dialect::of(self.uri.path())
+    }
 }
 
 /// What a body asks for.

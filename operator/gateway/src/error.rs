@@ -1,13 +1,15 @@
-//! What the gateway itself answers when it cannot pass on an engine's answer: OpenAI error bodies.
+//! What the gateway itself answers when it cannot pass on an engine's answer; how it is written is `dialect`'s.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use serde_json::json;
 use thiserror::Error;
 
-use crate::body::{self, AnswerBody};
+use crate::{
+    body::{self, AnswerBody},
+    dialect::{Dialect, Problem},
+};
 
 /// A refusal that the client reads.
 #[derive(Debug, Clone, Error)]
@@ -227,29 +229,20 @@ impl ApiError {
         }
     }
 
-    /// OpenAI's error body.
-    fn json(&self) -> serde_json::Value {
-        let kind = match self.status() {
-            StatusCode::UNAUTHORIZED => "authentication_error",
-            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-            status if status.is_server_error() => "server_error",
-            _ => "invalid_request_error",
-        };
-        json!({"error": {
-            "message": self.to_string(), "type": kind, "param": null, "code": self.code(),
-        }})
+    fn problem(&self) -> Problem {
+        Problem { status: self.status(), code: self.code(), message: self.to_string() }
     }
 
-    /// The same in a stream that has begun.
+    /// The end of a stream that has begun.
     #[must_use]
-    pub fn event(&self) -> Bytes {
-        Bytes::from(format!("data: {}\n\n", self.json()))
+    pub fn event(&self, dialect: Dialect) -> Bytes {
+        dialect.event(&self.problem())
     }
 
     /// The whole answer.
     #[must_use]
-    pub fn into_response(self) -> Response<AnswerBody> {
-        let mut response = body::json(self.status(), &self.json());
+    pub fn into_response(self, dialect: Dialect) -> Response<AnswerBody> {
+        let mut response = body::json(self.status(), &dialect.body(&self.problem()));
         if self.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -274,21 +267,22 @@ pub enum StreamError {
 impl StreamError {
     /// The server-sent event that tells the client.
     #[must_use]
-    pub fn event(self) -> Bytes {
-        let (code, message) = match self {
+    pub fn event(self, dialect: Dialect) -> Bytes {
+        let (status, code, message) = match self {
             Self::Interrupted => (
+                StatusCode::BAD_GATEWAY,
                 "stream_interrupted",
                 "the engine was lost while it generated this answer: send the request again".to_owned(),
             ),
-            Self::TimedOut => {
-                ("timeout", "the answer was not finished within the model's requests.timeout".to_owned())
-            }
+            Self::TimedOut => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "timeout",
+                "the answer was not finished within the model's requests.timeout".to_owned(),
+            ),
             Self::Refused(status) => {
-                ("engine_error", format!("the engine answered {status}: send the request again"))
+                (status, "engine_error", format!("the engine answered {status}: send the request again"))
             }
         };
-        let value =
-            json!({"error": {"message": message, "type": "server_error", "param": null, "code": code}});
-        Bytes::from(format!("data: {value}\n\n"))
+        dialect.event(&Problem { status, code, message })
     }
 }

@@ -45,6 +45,7 @@ enum Outcome {
 pub async fn forward(call: Arc<Call>) -> Response<AnswerBody> {
     call.model.budget.earn(std::time::Instant::now());
     let counted = Arc::clone(&call);
+    let dialect = call.dialect();
     let finished = move |done: &Result<Response<AnswerBody>, ApiError>| count(&counted, done);
     let work = try_all(Arc::clone(&call));
     let done = if call.needs.streams {
@@ -54,7 +55,7 @@ pub async fn forward(call: Arc<Call>) -> Response<AnswerBody> {
         finished(&done);
         done
     };
-    done.unwrap_or_else(ApiError::into_response)
+    done.unwrap_or_else(|error| error.into_response(dialect))
 }
 
 /// Counts how a request came out, and notes it: the access log.

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::{
     body::{AnswerBody, BrokenOff},
     call::Call,
+    dialect::Dialect,
     error::{ApiError, StreamError},
     events, headers,
 };
@@ -46,10 +47,10 @@ fn begun(
     work: Work,
     finished: impl FnOnce(&Result<Response<AnswerBody>, ApiError>) + Send + 'static,
 ) -> Response<AnswerBody> {
-    let running = call.metrics.begin(&call.model.config().name);
+    let (running, dialect) = (call.metrics.begin(&call.model.config().name), call.dialect());
     let mut pings = tokio::time::interval(call.model.timing.ping_interval);
     pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let waiting = stream::unfold(Some((work, pings, running, finished)), |state| async move {
+    let waiting = stream::unfold(Some((work, pings, running, finished)), move |state| async move {
         let (mut work, mut pings, running, finished) = state?;
         let done = tokio::select! {
             biased;
@@ -60,7 +61,7 @@ fn begun(
             }
         };
         finished(&done);
-        Some((frames_of(done).await, None))
+        Some((frames_of(done, dialect).await, None))
     });
     let mut response = Response::new(StreamBody::new(waiting.flatten()).boxed_unsync());
     let headers = response.headers_mut();
@@ -73,10 +74,10 @@ fn begun(
 }
 
 /// What follows the pings.
-async fn frames_of(done: Result<Response<AnswerBody>, ApiError>) -> Frames {
+async fn frames_of(done: Result<Response<AnswerBody>, ApiError>, dialect: Dialect) -> Frames {
     let response = match done {
         Ok(response) => response,
-        Err(error) => return Box::pin(stream::iter([Ok(Frame::data(error.event()))])),
+        Err(error) => return Box::pin(stream::iter([Ok(Frame::data(error.event(dialect)))])),
     };
     let (parts, body) = response.into_parts();
     let is_stream = parts
@@ -93,10 +94,12 @@ async fn frames_of(done: Result<Response<AnswerBody>, ApiError>) -> Frames {
     match body.collect().await {
         Ok(whole) => {
             let value = serde_json::from_slice::<Value>(&whole.to_bytes()).unwrap_or_default();
-            let event = if parts.status.is_success() || !value["error"].is_null() {
+            let event = if parts.status.is_success() {
                 format!("data: {value}\n\n").into()
+            } else if !value["error"].is_null() {
+                dialect.event_of(&value)
             } else {
-                StreamError::Refused(parts.status).event()
+                StreamError::Refused(parts.status).event(dialect)
             };
             Box::pin(stream::iter([Ok(Frame::data(event))]))
         }

@@ -17,6 +17,7 @@ mod body;
 mod budget;
 mod call;
 mod config;
+mod dialect;
 mod error;
 mod events;
 mod forward;

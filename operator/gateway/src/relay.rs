@@ -144,7 +144,8 @@ impl Relay {
                         continue;
                     }
                     self.call.metrics.interrupted(&model, &tier);
-                    return Some(if self.events { Next::Last(error.event()) } else { Next::Cut });
+                    let told = error.event(self.call.dialect());
+                    return Some(if self.events { Next::Last(told) } else { Next::Cut });
                 }
             }
         }

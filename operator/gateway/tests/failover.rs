@@ -111,6 +111,22 @@ async fn a_stream_that_breaks_ends_in_an_error_event() {
 }
 
 #[tokio::test]
+async fn clients_of_messages_read_errors_in_their_own_form() {
+    let (primary, _fallback, gateway) = two_tiers().await;
+    let unknown = gateway.ask_path("/v1/messages", r#"{"model": "gpt-4"}"#).await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+    let error = unknown.json();
+    assert_eq!((&error["type"], &error["error"]["type"]), (&json!("error"), &json!("not_found_error")));
+    assert!(error["error"]["message"].to_string().contains("code, gpt-patch"), "{error}");
+    primary.now(Script::BreakMidStream);
+    let broken = gateway.ask_path("/v1/messages", r#"{"model": "code", "stream": true}"#).await;
+    let event = broken.text.strip_prefix("data: one\n\nevent: error\ndata: ").expect("an error event");
+    let error: serde_json::Value = serde_json::from_str(event).unwrap();
+    assert_eq!((&error["type"], &error["error"]["type"]), (&json!("error"), &json!("api_error")));
+    assert_eq!(error["error"]["code"], "stream_interrupted");
+}
+
+#[tokio::test]
 async fn a_stream_passes_event_by_event() {
     let (primary, _fallback, gateway) = two_tiers().await;
     let go = Arc::new(Notify::new());

@@ -131,7 +131,17 @@ pub async fn free_port() -> anyhow::Result<SocketAddr> {
 
 /// Status and body of a request on a connection of its own; `None` where there is no answer.
 pub async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, Vec<u8>)> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
+    request_over(TcpStream::connect(address).await.ok()?, method, path, body).await
+}
+
+/// The same on a connection that is there.
+pub async fn request_over(
+    mut stream: TcpStream,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Option<(u16, Vec<u8>)> {
+    let address = stream.peer_addr().ok()?;
     let length = body.len();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"

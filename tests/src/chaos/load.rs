@@ -1,7 +1,6 @@
-//! Clients that ask all the time, half of them for streams, and note what they saw.
+//! Clients that ask all the time or at a pace, half of them for streams, and note what they saw.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -9,28 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
-use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
-use tokio::{net::TcpStream, task::JoinSet};
+use anyhow::ensure;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// No request takes longer, whatever happens to it.
-const PATIENCE: Duration = Duration::from_secs(120);
+use super::ask::{Door, Question, ask};
+
 /// What clients ask; every answer is known, so that a wrong one shows.
 const PROMPTS: [&str; 4] =
     ["Count from one to twenty.", "Write hello world in Rust.", "Name the planets.", "What is a patch?"];
-/// Length of a stream: long enough to be caught in the middle.
-const STREAM_TOKENS: u32 = 24;
-/// Length of a whole answer.
-const WHOLE_TOKENS: u32 = 4;
-
-/// How an error event begins, which is no piece of an answer.
-const ERROR: &[u8] = b"data: {\"error\"";
 
 /// One request as its client saw it.
 #[derive(Debug, Clone)]
@@ -47,6 +33,8 @@ pub struct Sample {
     pub tier: Option<String>,
     /// Connections that were lost with their gateway, each followed by another try.
     pub severed: u32,
+    /// Connections that nobody accepted, each followed by another one.
+    pub unaccepted: u32,
     /// What became of it.
     pub outcome: Outcome,
 }
@@ -63,6 +51,22 @@ pub enum Outcome {
 }
 
 impl Sample {
+    /// A request that is sent now.
+    #[must_use]
+    pub fn begin(streams: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            started: now,
+            pieces: Vec::new(),
+            ended: now,
+            streams,
+            tier: None,
+            severed: 0,
+            unaccepted: 0,
+            outcome: Outcome::Whole,
+        }
+    }
+
     /// From the request to the first piece of its answer.
     #[must_use]
     pub fn first_after(&self) -> Option<Duration> {
@@ -73,12 +77,14 @@ impl Sample {
 /// What one answer must be.
 type Expected = Arc<Vec<[String; 2]>>;
 
-/// What a client may connect to. With several, it starts with any and tries again twice when one is gone, as clients of
-/// a Service do by default; with one, nothing is tried again.
-type Gateways = Arc<[SocketAddr]>;
-
-/// Tries of a client that has several gateways.
-const TRIES: usize = 3;
+/// How many clients ask, and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand {
+    /// Clients.
+    pub clients: usize,
+    /// Distance of a client's requests on average; none where each follows on the heels of the one before.
+    pub pace: Option<Duration>,
+}
 
 /// Clients at work.
 pub struct Load {
@@ -89,13 +95,15 @@ pub struct Load {
 }
 
 /// Streams that have begun and are not over.
-type Midway = Arc<AtomicUsize>;
+pub type Midway = Arc<AtomicUsize>;
 
 /// A stream in its middle.
-struct InTheMiddle(Midway);
+pub struct InTheMiddle(Midway);
 
 impl InTheMiddle {
-    fn begin(midway: &Midway) -> Self {
+    /// Counts it until it is dropped.
+    #[must_use]
+    pub fn begin(midway: &Midway) -> Self {
         midway.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(midway))
     }
@@ -112,14 +120,14 @@ impl Load {
     ///
     /// # Errors
     ///
-    /// The gateway does not answer without any fault.
-    pub async fn start(gateways: Vec<SocketAddr>, clients: usize) -> anyhow::Result<Self> {
-        let gateways: Gateways = gateways.into();
+    /// There is no answer without any fault.
+    pub async fn start(door: Door, demand: Demand) -> anyhow::Result<Self> {
         let mut expected = Vec::new();
         for prompt in PROMPTS {
             let mut both = [String::new(), String::new()];
             for (streams, text) in [false, true].into_iter().zip(&mut both) {
-                let sample = ask(&gateways, prompt, streams, text, None, &Midway::default()).await;
+                let question = Question { prompt, streams, expected: None };
+                let sample = ask(&door, question, text, &Midway::default()).await;
                 ensure!(sample.outcome == Outcome::Whole, "without any fault: {:?}", sample.outcome);
             }
             expected.push(both);
@@ -127,18 +135,24 @@ impl Load {
         let (expected, samples): (Expected, Arc<Mutex<Vec<Sample>>>) = (Arc::new(expected), Arc::default());
         let (stop, midway) = (CancellationToken::new(), Midway::default());
         let mut tasks = JoinSet::new();
-        for client in 0..clients {
+        for client in 0..demand.clients {
             let (stop, samples, expected) = (stop.clone(), Arc::clone(&samples), Arc::clone(&expected));
-            let (midway, gateways) = (Arc::clone(&midway), Arc::clone(&gateways));
+            let (midway, door) = (Arc::clone(&midway), door.clone());
             tasks.spawn(async move {
                 let mut number = client / 2;
                 while !stop.is_cancelled() {
+                    let began = Instant::now();
                     let (at, streams) = (number % PROMPTS.len(), client % 2 == 0);
-                    let wanted = &expected[at][usize::from(streams)];
-                    let sample =
-                        ask(&gateways, PROMPTS[at], streams, &mut String::new(), Some(wanted), &midway).await;
+                    let wanted = expected[at][usize::from(streams)].as_str();
+                    let question = Question { prompt: PROMPTS[at], streams, expected: Some(wanted) };
+                    let sample = ask(&door, question, &mut String::new(), &midway).await;
                     samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
                     number += 1;
+                    let until = began + distance(demand.pace);
+                    tokio::select! {
+                        () = tokio::time::sleep_until(until.into()) => {}
+                        () = stop.cancelled() => {}
+                    }
                 }
             });
         }
@@ -150,6 +164,13 @@ impl Load {
     pub fn answered_since(&self, since: Instant, tier: &str) -> usize {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.iter().filter(|s| s.started >= since && s.tier.as_deref() == Some(tier)).count()
+    }
+
+    /// Whole answers to requests since the given time, whoever gave them.
+    #[must_use]
+    pub fn whole_since(&self, since: Instant) -> usize {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.iter().filter(|s| s.started >= since && s.outcome == Outcome::Whole).count()
     }
 
     /// Streams that have begun and are not over.
@@ -172,115 +193,27 @@ impl Load {
     }
 }
 
-async fn ask(
-    gateways: &[SocketAddr],
-    prompt: &str,
-    streams: bool,
-    text: &mut String,
-    expected: Option<&String>,
-    midway: &Midway,
-) -> Sample {
-    let started = Instant::now();
-    let mut sample = Sample {
-        started,
-        pieces: Vec::new(),
-        ended: started,
-        streams,
-        tier: None,
-        severed: 0,
-        outcome: Outcome::Whole,
-    };
-    let first = usize::from(rand::random::<u16>());
-    let tries = async {
-        for at in first.. {
-            let gateway = gateways[at % gateways.len()];
-            let done = exchange(gateway, prompt, &mut sample, text, midway).await;
-            let may_retry = gateways.len() > 1 && at - first + 1 < TRIES;
-            match &done {
-                Err(error) if may_retry && is_severed(error) => {
-                    sample.severed += 1;
-                    sample.pieces.clear();
-                    text.clear();
-                }
-                _ => return done,
-            }
-        }
-        Ok(())
-    };
-    let asked = tokio::time::timeout(PATIENCE, tries).await;
-    sample.ended = Instant::now();
-    let failed = match asked {
-        Ok(Ok(())) => expected
-            .filter(|expected| *expected != text)
-            .map(|expected| format!("the answer differs: {text:?} instead of {expected:?}")),
-        Ok(Err(error)) => Some(format!("{error:#}")),
-        Err(_) => Some(format!("no end after {PATIENCE:?}")),
-    };
-    if let Some(why) = failed {
-        sample.outcome = if sample.pieces.is_empty() { Outcome::Lost(why) } else { Outcome::Broken(why) };
-    }
-    sample
+/// Half to one and a half times the pace, so that clients do not march in step.
+fn distance(pace: Option<Duration>) -> Duration {
+    pace.map_or(Duration::ZERO, |pace| pace.mul_f64(0.5 + rand::random::<f64>()))
 }
 
-/// Whether the connection was refused or lost, rather than an answer bad.
-fn is_severed(error: &anyhow::Error) -> bool {
-    error.is::<std::io::Error>() || error.is::<hyper::Error>()
-}
-
-async fn exchange(
-    gateway: SocketAddr,
-    prompt: &str,
-    sample: &mut Sample,
-    text: &mut String,
-    midway: &Midway,
-) -> anyhow::Result<()> {
-    let stream = TcpStream::connect(gateway).await?;
-    stream.set_nodelay(true)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
-    let body = json!({"model": "code", "stream": sample.streams, "temperature": 0,
-        "max_tokens": if sample.streams { STREAM_TOKENS } else { WHOLE_TOKENS },
-        "messages": [{"role": "user", "content": prompt}]});
-    let request = Request::post("/v1/chat/completions")
-        .header("host", "code")
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))?;
-    let mut response = sender.send_request(request).await?;
-    let tier = response.headers().get("x-atlas-tier").and_then(|value| value.to_str().ok());
-    sample.tier = tier.map(str::to_owned);
-    let status = response.status();
-    let (mut bytes, mut in_the_middle) = (Vec::new(), None);
-    while let Some(frame) = response.body_mut().frame().await {
-        if let Ok(data) = frame?.into_data() {
-            if status == StatusCode::OK
-                && sample.streams
-                && data.starts_with(b"data: {\"")
-                && !data.starts_with(ERROR)
-            {
-                sample.pieces.push(Instant::now());
-                in_the_middle.get_or_insert_with(|| InTheMiddle::begin(midway));
-            }
-            bytes.extend_from_slice(&data);
-        }
-    }
-    drop(in_the_middle);
-    driver.abort();
-    ensure!(status == StatusCode::OK, "{status}: {}", String::from_utf8_lossy(&bytes));
-    let answer = String::from_utf8(bytes)?;
-    if !sample.streams {
-        sample.pieces.push(Instant::now());
-        let answer: Value = serde_json::from_str(&answer)?;
-        let content = answer["choices"][0]["message"]["content"].as_str();
-        *text = content.context("an answer without content")?.to_owned();
-        return Ok(());
-    }
-    for data in answer.split("\n\n").filter_map(|event| event.strip_prefix("data: ")) {
-        if data == "[DONE]" {
-            return Ok(());
-        }
-        let event: Value = serde_json::from_str(data)?;
-        ensure!(event["error"].is_null(), "{event}");
-        text.push_str(event["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
-    }
-    bail!("the stream ended without its end")
+/// The pace at which these clients ask for `share` of what is answered when nobody waits, which is measured for a while.
+///
+/// # Errors
+///
+/// There is no answer.
+pub async fn pace_of(door: &Door, clients: usize, share: f64) -> anyhow::Result<Duration> {
+    /// Long enough for a steady queue.
+    const MEASURED: Duration = Duration::from_secs(4);
+    let load = Load::start(door.clone(), Demand { clients, pace: None }).await?;
+    // The first answers come before the queue stands.
+    tokio::time::sleep(MEASURED / 4).await;
+    drop(load.take());
+    let began = Instant::now();
+    tokio::time::sleep(MEASURED).await;
+    let (answered, took) = (load.take().len(), began.elapsed());
+    load.finish().await;
+    ensure!(answered > 0, "not one of {clients} clients was answered within {MEASURED:?}");
+    Ok(took.mul_f64(clients as f64 / answered as f64 / share))
 }

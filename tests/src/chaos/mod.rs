@@ -1,13 +1,17 @@
-//! Faults under load, over the real gateway and real engine processes: what clients notice of them, in figures.
+//! Faults under load, over the real gateway and real engines: what clients notice of them, in figures.
 //!
-//! The gateway runs in this process with a table made by hand (two of them in processes of their own where one is
-//! killed), the two engines are processes on loopback that serve the same model as two tiers. What needs a cluster (a
-//! lost node, a lost controller, a Service in front) is not played here.
+//! `loopback` plays what happens to an engine, to the way to it or to a gateway, with a gateway in this process and engine
+//! processes beside it: quick, and without root. `cluster` plays what needs a cluster (a lost node, a lost controller, a
+//! Service in front) on the local one, with the operator installed from the chart, and the same on plain Kubernetes.
 
+mod ask;
+pub mod cluster;
 mod engine;
 pub mod gateway;
 mod load;
+mod loopback;
 mod plot;
+pub mod saturate;
 pub mod soak;
 mod stall;
 mod summary;
@@ -19,19 +23,17 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use nix::sys::signal::Signal;
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{assets::cache_folder, lab::MODEL_FILE, support::wait_until};
-use engine::Engine;
-use gateway::{Gateway, GatewayProcess};
 use load::Load;
 pub use load::{Outcome, Sample};
+use loopback::Loopback;
 pub use summary::{FaultSummary, render_table};
-use wire::Wire;
 
 const PATIENCE: Duration = Duration::from_secs(120);
-/// What happens to the engine of the preferred tier.
+
+/// What happens, to the engine of the preferred tier where nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Fault {
     /// SIGKILL: its connections are reset, its ports refuse.
@@ -42,24 +44,48 @@ pub enum Fault {
     NodeFreeze,
     /// No byte passes, and nobody says so.
     NetCut,
-    /// SIGKILL of one of two gateways.
-    GatewayKill,
     /// The engine's worker stands still in the middle of its work and everything else goes on, as when the card hangs.
     GpuHang,
+    /// SIGKILL of one of two gateways.
+    GatewayKill,
+    /// Its whole node is lost, link first; every second time a gateway is lost with it.
+    NodeKill,
+    /// SIGKILL of every controller at once.
+    ControllerKill,
 }
 
 impl Fault {
-    /// Every fault of an engine or of the way to it.
-    pub const OF_ENGINES: [Self; 5] =
-        [Self::EngineKill, Self::EngineCrash, Self::NodeFreeze, Self::NetCut, Self::GpuHang];
     /// Every fault.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::EngineKill,
         Self::EngineCrash,
         Self::NodeFreeze,
         Self::NetCut,
         Self::GpuHang,
         Self::GatewayKill,
+        Self::NodeKill,
+        Self::ControllerKill,
+    ];
+    /// Every fault of an engine or of the way to it, which need no cluster.
+    pub const OF_ENGINES: [Self; 5] =
+        [Self::EngineKill, Self::EngineCrash, Self::NodeFreeze, Self::NetCut, Self::GpuHang];
+    /// Every fault that needs no cluster.
+    pub const ON_LOOPBACK: [Self; 6] = [
+        Self::EngineKill,
+        Self::EngineCrash,
+        Self::NodeFreeze,
+        Self::NetCut,
+        Self::GpuHang,
+        Self::GatewayKill,
+    ];
+    /// Every fault that a cluster can play.
+    pub const ON_CLUSTER: [Self; 6] = [
+        Self::EngineKill,
+        Self::NodeKill,
+        Self::NodeFreeze,
+        Self::NetCut,
+        Self::GatewayKill,
+        Self::ControllerKill,
     ];
 
     /// The id in the summary.
@@ -70,8 +96,10 @@ impl Fault {
             Self::EngineCrash => "engine-crash",
             Self::NodeFreeze => "node-freeze",
             Self::NetCut => "net-cut",
-            Self::GpuHang => "gpu-hang",
             Self::GatewayKill => "gateway-kill",
+            Self::GpuHang => "gpu-hang",
+            Self::NodeKill => "node-kill",
+            Self::ControllerKill => "controller-kill",
         }
     }
 }
@@ -82,18 +110,44 @@ pub struct Args {
     /// Rounds of every fault.
     #[arg(long, default_value_t = 50)]
     pub rounds: u32,
-    /// Clients that ask all the time, half of them for streams.
+    /// Clients, half of them for streams.
     #[arg(long, default_value_t = 32)]
     pub clients: usize,
+    /// How much the clients ask for, of what an engine was seen to answer when nobody waits; 1 lets nobody wait.
+    #[arg(long, default_value_t = 0.5)]
+    pub share: f64,
     /// Where the random times of the faults begin.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// The faults; all of them where none is named.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub faults: Vec<Fault>,
+    /// Play on the local cluster what can be played there, instead of only what needs one.
+    #[arg(long)]
+    pub cluster: bool,
+    /// Play the faults on plain Kubernetes too, on the same cluster: a Service over two Deployments, without the operator.
+    #[arg(long)]
+    pub peer: bool,
+    /// Break nothing: for so many minutes let the clients ask for all that an engine can answer, and fail when traffic moves.
+    #[arg(long, value_name = "MINUTES", conflicts_with_all = ["faults", "cluster", "peer", "rounds", "share"])]
+    pub saturate: Option<f64>,
     /// Where the summary and the plot are left.
     #[arg(long, default_value = "target/chaos")]
     pub out: PathBuf,
+}
+
+impl Args {
+    /// What is played on loopback and what on the cluster.
+    fn places(&self) -> (Vec<Fault>, Vec<Fault>) {
+        let everything =
+            if self.cluster || self.peer { Fault::ON_CLUSTER.to_vec() } else { Fault::ALL.to_vec() };
+        let faults = if self.faults.is_empty() { everything } else { self.faults.clone() };
+        let on_cluster = |fault: &Fault| {
+            !Fault::ON_LOOPBACK.contains(fault)
+                || (self.cluster || self.peer) && Fault::ON_CLUSTER.contains(fault)
+        };
+        faults.into_iter().partition(|fault| !on_cluster(fault))
+    }
 }
 
 /// Times of one round.
@@ -101,81 +155,10 @@ pub struct Args {
 pub struct Round {
     /// The fault.
     pub fault: Instant,
-    /// When the gateway had moved traffic away.
+    /// When traffic had moved away.
     pub moved: Instant,
     /// When the engine was put right again.
     pub repaired: Instant,
-}
-
-/// Plays the faults one after another, prints the table and leaves summary and plot.
-///
-/// # Errors
-///
-/// The engines do not start, or traffic does not move.
-pub async fn run(args: &Args) -> anyhow::Result<Vec<FaultSummary>> {
-    let model = model_path()?;
-    let mut engines =
-        Engines { primary: Engine::start(&model).await?, fallback: Engine::start(&model).await? };
-    let mut random = StdRng::seed_from_u64(args.seed);
-    let faults = if args.faults.is_empty() { &Fault::ALL[..] } else { &args.faults };
-    let (mut summaries, mut panels) = (Vec::new(), Vec::new());
-    for fault in faults {
-        let played = match fault {
-            Fault::GatewayKill => kill_gateways(args, &engines, &mut random).await,
-            _ => play(*fault, args, &mut engines, &mut random).await,
-        };
-        let played = played.context(fault.id())?;
-        let summary = FaultSummary::of(*fault, &played);
-        println!("{}", render_table(std::slice::from_ref(&summary)));
-        summaries.push(summary);
-        panels.push((fault.id(), played));
-    }
-    println!("{}", render_table(&summaries));
-    std::fs::create_dir_all(&args.out)?;
-    std::fs::write(args.out.join("summary.json"), serde_json::to_string_pretty(&summaries)? + "\n")?;
-    std::fs::write(args.out.join("latency.svg"), plot::render(&panels))?;
-    Ok(summaries)
-}
-
-fn model_path() -> anyhow::Result<PathBuf> {
-    let model = cache_folder().join("models").join(MODEL_FILE);
-    ensure!(model.is_file(), "{} is missing: run `make setup`", model.display());
-    Ok(model)
-}
-
-/// Lets the fault happen to an engine behind these cables.
-fn inject(fault: Fault, engine: &mut Engine, wires: &[Wire; 2]) -> anyhow::Result<()> {
-    match fault {
-        Fault::EngineKill => engine.signal(Signal::SIGKILL),
-        Fault::EngineCrash => engine.signal(Signal::SIGILL),
-        Fault::NodeFreeze => engine.signal(Signal::SIGSTOP),
-        Fault::NetCut => {
-            wires.iter().for_each(|wire| wire.set_cut(true));
-            Ok(())
-        }
-        Fault::GpuHang => engine.stall_worker(),
-        Fault::GatewayKill => anyhow::bail!("no fault of an engine"),
-    }
-}
-
-/// Puts it right again.
-async fn repair(fault: Fault, engine: &mut Engine, wires: &[Wire; 2]) -> anyhow::Result<()> {
-    match fault {
-        Fault::EngineKill | Fault::EngineCrash => engine.start_again().await,
-        Fault::NodeFreeze => engine.signal(Signal::SIGCONT),
-        Fault::NetCut => {
-            wires.iter().for_each(|wire| wire.set_cut(false));
-            Ok(())
-        }
-        // A card that hung is of no use any more: its engine is started anew, as its watchdog has it.
-        Fault::GpuHang => engine.start_again().await,
-        Fault::GatewayKill => anyhow::bail!("no fault of an engine"),
-    }
-}
-
-struct Engines {
-    primary: Engine,
-    fallback: Engine,
 }
 
 /// What one fault came to.
@@ -184,7 +167,7 @@ pub struct Played {
     pub rounds: Vec<Round>,
     /// Every request of all clients.
     pub samples: Vec<Sample>,
-    /// Attempts that the gateway made again.
+    /// Attempts that the gateways made again.
     pub retried: u64,
     /// Breaks of streams that the other engine went on from.
     pub resumed: u64,
@@ -192,75 +175,96 @@ pub struct Played {
     pub resumes: bool,
 }
 
-/// Kills one of two gateways again and again; clients connect to either and try again, as those of a Service do.
-async fn kill_gateways(args: &Args, engines: &Engines, random: &mut StdRng) -> anyhow::Result<Played> {
-    let Engines { primary, fallback } = engines;
-    let addresses = [primary.api, primary.internal, fallback.api, fallback.internal];
-    let mut gateways = [GatewayProcess::start(addresses).await?, GatewayProcess::start(addresses).await?];
-    let load = Load::start(gateways.iter().map(GatewayProcess::address).collect(), args.clients).await?;
-    let mut rounds = Vec::new();
-    for _ in 0..args.rounds {
-        tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
-        wait_until("a stream in its middle", PATIENCE, || async {
-            if load.midway() > 0 { Ok(()) } else { Err("none") }
-        })
-        .await?;
-        let victim = random.random_range(0..2);
-        let at = Instant::now();
-        gateways[victim].kill().await?;
-        wait_until("answers of the other gateway", PATIENCE, || async {
-            let answered = load.answered_since(at, "primary");
-            if answered >= args.clients { Ok(()) } else { Err(format!("{answered} so far")) }
-        })
-        .await?;
-        let repaired = Instant::now();
-        gateways[victim].start_again().await?;
-        rounds.push(Round { fault: at, moved: at, repaired });
+/// Summaries and what they were made of, for the plot.
+type Panels = Vec<(FaultSummary, Played)>;
+
+/// Plays the faults one after another, prints the table and leaves summary and plot.
+///
+/// # Errors
+///
+/// The engines or the cluster do not start, or traffic does not move.
+pub async fn run(args: &Args) -> anyhow::Result<Vec<FaultSummary>> {
+    if let Some(minutes) = args.saturate {
+        saturate::run(minutes, args.clients, &args.out).await?;
+        return Ok(Vec::new());
     }
-    let resumes = fallback.resumes_streams().await?;
-    Ok(Played { rounds, samples: load.finish().await, retried: 0, resumed: 0, resumes })
+    ensure!(args.share > 0.0 && args.share <= 1.0, "--share is {}, not above 0 and at most 1", args.share);
+    let mut random = StdRng::seed_from_u64(args.seed);
+    let (on_loopback, on_cluster) = args.places();
+    let mut panels = Panels::new();
+    if !on_loopback.is_empty() {
+        let mut loopback = Loopback::start(args.clients, args.share).await?;
+        println!("on loopback: {}", describe_demand(args.clients, loopback.pace()));
+        for fault in on_loopback {
+            let played = loopback.play(fault, args.rounds, &mut random).await.context(fault.id())?;
+            panels.push(finished(fault, "loopback", played));
+        }
+    }
+    if !on_cluster.is_empty() {
+        panels.extend(cluster::run(args, &on_cluster, &mut random).await?);
+    }
+    let summaries: Vec<FaultSummary> = panels.iter().map(|(summary, _)| summary.clone()).collect();
+    println!("{}", render_table(&summaries));
+    std::fs::create_dir_all(&args.out)?;
+    std::fs::write(args.out.join("summary.json"), serde_json::to_string_pretty(&summaries)? + "\n")?;
+    std::fs::write(args.out.join("latency.svg"), plot::render(&panels))?;
+    Ok(summaries)
 }
 
-async fn play(
-    fault: Fault,
-    args: &Args,
-    engines: &mut Engines,
-    random: &mut StdRng,
-) -> anyhow::Result<Played> {
-    let wires = [Wire::lay(engines.primary.api).await?, Wire::lay(engines.primary.internal).await?];
-    let primary = match fault {
-        Fault::NetCut => [wires[0].address, wires[1].address],
-        _ => [engines.primary.api, engines.primary.internal],
-    };
-    let resumes = engines.fallback.resumes_streams().await?;
-    let gateway = Gateway::start(primary, [engines.fallback.api, engines.fallback.internal]).await?;
-    gateway.active("primary").await?;
-    let load = Load::start(vec![gateway.api], args.clients).await?;
-    let mut rounds = Vec::new();
-    for _ in 0..args.rounds {
-        gateway.active("primary").await?;
-        tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
-        wait_until("a stream in its middle", PATIENCE, || async {
-            if load.midway() > 0 { Ok(()) } else { Err("none") }
-        })
-        .await?;
-        let at = Instant::now();
-        inject(fault, &mut engines.primary, &wires)?;
-        gateway.active("fallback").await?;
-        let moved = Instant::now();
-        wait_until("answers of the fallback", PATIENCE, || async {
-            let answered = load.answered_since(moved, "fallback");
-            // Its usual time to a first token is known from them.
-            if answered >= args.clients { Ok(()) } else { Err(format!("{answered} so far")) }
-        })
-        .await?;
-        let repaired = Instant::now();
-        repair(fault, &mut engines.primary, &wires).await?;
-        rounds.push(Round { fault: at, moved, repaired });
+/// Sums a fault up and shows it.
+fn finished(fault: Fault, place: &'static str, played: Played) -> (FaultSummary, Played) {
+    let summary = FaultSummary::of(fault, place, &played);
+    println!("{}", render_table(std::slice::from_ref(&summary)));
+    (summary, played)
+}
+
+fn describe_demand(clients: usize, pace: Option<Duration>) -> String {
+    match pace {
+        None => format!("{clients} clients, each request on the heels of the one before"),
+        Some(pace) => format!("{clients} clients, each with a request every {} ms or so", pace.as_millis()),
     }
-    gateway.active("primary").await?;
-    let samples = load.finish().await;
-    let counts = gateway.status().await?["models"][0]["requests"].clone();
-    let count = |name: &str| counts[name].as_u64().unwrap_or(0);
-    Ok(Played { rounds, samples, retried: count("retried"), resumed: count("resumed"), resumes })
+}
+
+fn model_path() -> anyhow::Result<PathBuf> {
+    let model = cache_folder().join("models").join(MODEL_FILE);
+    ensure!(model.is_file(), "{} is missing: run `make setup`", model.display());
+    Ok(model)
+}
+
+/// A fault should meet a stream whose client has a part of it.
+async fn stream_in_its_middle(load: &Load) -> anyhow::Result<()> {
+    wait_until("a stream in its middle", PATIENCE, || async {
+        if load.midway() > 0 { Ok(()) } else { Err("none") }
+    })
+    .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_a_cluster_is_played_on_one_and_the_rest_only_when_asked() {
+        use Fault::{ControllerKill, EngineKill, GpuHang, NodeKill};
+        let check = |faults: &[Fault], cluster: bool, loopback: usize, on_cluster: usize| {
+            let args = Args {
+                rounds: 1,
+                clients: 1,
+                share: 0.5,
+                seed: 1,
+                faults: faults.to_vec(),
+                cluster,
+                peer: false,
+                saturate: None,
+                out: PathBuf::new(),
+            };
+            let (a, b) = args.places();
+            assert_eq!((a.len(), b.len()), (loopback, on_cluster), "{faults:?} {cluster}");
+        };
+        check(&[], false, 6, 2);
+        check(&[], true, 0, 6);
+        check(&[EngineKill, NodeKill], false, 1, 1);
+        check(&[EngineKill, GpuHang, ControllerKill], true, 1, 2);
+    }
 }

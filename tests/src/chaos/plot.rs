@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, time::Instant};
 
-use super::Played;
+use super::{Panels, Played};
 
 const WIDTH: f64 = 900.0;
 const PANEL: f64 = 190.0;
@@ -13,16 +13,17 @@ const SPAN: (f64, f64) = (-1.0, 4.0);
 
 /// Draws it.
 #[must_use]
-pub fn render(panels: &[(&'static str, Played)]) -> String {
+pub fn render(panels: &Panels) -> String {
     let height = PANEL * panels.len() as f64 + 30.0;
     let mut svg = format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11">
 <rect width="100%" height="100%" fill="white"/>
 "#
     );
-    for (index, (fault, played)) in panels.iter().enumerate() {
+    for (index, (summary, played)) in panels.iter().enumerate() {
+        let title = format!("{} ({})", summary.fault, summary.place);
         // Writing into a String cannot fail.
-        let _ = panel(&mut svg, PANEL * index as f64, fault, played);
+        let _ = panel(&mut svg, PANEL * index as f64, &title, played);
     }
     let _ = writeln!(
         svg,
@@ -33,7 +34,7 @@ pub fn render(panels: &[(&'static str, Played)]) -> String {
     svg
 }
 
-fn panel(svg: &mut String, top: f64, fault: &str, played: &Played) -> std::fmt::Result {
+fn panel(svg: &mut String, top: f64, title: &str, played: &Played) -> std::fmt::Result {
     let points: Vec<(f64, f64, bool, bool)> = played
         .rounds
         .iter()
@@ -52,7 +53,7 @@ fn panel(svg: &mut String, top: f64, fault: &str, played: &Played) -> std::fmt::
     let y = |latency: f64| bottom - latency / highest * (PANEL - TOP - 22.0);
     writeln!(
         svg,
-        r#"<text x="{LEFT}" y="{}" font-weight="bold">{fault}, {} rounds</text>"#,
+        r#"<text x="{LEFT}" y="{}" font-weight="bold">{title}, {} rounds</text>"#,
         top + 16.0,
         played.rounds.len()
     )?;

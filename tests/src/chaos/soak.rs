@@ -11,11 +11,12 @@ use serde::Serialize;
 
 use super::{
     Fault,
+    ask::Door,
     engine::Engine,
     gateway::Gateway,
-    inject,
-    load::{Load, Outcome, Sample},
-    model_path, repair,
+    load::{Demand, Load, Outcome, Sample},
+    loopback::{inject, repair},
+    model_path,
     wire::Wire,
 };
 
@@ -102,7 +103,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Soaked> {
     let [primary, fallback] = [0, 1].map(|at: usize| [wires[at][0].address, wires[at][1].address]);
     let gateway = Gateway::start(primary, fallback).await?;
     gateway.active("primary").await?;
-    let load = Load::start(vec![gateway.api], args.clients).await?;
+    let load = Load::start(Door::only(gateway.api), Demand { clients: args.clients, pace: None }).await?;
     let mut random = StdRng::seed_from_u64(args.seed);
     let mut soaked = Soaked { resumes: engines[1].resumes_streams().await?, ..Soaked::default() };
     let end = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);

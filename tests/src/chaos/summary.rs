@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     Fault, Played, Round,
+    cluster::PLAIN,
     load::{Outcome, Sample},
 };
 
@@ -14,6 +15,8 @@ use super::{
 pub struct FaultSummary {
     /// Its id.
     pub fault: &'static str,
+    /// Where it was played: `loopback`, `cluster`, or `plain` for Kubernetes without the operator.
+    pub place: &'static str,
     /// How often it was played.
     pub rounds: usize,
     /// Median time from the fault to the next token of a request that was on the lost engine or would have gone there.
@@ -26,8 +29,13 @@ pub struct FaultSummary {
     pub lost: usize,
     /// Answers that ended early or differ from those without a fault.
     pub broken: usize,
-    /// Requests on connections to a gateway that was killed; each was tried again.
+    /// Connections that were lost with the gateway behind them, or the engine where there is no gateway; each was followed
+    /// by another try.
     pub severed: usize,
+    /// Connections that nobody accepted, each followed by another one.
+    pub unaccepted: usize,
+    /// For how long after a fault new requests still met it: lost, broken, severed or not accepted at first; the longest.
+    pub troubled_until_ms: u64,
     /// Attempts that the gateway made again.
     pub retried: u64,
     /// Breaks of streams that the other engine went on from, unseen by the client.
@@ -45,12 +53,17 @@ pub struct FaultSummary {
 impl FaultSummary {
     /// Computes it.
     #[must_use]
-    pub fn of(fault: Fault, played: &Played) -> Self {
+    pub fn of(fault: Fault, place: &'static str, played: &Played) -> Self {
         let Played { rounds, samples, retried, resumed, resumes } = played;
+        let meets = Meets::of(fault, place);
         let mut switches: Vec<Duration> =
-            rounds.iter().flat_map(|round| samples.iter().filter_map(|s| switch(fault, round, s))).collect();
+            rounds.iter().flat_map(|round| samples.iter().filter_map(|s| switch(meets, round, s))).collect();
         let mut excesses: Vec<Duration> =
-            rounds.iter().flat_map(|round| excesses(fault, round, samples)).collect();
+            rounds.iter().flat_map(|round| excesses(meets, round, samples)).collect();
+        let troubled = rounds.iter().flat_map(|round| {
+            let of_round = samples.iter().filter(|s| is_troubled(s) && s.started <= round.repaired);
+            of_round.filter_map(|s| s.started.checked_duration_since(round.fault))
+        });
         let count = |wanted: fn(&Outcome) -> bool| samples.iter().filter(|s| wanted(&s.outcome)).count();
         let failures = samples.iter().filter_map(|sample| match &sample.outcome {
             Outcome::Whole => None,
@@ -58,6 +71,7 @@ impl FaultSummary {
         });
         Self {
             fault: fault.id(),
+            place,
             rounds: rounds.len(),
             p50_ms: percentile(&mut switches, 0.5),
             p99_ms: percentile(&mut switches, 0.99),
@@ -65,6 +79,8 @@ impl FaultSummary {
             lost: count(|outcome| matches!(outcome, Outcome::Lost(_))),
             broken: count(|outcome| matches!(outcome, Outcome::Broken(_))),
             severed: samples.iter().map(|sample| sample.severed as usize).sum(),
+            unaccepted: samples.iter().map(|sample| sample.unaccepted as usize).sum(),
+            troubled_until_ms: whole_millis(troubled.max().unwrap_or_default()),
             retried: *retried,
             resumed: *resumed,
             resumes: *resumes,
@@ -75,19 +91,53 @@ impl FaultSummary {
     }
 }
 
+/// Which requests a fault concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meets {
+    /// Every one: all of them were on the lost engine or would have gone there.
+    All,
+    /// Only those whose connection was lost or not accepted: the others were elsewhere.
+    Troubled,
+    /// All but those on the lost gateway's own connections, which count apart.
+    NotSevered,
+    /// None ought to: every one that was under way or came while it was watched, from the fault or its own beginning on.
+    None,
+}
+
+impl Meets {
+    fn of(fault: Fault, place: &str) -> Self {
+        match fault {
+            // Without the operator, connections are spread over both engines all the time.
+            _ if place == PLAIN => Self::Troubled,
+            Fault::GatewayKill => Self::Troubled,
+            Fault::NodeKill => Self::NotSevered,
+            Fault::ControllerKill => Self::None,
+            _ => Self::All,
+        }
+    }
+
+    fn concerns(self, sample: &Sample) -> bool {
+        match self {
+            Self::All | Self::None => true,
+            Self::Troubled => is_troubled(sample),
+            Self::NotSevered => sample.severed == 0,
+        }
+    }
+}
+
+fn is_troubled(sample: &Sample) -> bool {
+    sample.severed > 0 || sample.unaccepted > 0 || sample.outcome != Outcome::Whole
+}
+
 /// From the fault to the next piece, of a request that was on its way then or came before traffic had moved.
-fn switch(fault: Fault, round: &Round, sample: &Sample) -> Option<Duration> {
-    let affected = meets(fault, sample) && sample.started <= round.moved && sample.ended > round.fault;
+fn switch(meets: Meets, round: &Round, sample: &Sample) -> Option<Duration> {
+    let affected = meets.concerns(sample) && sample.started <= round.moved && sample.ended > round.fault;
     let next = sample.pieces.iter().find(|piece| **piece >= round.fault)?;
-    affected.then(|| next.duration_since(round.fault))
+    let since = if meets == Meets::None { round.fault.max(sample.started) } else { round.fault };
+    affected.then(|| next.duration_since(since))
 }
 
-/// A lost gateway concerns those only who were connected to it.
-fn meets(fault: Fault, sample: &Sample) -> bool {
-    fault != Fault::GatewayKill || sample.severed > 0
-}
-
-fn excesses(fault: Fault, round: &Round, samples: &[Sample]) -> Vec<Duration> {
+fn excesses(meets: Meets, round: &Round, samples: &[Sample]) -> Vec<Duration> {
     let kind = |streams: bool| {
         let of_kind = samples.iter().filter(move |sample| sample.streams == streams);
         // From then on every request is served as the fallback serves it.
@@ -97,7 +147,7 @@ fn excesses(fault: Fault, round: &Round, samples: &[Sample]) -> Vec<Duration> {
         let affected = of_kind.filter(|sample| {
             let first_after_fault: Option<&Instant> =
                 sample.pieces.first().filter(|piece| **piece >= round.fault);
-            meets(fault, sample) && sample.started <= round.moved && first_after_fault.is_some()
+            meets.concerns(sample) && sample.started <= round.moved && first_after_fault.is_some()
         });
         affected.filter_map(Sample::first_after).map(|first| first.saturating_sub(usual)).collect::<Vec<_>>()
     };
@@ -108,44 +158,46 @@ fn excesses(fault: Fault, round: &Round, samples: &[Sample]) -> Vec<Duration> {
 fn percentile(values: &mut [Duration], share: f64) -> u64 {
     values.sort_unstable();
     let rank = (share * values.len() as f64).ceil() as usize;
-    let value = values.get(rank.saturating_sub(1)).copied().unwrap_or_default();
-    u64::try_from(value.as_millis()).unwrap_or(u64::MAX)
+    whole_millis(values.get(rank.saturating_sub(1)).copied().unwrap_or_default())
+}
+
+fn whole_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The summaries as a table for people.
 #[must_use]
 pub fn render_table(summaries: &[FaultSummary]) -> String {
-    let mut table = format!(
-        "{:<13} {:>6} {:>8} {:>8} {:>8} {:>11} {:>5} {:>7} {:>8} {:>8} {:>8}",
-        "fault",
+    let heads = [
         "rounds",
         "requests",
         "p50 ms",
         "p99 ms",
         "excess p99",
+        "until ms",
         "lost",
         "broken",
         "severed",
+        "unaccepted",
         "retried",
-        "resumed"
-    );
+        "resumed",
+    ];
+    let mut table = format!("{:<16} {:<9}", "fault", "place");
+    for head in heads {
+        table.push_str(&format!(" {head:>9}"));
+    }
     for s in summaries {
-        table.push_str(&format!(
-            "\n{:<13} {:>6} {:>8} {:>8} {:>8} {:>11} {:>5} {:>7} {:>8} {:>8} {:>8}",
-            s.fault,
-            s.rounds,
-            s.requests,
-            s.p50_ms,
-            s.p99_ms,
-            s.excess_p99_ms,
-            s.lost,
-            s.broken,
-            s.severed,
-            s.retried,
-            s.resumed
-        ));
+        table.push_str(&format!("\n{:<16} {:<9}", s.fault, s.place));
+        let counts =
+            [s.rounds as u64, s.requests as u64, s.p50_ms, s.p99_ms, s.excess_p99_ms, s.troubled_until_ms];
+        let more = [s.lost, s.broken, s.severed, s.unaccepted].map(|count| count as u64);
+        for value in counts.into_iter().chain(more).chain([s.retried, s.resumed]) {
+            table.push_str(&format!(" {value:>9}"));
+        }
         if !s.resumes {
-            table.push_str("\n    this engine does not resume streams, so those that a fault meets break");
+            table.push_str(
+                "\n    nothing goes on with broken streams here, so those that a fault meets break",
+            );
         }
         for why in &s.failures {
             table.push_str(&format!("\n    {why}"));
@@ -170,6 +222,7 @@ mod tests {
             streams: true,
             tier: Some(tier.into()),
             severed: 0,
+            unaccepted: 0,
             outcome: Outcome::Whole,
         };
         let samples = vec![
@@ -181,9 +234,21 @@ mod tests {
             Sample { outcome: Outcome::Lost("why".into()), ..sample(4_000, &[], "primary") },
         ];
         let played = Played { rounds: vec![round], samples, retried: 2, resumed: 1, resumes: true };
-        let summary = FaultSummary::of(Fault::EngineKill, &played);
+        let summary = FaultSummary::of(Fault::EngineKill, "loopback", &played);
         assert_eq!((summary.affected, summary.p50_ms, summary.p99_ms), (3, 170, 300));
         assert_eq!((summary.excess_p99_ms, summary.lost, summary.broken), (300, 1, 0));
         assert!(render_table(&[summary]).contains("engine-kill"));
+
+        // A request on a lost gateway's own connection counts apart; one that was not accepted at first counts whole.
+        let mut played = played;
+        played.samples[1].severed = 1;
+        played.samples[2].unaccepted = 2;
+        let summary = FaultSummary::of(Fault::NodeKill, "cluster", &played);
+        assert_eq!((summary.affected, summary.severed, summary.unaccepted), (2, 1, 2));
+        assert_eq!((summary.p99_ms, summary.troubled_until_ms), (300, 0));
+        // Of plain Kubernetes only what met the fault counts, since half of the requests go elsewhere.
+        played.samples[3].unaccepted = 1;
+        let summary = FaultSummary::of(Fault::NodeKill, PLAIN, &played);
+        assert_eq!((summary.affected, summary.troubled_until_ms), (3, 50));
     }
 }

@@ -365,8 +365,16 @@ impl Gateway {
         whole(self.open(headers, body).await).await
     }
 
+    pub async fn ask_path(&self, path: &str, body: &str) -> Answer {
+        whole(self.open_path(path, &[], body).await).await
+    }
+
     pub async fn open(&self, headers: &[(&str, &str)], body: &str) -> Response<Incoming> {
-        let mut request = Request::post("/v1/chat/completions");
+        self.open_path("/v1/chat/completions", headers, body).await
+    }
+
+    async fn open_path(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Response<Incoming> {
+        let mut request = Request::post(path);
         if !headers.iter().any(|(name, _)| *name == "host") {
             request = request.header("host", "127.0.0.1");
         }

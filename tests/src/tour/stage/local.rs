@@ -83,7 +83,7 @@ impl LocalStage {
     }
 
     /// Ends the cluster.
-    pub(super) async fn stop(self) {
+    pub async fn stop(self) {
         self.lab.stop().await;
     }
 }

@@ -1,0 +1,208 @@
+//! Lets a fault happen on the cluster, sees when traffic has moved, and puts right what was broken.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use rand::{RngExt, rngs::StdRng};
+use serde_json::json;
+
+use super::{
+    Fault, PATIENCE, manifests,
+    site::{Behind, Site, System},
+};
+use crate::{
+    lab::{FALLBACK_NODE, PRIMARY_NODE},
+    support::wait_until,
+    tour::{MODEL, NAMESPACE},
+};
+use atlas_crds::names;
+
+/// Where the chart is installed.
+const OPERATOR_NAMESPACE: &str = "atlas-system";
+
+/// A pod that the fault is done to.
+#[derive(Debug, Clone)]
+pub struct Victim {
+    namespace: &'static str,
+    pod: String,
+    node: String,
+    container: &'static str,
+}
+
+impl Site {
+    /// Brings a gateway to the preferred engine's node, or away from there, by deleting one in the usual way.
+    pub async fn place_gateway(&mut self, beside_the_engine: bool) -> anyhow::Result<()> {
+        if self.system == System::Plain {
+            return Ok(());
+        }
+        self.settled().await?;
+        let behind = self.behind().await?;
+        let on = |node: &str| behind.iter().find(|gateway| gateway.node == node);
+        let (leaves, wanted) =
+            if beside_the_engine { (FALLBACK_NODE, PRIMARY_NODE) } else { (PRIMARY_NODE, FALLBACK_NODE) };
+        let Some(gateway) = on(leaves) else { return Ok(()) };
+        if on(wanted).is_some() {
+            return Ok(());
+        }
+        // The scheduler avoids the preferred engine's node by itself, so only the way there needs a push.
+        if beside_the_engine {
+            self.set_cordon(FALLBACK_NODE, true).await?;
+        }
+        let pods = Api::<Pod>::namespaced(self.kube.clone(), NAMESPACE);
+        pods.delete(&gateway.pod, &DeleteParams::default()).await?;
+        let came = wait_until(&format!("a gateway on {wanted}"), PATIENCE, || async {
+            let behind = self.behind().await.map_err(|error| format!("{error:#}"))?;
+            if behind.iter().any(|gateway| gateway.node == wanted) {
+                Ok(())
+            } else {
+                Err(format!("{behind:?}"))
+            }
+        })
+        .await;
+        if beside_the_engine {
+            self.set_cordon(FALLBACK_NODE, false).await?;
+        }
+        Ok(came?)
+    }
+
+    async fn set_cordon(&self, node: &str, cordoned: bool) -> anyhow::Result<()> {
+        let patch = json!({"spec": {"unschedulable": cordoned}});
+        Api::<Node>::all(self.kube.clone())
+            .patch(node, &PatchParams::default(), &Patch::Merge(&patch))
+            .await?;
+        Ok(())
+    }
+
+    /// Whom the fault will be done to.
+    pub async fn choose(&self, fault: Fault, random: &mut StdRng) -> anyhow::Result<Vec<Victim>> {
+        match fault {
+            Fault::GatewayKill => {
+                let mut behind = self.behind().await?;
+                ensure!(!behind.is_empty(), "the Service leads nowhere");
+                let Behind { pod, node, .. } = behind.swap_remove(random.random_range(0..behind.len()));
+                Ok(vec![Victim { namespace: NAMESPACE, pod, node, container: "gateway" }])
+            }
+            Fault::ControllerKill => {
+                let selector = "app.kubernetes.io/component=controller";
+                self.running(OPERATOR_NAMESPACE, selector, "controller").await
+            }
+            _ => {
+                let (namespace, selector) = match self.system {
+                    System::Atlas => {
+                        (NAMESPACE, format!("{}={MODEL},{}=primary", names::LABEL_MODEL, names::LABEL_TIER))
+                    }
+                    System::Plain => {
+                        (manifests::PLAIN_NAME, format!("app={},card=primary", manifests::PLAIN_NAME))
+                    }
+                };
+                self.running(namespace, &selector, "engine").await
+            }
+        }
+    }
+
+    async fn running(
+        &self,
+        namespace: &'static str,
+        selector: &str,
+        container: &'static str,
+    ) -> anyhow::Result<Vec<Victim>> {
+        let pods = Api::<Pod>::namespaced(self.kube.clone(), namespace);
+        let pods = pods.list(&ListParams::default().labels(selector)).await?;
+        let live = pods.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        let victims: Vec<Victim> = live
+            .map(|pod| Victim {
+                namespace,
+                node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+                pod: pod.name_any(),
+                container,
+            })
+            .collect();
+        ensure!(!victims.is_empty(), "no pod in {namespace} has {selector}");
+        Ok(victims)
+    }
+
+    /// Lets it happen.
+    pub async fn inject(&mut self, fault: Fault, victims: &[Victim]) -> anyhow::Result<()> {
+        let lab = self.stage.lab();
+        match fault {
+            Fault::NodeKill => lab.kill_node(PRIMARY_NODE).await?,
+            Fault::NodeFreeze => lab.node(PRIMARY_NODE)?.freeze().await?,
+            Fault::NetCut => lab.node(PRIMARY_NODE)?.partition().await?,
+            Fault::EngineKill | Fault::GatewayKill | Fault::ControllerKill => {
+                for victim in victims {
+                    let node = lab.node(&victim.node)?;
+                    node.crash_engine(victim.namespace, &victim.pod, victim.container).await?;
+                }
+            }
+            Fault::EngineCrash | Fault::GpuHang => bail!("{} is not played on the cluster", fault.id()),
+        }
+        Ok(())
+    }
+
+    /// Waits until new connections are served without meeting what was broken.
+    pub async fn moved(&mut self, fault: Fault, victims: &[Victim]) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let seen = match self.system {
+                System::Atlas => {
+                    let views = self.views().await?;
+                    // A lost engine's traffic goes to the fallback; a lost gateway is one that does not answer.
+                    let fine = |view: &serde_json::Value| {
+                        if fault == Fault::GatewayKill {
+                            !view.is_null()
+                        } else {
+                            view["activeTier"] == "fallback"
+                        }
+                    };
+                    let all_fine = !views.is_empty() && views.iter().all(|(_, view)| fine(view));
+                    (!all_fine).then(|| format!("{views:?}"))
+                }
+                System::Plain => {
+                    let behind = self.behind().await?;
+                    let left = victims.iter().any(|victim| behind.iter().any(|b| b.pod == victim.pod));
+                    left.then(|| format!("{behind:?}"))
+                }
+            };
+            let Some(seen) = seen else { return Ok(()) };
+            ensure!(Instant::now() < deadline, "waited {PATIENCE:?} for traffic to move: {seen}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Puts right what was broken. What was killed gets a fresh pod: the waits between restarts grow with each one.
+    pub async fn repair(&mut self, fault: Fault, victims: &[Victim]) -> anyhow::Result<()> {
+        let lab = self.stage.lab();
+        match fault {
+            Fault::NodeKill => lab.restore_node(PRIMARY_NODE).await?,
+            Fault::NodeFreeze => lab.node(PRIMARY_NODE)?.thaw().await?,
+            Fault::NetCut => lab.node(PRIMARY_NODE)?.heal().await?,
+            Fault::EngineKill | Fault::GatewayKill | Fault::ControllerKill => {
+                for victim in victims {
+                    let pods = Api::<Pod>::namespaced(self.kube.clone(), victim.namespace);
+                    pods.delete(&victim.pod, &DeleteParams::default())
+                        .await
+                        .with_context(|| format!("delete pod {}", victim.pod))?;
+                }
+            }
+            Fault::EngineCrash | Fault::GpuHang => bail!("{} is not played on the cluster", fault.id()),
+        }
+        if fault == Fault::ControllerKill {
+            let arguments = [
+                "rollout",
+                "status",
+                "deployment/atlas-operator",
+                "-n",
+                OPERATOR_NAMESPACE,
+                "--timeout=120s",
+            ];
+            let status = self.stage.lab().cluster().kubectl(&arguments).await?;
+            ensure!(status.success, "the controllers do not come back: {}{}", status.stdout, status.stderr);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! Faults on the local cluster: real gateways, controllers and engines as pods, and clients at the ClusterIP.
+//!
+//! Clients connect from inside the control plane's network, so that kube-proxy's rules choose a pod for each connection,
+//! as for any program of the cluster. With `--peer` the same faults are played on plain Kubernetes afterwards: one Service
+//! over two Deployments with readiness probes of a second, each on the same card as the tier that it stands for.
+
+mod faults;
+mod manifests;
+mod site;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use rand::{RngExt, rngs::StdRng};
+
+use super::{
+    Args, Fault, PATIENCE, Panels, Played, Round,
+    ask::Door,
+    describe_demand, finished,
+    load::{Demand, Load, pace_of},
+    stream_in_its_middle,
+};
+use crate::{
+    support::wait_until,
+    tour::{
+        report::{Report, Screen},
+        stage::LocalStage,
+    },
+};
+use site::{Site, System};
+
+/// The place's name in summaries, with the operator.
+pub const CLUSTER: &str = "cluster";
+/// The place's name in summaries, without it.
+pub const PLAIN: &str = "plain";
+
+/// How long a fault without any effect is watched.
+const WATCHED: Duration = Duration::from_secs(2);
+
+/// Starts the cluster, plays the faults, and ends it.
+///
+/// # Errors
+///
+/// The cluster does not come up, or something never happens that has to.
+pub async fn run(args: &Args, faults: &[Fault], random: &mut StdRng) -> anyhow::Result<Panels> {
+    let screen = Screen::default();
+    let stage = LocalStage::start(&screen, &mut Report::default(), BTreeMap::new()).await?;
+    let mut site = Site::new(stage);
+    let outcome = play_all(args, faults, random, &mut site).await;
+    if outcome.is_err() {
+        println!("{}", site.describe().await);
+    }
+    site.stop().await;
+    outcome
+}
+
+async fn play_all(
+    args: &Args,
+    faults: &[Fault],
+    random: &mut StdRng,
+    site: &mut Site,
+) -> anyhow::Result<Panels> {
+    let mut panels = Panels::new();
+    let door = site.deploy(System::Atlas).await?;
+    let mut demand = Demand { clients: args.clients, pace: None };
+    if args.share < 1.0 {
+        demand.pace = Some(pace_of(&door, args.clients, args.share).await?);
+    }
+    println!("on the cluster: {}", describe_demand(args.clients, demand.pace));
+    for fault in faults {
+        let played = play(*fault, args.rounds, demand, random, site, &door).await.context(fault.id())?;
+        panels.push(finished(*fault, CLUSTER, played));
+    }
+    if !args.peer {
+        return Ok(panels);
+    }
+    site.remove_atlas().await?;
+    let door = site.deploy(System::Plain).await?;
+    println!("on plain Kubernetes, at the same pace");
+    for fault in faults.iter().filter(|fault| System::Plain.can_play(**fault)) {
+        let played = play(*fault, args.rounds, demand, random, site, &door).await;
+        panels.push(finished(*fault, PLAIN, played.with_context(|| format!("{} on {PLAIN}", fault.id()))?));
+    }
+    Ok(panels)
+}
+
+async fn play(
+    fault: Fault,
+    rounds: u32,
+    demand: Demand,
+    random: &mut StdRng,
+    site: &mut Site,
+    door: &Door,
+) -> anyhow::Result<Played> {
+    site.settled().await?;
+    let before = site.counts();
+    let load = Load::start(door.clone(), demand).await?;
+    let mut played = Vec::new();
+    for round in 0..rounds {
+        // Lost nodes take a gateway with them every second time; else the engine is to be all that is lost.
+        site.place_gateway(fault == Fault::NodeKill && round % 2 == 1).await?;
+        site.settled().await?;
+        tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
+        stream_in_its_middle(&load).await?;
+        let victims = site.choose(fault, random).await?;
+        let at = Instant::now();
+        site.inject(fault, &victims).await?;
+        if fault == Fault::ControllerKill {
+            tokio::time::sleep(WATCHED).await;
+        } else {
+            site.moved(fault, &victims).await?;
+        }
+        let moved = Instant::now();
+        wait_until("answers after the fault", PATIENCE, || async {
+            let answered = load.whole_since(moved);
+            if answered >= demand.clients { Ok(()) } else { Err(format!("{answered} so far")) }
+        })
+        .await?;
+        let repaired = Instant::now();
+        site.repair(fault, &victims).await?;
+        println!(
+            "    {} round {}: traffic moved after {:?}",
+            fault.id(),
+            round + 1,
+            moved.duration_since(at)
+        );
+        played.push(Round { fault: at, moved, repaired });
+    }
+    site.settled().await?;
+    let resumes = site.resumes_streams().await?;
+    let samples = load.finish().await;
+    let after = site.counts();
+    Ok(Played {
+        rounds: played,
+        samples,
+        retried: after.retried - before.retried,
+        resumed: after.resumed - before.resumed,
+        resumes,
+    })
+}
