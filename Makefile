@@ -15,7 +15,7 @@ HELM = $(firstword $(wildcard $(KUBEBUILDER_ASSETS)/helm $(KUBE)/helm) helm)
 CLUSTER ?= local
 ARGS ?=
 
-.PHONY: help setup run test lint fmt generate bench chaos soak clean
+.PHONY: help setup run test lint fmt generate bench load chaos soak clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ bench: ## measure what docs/benchmarks.md reports (ARGS=--quick for a few minute
 	@tests/setup.sh run
 	tests/bench_cpu.py compare $(filter --quick,$(ARGS))
 	target/debug/atlas-local bench $(if $(filter --quick,$(ARGS)),--apply-rounds 3 --kill-rounds 2 --node-rounds 1,$(ARGS))
+
+load: ## 64 streams at a time for ten minutes, by wrk: no error, memory flat, the pool full again (ARGS=60 for a minute)
+	@tests/setup.sh tools
+	ATLAS_LOAD_SECONDS=$(or $(ARGS),600) cargo test --workspace $$(tests/setup.sh features) --test load -- --nocapture
 
 chaos: ## faults under load, for long: a table, target/chaos/summary.json and a plot (ARGS="--rounds 10 --faults net-cut --peer")
 	@tests/setup.sh run

@@ -2,15 +2,19 @@
 """Measures atlas-engine against llama.cpp on the CPU, on the same files, alternately.
 
 The peer is built natively from the sources that the package llama-cpp-python ships, in a virtual environment of the
-cache folder. The model has the shape of a 1.1B Llama, is made of a seed in F16 and quantized by the peer. Results go
-to target/bench/cpu.json: quantization, test, ours, peer, ratio, low, high, roofline.
+cache folder. The model has the shape of a 1.1B Llama, is made of a seed in F16 and quantized by the peer. Both engines
+stay loaded and take turns at every test, seconds apart, so that whatever else the machine does meets both; a pair of
+turns that others disturbed is taken again. Ratios are of pairs. Results go to target/bench/cpu.json: quantization,
+test, ours, peer, ratio, low, high, roofline, share of the machine that others took.
 """
 
 import argparse
 import ctypes
 import json
+import math
 import os
 import platform
+import resource
 import statistics
 import struct
 import subprocess
@@ -25,7 +29,9 @@ SHAPE = {"layers": 22, "hidden": 2048, "heads": 32, "kv_heads": 4, "feed_forward
 PROMPTS = [512, 2048]
 # Context before the first measured token, sequences, tokens measured for each of them.
 DECODES = [(128, 1, 32), (2048, 1, 16), (128, 4, 16), (128, 16, 8)]
-PAIRS = 3
+QUICK = ["Q4_0", "Q4_K_M"]
+# The share of the machine that others may take while a pair is measured, and how often it is tried for each one wanted.
+QUIET, ATTEMPTS = 0.05, 3
 
 
 def cache_folder():
@@ -76,61 +82,90 @@ def quantize(source, target, kind):
     partial.rename(target)
 
 
-def bench_peer(model, threads, tests):
-    """The peer's seconds for each test, and what it took to load."""
-    llama = library()
-    began = time.perf_counter()
-    parameters = llama.llama_model_default_params()
-    loaded = llama.llama_model_load_from_file(str(model).encode(), parameters)
-    load = time.perf_counter() - began
-    results = []
-    for test in tests:
+class Peer:
+    """The peer with a model loaded. One context serves all tests of one sequence, every other test has its own."""
+
+    def __init__(self, model, threads, tests):
+        self.llama, self.threads, self.tests = library(), threads, tests
+        began = time.perf_counter()
+        parameters = self.llama.llama_model_default_params()
+        self.model = self.llama.llama_model_load_from_file(str(model).encode(), parameters)
+        self.contexts = {}
+        self.batch = self.llama.llama_batch_init(512, 0, 1)
+        alone = [test["depth"] + test["tokens"] for test in tests if test["sequences"] == 1]
+        self.step(self.context(1, max(alone, default=64)), [(0, position, position == 31) for position in range(32)])
+        self.load_seconds = time.perf_counter() - began
+
+    def context(self, sequences, tokens):
+        """The context of a test and how far its sequences are filled."""
+        if sequences not in self.contexts:
+            parameters = self.llama.llama_context_default_params()
+            parameters.n_ctx = -(-(tokens + 1) // 256) * 256 * sequences
+            parameters.n_batch = parameters.n_ubatch = 512
+            parameters.n_seq_max = sequences
+            parameters.n_threads = parameters.n_threads_batch = self.threads
+            context = self.llama.llama_init_from_model(self.model, parameters)
+            self.contexts[sequences] = (context, [0] * sequences)
+        return self.contexts[sequences]
+
+    def step(self, context, rows):
+        """Rows are (sequence, position, whether logits are wanted)."""
+        context, filled = context
+        batch = self.batch
+        batch.n_tokens = len(rows)
+        memory = self.llama.llama_get_memory(context)
+        for sequence, position in {sequence: position for sequence, position, _ in reversed(rows)}.items():
+            if position < filled[sequence]:
+                self.llama.llama_memory_seq_rm(memory, sequence, position, -1)
+        for index, (sequence, position, logits) in enumerate(rows):
+            batch.token[index] = (position * 7919 + sequence * 31) % (SHAPE["vocabulary"] - 1) + 1
+            batch.pos[index] = position
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = logits
+            filled[sequence] = position + 1
+        if self.llama.llama_decode(context, batch) != 0:
+            sys.exit("the peer cannot compute a step")
+        if rows[-1][2]:
+            self.llama.llama_get_logits_ith(context, len(rows) - 1)[0]
+
+    def prefill(self, context, sequence, begin, end):
+        for first in range(begin, end, 512):
+            last = min(first + 512, end)
+            self.step(context, [(sequence, position, position + 1 == end) for position in range(first, last)])
+
+    def measure(self, test):
+        """Seconds of a test."""
         sequences, depth, tokens = test["sequences"], test["depth"], test["tokens"]
-        context = llama.llama_context_default_params()
-        context.n_ctx = (depth + tokens + 32) * sequences
-        context.n_batch = context.n_ubatch = 512
-        context.n_seq_max = sequences
-        context.n_threads = context.n_threads_batch = threads
-        context = llama.llama_init_from_model(loaded, context)
-        batch = llama.llama_batch_init(512, 0, 1)
-
-        def step(rows):
-            """Rows are (sequence, position, whether logits are wanted)."""
-            batch.n_tokens = len(rows)
-            for index, (sequence, position, logits) in enumerate(rows):
-                batch.token[index] = (position * 7919 + sequence * 31) % 31000 + 1
-                batch.pos[index] = position
-                batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = sequence
-                batch.logits[index] = logits
-            if llama.llama_decode(context, batch) != 0:
-                sys.exit("the peer cannot compute a step")
-            if rows[-1][2]:
-                llama.llama_get_logits_ith(context, len(rows) - 1)[0]
-
-        def prefill(sequence, count):
-            for first in range(0, count, 512):
-                last = min(first + 512, count)
-                step([(sequence, position, position + 1 == count) for position in range(first, last)])
-
+        context = self.context(sequences, depth + tokens)
         if test["kind"] == "prefill":
-            prefill(0, 32)
-            llama.llama_memory_clear(llama.llama_get_memory(context), True)
             began = time.perf_counter()
-            prefill(0, tokens)
-        else:
-            for sequence in range(sequences):
-                prefill(sequence, depth)
-            step([(sequence, depth, True) for sequence in range(sequences)])
-            began = time.perf_counter()
-            for token in range(1, tokens + 1):
-                step([(sequence, depth + token, True) for sequence in range(sequences)])
-        results.append(time.perf_counter() - began)
-        llama.llama_batch_free(batch)
-        llama.llama_free(context)
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    return {"load_seconds": load, "peak_bytes": peak, "seconds": results, "version": llama.__version__}
+            self.prefill(context, 0, 0, tokens)
+            return time.perf_counter() - began
+        for sequence in range(sequences):
+            if context[1][sequence] < depth:
+                self.prefill(context, sequence, context[1][sequence], depth)
+        self.step(context, [(sequence, depth, True) for sequence in range(sequences)])
+        began = time.perf_counter()
+        for token in range(1, tokens + 1):
+            self.step(context, [(sequence, depth + token, True) for sequence in range(sequences)])
+        return time.perf_counter() - began
+
+
+def take_turns(model, threads, tests):
+    """What `atlas-engine bench --turns` does, by the peer."""
+    peer = Peer(model, threads, tests)
+
+    def say(**answer):
+        print(json.dumps(answer | {"peak_bytes": peak_bytes()}), flush=True)
+
+    say(load_seconds=peer.load_seconds, version=peer.llama.__version__)
+    for line in sys.stdin:
+        say(seconds=peer.measure(tests[int(line)]))
+
+
+def peak_bytes():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 # ---- the model ------------------------------------------------------------------------------------------------------
@@ -214,9 +249,8 @@ def write_model(path):
 
 def tests_of(quick):
     prompts = PROMPTS[:1] if quick else PROMPTS
-    decodes = [DECODES[0], DECODES[2]] if quick else DECODES
     tests = [{"kind": "prefill", "depth": 0, "sequences": 1, "tokens": tokens} for tokens in prompts]
-    for depth, sequences, tokens in decodes:
+    for depth, sequences, tokens in DECODES:
         tests.append({"kind": "decode", "depth": depth, "sequences": sequences, "tokens": tokens})
     return tests
 
@@ -227,9 +261,129 @@ def name_of(test):
     return f"decode {test['sequences']} at {test['depth']}"
 
 
-def run(command):
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout)
+class Process:
+    """An engine that measures when it is told to."""
+
+    def __init__(self, command):
+        began = time.perf_counter()
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.loaded = self.answer()
+        self.start_seconds = time.perf_counter() - began
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{' '.join(map(str, self.process.args))} has ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def busy_seconds(self):
+        """Processor time so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def ask(self, what):
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def end(self):
+        """Waits for its end; afterwards `ended_seconds` is the processor time that it took in all."""
+        self.process.stdin.close()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.process.wait()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.ended_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def machine_seconds():
+    """Processor time that all processes and other guests of this machine have had so far."""
+    user, nice, system, _, _, interrupts, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + interrupts + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def least_disturbed(pairs, take):
+    """Pairs of measurements, and the share of the machine that others had meanwhile.
+
+    `take(side)` measures ours (0) or the peer (1) and answers with the processor time that it took itself. A pair that
+    others disturbed is measured again, a few times; the least disturbed ones count.
+    """
+    taken = []
+    while sum(others <= QUIET for others, _ in taken) < pairs and len(taken) < pairs * ATTEMPTS:
+        answers, others = [None, None], 0.0
+        # Who goes first changes, so that neither always finds the machine as the other left it.
+        for side in (0, 1) if len(taken) % 2 == 0 else (1, 0):
+            began, machine = time.perf_counter(), machine_seconds()
+            answers[side], own = take(side)
+            spent = machine_seconds() - machine - own
+            others = max(others, spent / (time.perf_counter() - began) / os.cpu_count())
+        taken.append((others, answers))
+    taken.sort(key=lambda pair: pair[0])
+    return taken[:pairs]
+
+
+def ratios_of(ours, peers):
+    """Median, lowest and highest of the ratios of pairs."""
+    ratios = [peer / own for own, peer in zip(ours, peers)]
+    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def measure_kind(kind, model, commands, tests, pairs):
+    """Rows of one quantization: starts, then each test by turns."""
+
+    def start(side):
+        process = Process(commands[side])
+        process.end()
+        # The whole process of ours; of the peer's without the interpreter and its imports.
+        seconds = process.start_seconds if side == 0 else process.loaded["load_seconds"]
+        return {"seconds": seconds}, process.ended_seconds
+
+    def row(test, unit, amount, taken):
+        ours, peers = ([answers[side]["seconds"] for _, answers in taken] for side in (0, 1))
+        figures = [amount(statistics.median(seconds)) for seconds in (ours, peers)]
+        return {"quantization": kind, "test": test, "unit": unit, "ours": figures[0], "peer": figures[1],
+                **ratios_of(ours, peers), "others": max(others for others, _ in taken)}
+
+    rows = [row("start to first logits", "s", lambda seconds: seconds, least_disturbed(pairs, start))]
+    processes = [Process(command) for command in commands]
+    peaks = [0, 0]
+    for index, test in enumerate(tests):
+
+        def turn(side):
+            own = processes[side].busy_seconds()
+            answer = processes[side].ask(index)
+            return answer, processes[side].busy_seconds() - own
+
+        if test["kind"] == "decode":
+            # The first turn fills the cache and is not counted.
+            for side in (0, 1):
+                turn(side)
+        taken = least_disturbed(pairs, turn)
+        for _, answers in taken:
+            peaks = [max(peak, answer["peak_bytes"]) for peak, answer in zip(peaks, answers)]
+        tokens = test["tokens"] * test["sequences"]
+        rows.append(row(name_of(test), "tokens/s", lambda seconds: tokens / seconds, taken))
+        machine_peaks = processes[0].ask("peaks")
+        best = machine_peaks["products_per_second" if test["kind"] == "prefill" else "read_bytes_per_second"]
+        seconds = statistics.median(answers[0]["seconds"] for _, answers in taken)
+        rows[-1]["roofline"] = taken[0][1][0]["work"] / seconds / best
+    for process in processes:
+        process.end()
+    size, kv = model.stat().st_size, processes[0].loaded["kv_bytes"]
+    rows.append({"quantization": kind, "test": "peak memory", "unit": "MiB", "ours": peaks[0] / 2**20,
+                 "peer": peaks[1] / 2**20, "file": size / 2**20, "kv": kv / 2**20,
+                 "beyond": (peaks[0] - size - kv) / 2**20})
+    return rows
+
+
+def print_row(row):
+    text = "{quantization:7} {test:22} ours {ours:8.2f} peer {peer:8.2f} {unit}".format(**row)
+    if "ratio" in row:
+        text += ", ratio {ratio:5.2f} ({low:.2f} to {high:.2f}), others {others:.2f}".format(**row)
+    if "roofline" in row:
+        text += ", {roofline:.2f} of the roofline".format(**row)
+    if "beyond" in row:
+        text += ", {beyond:.0f} MiB beyond file and cache".format(**row)
+    print(text, flush=True)
 
 
 def compare(arguments):
@@ -241,55 +395,137 @@ def compare(arguments):
     source = models / "llama-1.1b-f16.gguf"
     if not source.exists():
         subprocess.run([python, this, "write-model", source], check=True)
-    kinds = ["Q4_0", "Q4_K_M"] if arguments.quick else list(TYPES)
+    kinds = arguments.types.split(",") if arguments.types else QUICK if arguments.quick else list(TYPES)
     tests = tests_of(arguments.quick)
-    rows, peaks = [], {}
+    output = Path("target/bench/cpu.json")
+    report = {"machine": machine(), "threads": arguments.threads, "pairs": arguments.pairs, "peer": PEER, "rows": []}
+    if arguments.types and output.exists():
+        # Types that were measured before stay.
+        report["rows"] = [row for row in json.loads(output.read_text())["rows"] if row["quantization"] not in kinds]
+    output.parent.mkdir(parents=True, exist_ok=True)
     for kind in kinds:
         model = source if kind == "F16" else models / f"llama-1.1b-{kind.lower()}.gguf"
         if not model.exists():
             subprocess.run([python, this, "quantize", source, model, kind], check=True)
-        ours, peers = [], []
-        for _ in range(PAIRS):
-            described = json.dumps(tests)
-            shared = ["--threads", str(arguments.threads), "--tests", described]
-            ours.append(run([arguments.engine, "bench", "--json", "--model", model, *shared]))
-            peers.append(run([python, this, "peer", model, *shared]))
-        for index, test in enumerate(tests):
-            tokens = test["tokens"] * test["sequences"]
-            ratios = [peer["seconds"][index] / own["tests"][index]["seconds"] for own, peer in zip(ours, peers)]
-            rows.append(
-                {
-                    "quantization": kind,
-                    "test": name_of(test),
-                    "ours": tokens / statistics.median(own["tests"][index]["seconds"] for own in ours),
-                    "peer": tokens / statistics.median(peer["seconds"][index] for peer in peers),
-                    "ratio": statistics.median(ratios),
-                    "low": min(ratios),
-                    "high": max(ratios),
-                    "roofline": statistics.median(own["tests"][index]["roofline"] for own in ours),
-                }
-            )
-            print("{quantization:7} {test:18} ours {ours:8.1f} peer {peer:8.1f} tokens/s, ratio {ratio:5.2f} "
-                  "({low:.2f} to {high:.2f}), {roofline:.2f} of the roofline".format(**rows[-1]), flush=True)
-        peaks[kind] = {
-            "file_bytes": model.stat().st_size,
-            "ours_peak_bytes": max(own["peak_bytes"] for own in ours),
-            "peer_peak_bytes": max(peer["peak_bytes"] for peer in peers),
-            "ours_load_seconds": statistics.median(own["load_seconds"] for own in ours),
-            "peer_load_seconds": statistics.median(peer["load_seconds"] for peer in peers),
-        }
-    report = {
-        "machine": machine(),
-        "threads": arguments.threads,
-        "pairs": PAIRS,
-        "peer": PEER,
-        "rows": rows,
-        "memory": peaks,
+        shared = ["--threads", str(arguments.threads), "--tests", json.dumps(tests)]
+        ours = [arguments.engine, "bench", "--turns", "--model", model, *shared]
+        peer = [python, this, "peer", model, *shared]
+        rows = measure_kind(kind, model, (ours, peer), tests, arguments.pairs)
+        for row in rows:
+            print_row(row)
+        report["rows"] += rows
+        output.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"wrote {output}")
+
+
+# ---- accuracy -------------------------------------------------------------------------------------------------------
+
+TEXTS = ["LICENSE", "CONTRIBUTING.md", "engine/core/src/scheduler.rs"]
+CHUNK, CHUNKS = 512, 2
+
+
+def peer_logits(model, threads):
+    """Prints the token ids of every text, then answers each line of ids by logits, as `atlas-engine logits` does."""
+    llama = library()
+    loaded = llama.llama_model_load_from_file(str(model).encode(), llama.llama_model_default_params())
+    vocabulary = llama.llama_model_get_vocab(loaded)
+    width = llama.llama_vocab_n_tokens(vocabulary)
+    texts = []
+    for text in TEXTS:
+        text = Path(text).read_bytes()
+        ids = (ctypes.c_int32 * len(text))()
+        texts.append(ids[: llama.llama_tokenize(vocabulary, text, len(text), ids, len(text), True, False)])
+    print(json.dumps(texts), flush=True)
+    parameters = llama.llama_context_default_params()
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = CHUNK
+    parameters.n_threads = parameters.n_threads_batch = threads
+    context = llama.llama_init_from_model(loaded, parameters)
+    batch = llama.llama_batch_init(CHUNK, 0, 1)
+    for line in sys.stdin:
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
+        ids = json.loads(line)
+        batch.n_tokens = len(ids)
+        for position, token in enumerate(ids):
+            batch.token[position], batch.pos[position] = token, position
+            batch.n_seq_id[position], batch.seq_id[position][0], batch.logits[position] = 1, 0, True
+        if llama.llama_decode(context, batch) != 0:
+            sys.exit("the peer cannot compute a step")
+        sys.stdout.buffer.write(ctypes.string_at(llama.llama_get_logits(context), 4 * width * len(ids)))
+        sys.stdout.buffer.flush()
+
+
+def accuracy(arguments):
+    """Both engines against products of f32, teacher-forced on the same tokens. Needs numpy, so the peer's Python."""
+    import numpy
+
+    model = cache_folder() / "models" / "smollm2-135m-instruct-q4_1.gguf"
+    shared = ["--model", model, "--threads", str(arguments.threads)]
+    commands = {
+        "reference": [arguments.engine, "logits", "--exact", *shared],
+        "ours": [arguments.engine, "logits", *shared],
+        "peer": [sys.executable, Path(__file__).resolve(), "peer-logits", model, "--threads", str(arguments.threads)],
     }
-    output = Path("target/bench/cpu.json")
+    processes = {
+        name: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for name, command in commands.items()
+    }
+    texts = json.loads(processes["peer"].stdout.readline())
+    positions, scored, losses = 0, 0, dict.fromkeys(commands, 0.0)
+    found = {name: {"agreed": 0, "divergence": 0.0, "lead": 0.0} for name in ("ours", "peer")}
+
+    def log_probabilities(name, ids):
+        process = processes[name]
+        process.stdin.write(f"{json.dumps(ids)}\n".encode())
+        process.stdin.flush()
+        width = log_probabilities.width
+        logits = numpy.frombuffer(process.stdout.read(4 * width * len(ids)), dtype="<f4").reshape(len(ids), width)
+        logits = logits.astype(numpy.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        return logits - numpy.log(numpy.exp(logits).sum(axis=1, keepdims=True))
+
+    log_probabilities.width = arguments.vocabulary
+    for text in texts:
+        for first in range(0, min(len(text) // CHUNK, CHUNKS) * CHUNK, CHUNK):
+            ids = text[first : first + CHUNK]
+            expected = log_probabilities("reference", ids)
+            two = numpy.sort(numpy.partition(expected, -2, axis=1)[:, -2:], axis=1)
+            rows, following = numpy.arange(len(ids) - 1), numpy.array(ids[1:])
+            losses["reference"] -= expected[rows, following].sum()
+            for name, result in found.items():
+                given = log_probabilities(name, ids)
+                same = given.argmax(axis=1) == expected.argmax(axis=1)
+                result["agreed"] += int(same.sum())
+                result["divergence"] += float((numpy.exp(expected) * (expected - given)).sum())
+                result["lead"] = max([result["lead"], *(two[:, 1] - two[:, 0])[~same]])
+                losses[name] -= given[rows, following].sum()
+            positions += len(ids)
+            scored += len(ids) - 1
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    perplexity = {name: math.exp(loss / scored) for name, loss in losses.items()}
+    report = {"model": model.name, "positions": positions, "perplexity": perplexity}
+    for name, result in found.items():
+        report[name] = {
+            "top_1_percent": 100 * result["agreed"] / positions,
+            "mean_kl_nats": result["divergence"] / positions,
+            "largest_lead_nats_where_tokens_differ": float(result["lead"]),
+        }
+    print(json.dumps(report, indent=1))
+    output = Path("target/bench/accuracy.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"wrote {output}")
+    ours, peer = report["ours"], report["peer"]
+    bounds = {
+        "top-1 agreement within 0.5 points of the peer's": ours["top_1_percent"] >= peer["top_1_percent"] - 0.5,
+        "mean KL at most 1.1 of the peer's": ours["mean_kl_nats"] <= 1.1 * peer["mean_kl_nats"],
+        "no other token where the lead is above 1 nat": ours["largest_lead_nats_where_tokens_differ"] <= 1,
+        "perplexity within 0.5 % of the peer's": abs(perplexity["ours"] / perplexity["peer"] - 1) <= 0.005,
+    }
+    for bound, holds in bounds.items():
+        print(f"{bound}: {'holds' if holds else 'DOES NOT HOLD'}")
+    if not all(bounds.values()):
+        sys.exit(1)
 
 
 def machine():
@@ -303,7 +539,9 @@ def main():
     command = commands.add_parser("compare", help="the whole comparison")
     command.add_argument("--engine", default="target/debug/atlas-engine")
     command.add_argument("--threads", type=int, default=os.cpu_count())
-    command.add_argument("--quick", action="store_true", help="two types, short tests")
+    command.add_argument("--quick", action="store_true", help="two types, without the long prompt")
+    command.add_argument("--pairs", type=int, default=3, help="turns that each side takes at each test")
+    command.add_argument("--types", help="only these, such as Q4_0,F16; results of others stay")
     command = commands.add_parser("write-model")
     command.add_argument("path", type=Path)
     command = commands.add_parser("quantize")
@@ -314,6 +552,13 @@ def main():
     command.add_argument("model", type=Path)
     command.add_argument("--threads", type=int, required=True)
     command.add_argument("--tests", type=json.loads, required=True)
+    command = commands.add_parser("accuracy", help="both engines against products of f32, on the small real model")
+    command.add_argument("--engine", default="target/debug/atlas-engine")
+    command.add_argument("--threads", type=int, default=os.cpu_count())
+    command.add_argument("--vocabulary", type=int, default=49152)
+    command = commands.add_parser("peer-logits")
+    command.add_argument("model", type=Path)
+    command.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
     match arguments.command:
         case "compare":
@@ -322,8 +567,16 @@ def main():
             write_model(arguments.path)
         case "quantize":
             quantize(arguments.source, arguments.target, arguments.kind)
+        case "accuracy":
+            folder = cache_folder() / "peer"
+            if Path(sys.prefix) != folder:
+                python = build_peer(folder)
+                os.execv(python, [python, *sys.argv])
+            accuracy(arguments)
+        case "peer-logits":
+            peer_logits(arguments.model, arguments.threads)
         case "peer":
-            print(json.dumps(bench_peer(arguments.model, arguments.threads, arguments.tests)))
+            take_turns(arguments.model, arguments.threads, arguments.tests)
 
 
 if __name__ == "__main__":

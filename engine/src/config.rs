@@ -29,6 +29,8 @@ pub enum Command {
     SelfTest(SelfTest),
     /// Measure prefill and decode on this processor, beside what it could do at best.
     Bench(Bench),
+    /// Compute the logits at every position of given tokens on this processor, to compare engines with.
+    Logits(Logits),
 }
 
 /// Show a file.
@@ -96,9 +98,34 @@ pub struct Bench {
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
+    /// Measure a test for each line of standard input that holds its index, or the machine for `peaks`, and answer each
+    /// by a line of JSON, after a first one once the model is loaded: for comparisons that take turns.
+    #[arg(long)]
+    pub turns: bool,
 }
 
 impl Bench {
+    /// Threads that compute.
+    pub fn thread_count(&self) -> usize {
+        threads(self.threads)
+    }
+}
+
+/// Compute logits.
+#[derive(Debug, Args)]
+pub struct Logits {
+    /// A GGUF file; it needs no tokenizer.
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Threads that compute; all available cores by default.
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+    /// With f32 products and an f32 cache, several times slower: what the others are compared with.
+    #[arg(long)]
+    pub exact: bool,
+}
+
+impl Logits {
     /// Threads that compute.
     pub fn thread_count(&self) -> usize {
         threads(self.threads)
@@ -224,6 +251,10 @@ pub struct Serve {
     /// With the hip backend: where the card and its runtime are.
     #[command(flatten)]
     pub hip: HipFiles,
+    /// Send spans of requests to this OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318; none are
+    /// sent by default.
+    #[arg(long, value_name = "URL", value_parser = http_url)]
+    pub otlp_endpoint: Option<String>,
     /// File that gets the error that ends the process.
     #[arg(long, value_name = "FILE", default_value = "/dev/termination-log")]
     pub termination_log: PathBuf,
@@ -239,6 +270,11 @@ impl Serve {
 fn sha256(text: &str) -> Result<String, String> {
     let digits = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if digits { Ok(text.to_ascii_lowercase()) } else { Err("expected 64 hexadecimal digits".to_owned()) }
+}
+
+fn http_url(text: &str) -> Result<String, String> {
+    let known = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
+    if known { Ok(text.to_owned()) } else { Err("expected http:// or https://".to_owned()) }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

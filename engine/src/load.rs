@@ -7,12 +7,14 @@ use crate::fetch::fetch;
 use crate::model::{Model, ModelConfig, ModelError, ModelShape};
 use crate::runtime::{Worker, WorkerSettings};
 use crate::server::{App, Engine};
+use crate::startup::Startup;
 use crate::status::Phase;
 use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
 use atlas_engine_core::Limits;
 use atlas_engine_core::backend::KvType;
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
+use atlas_engine_core::scheduler::PROMPT_ROWS;
 use atlas_engine_core::speculation::MAX_DRAFT;
 use atlas_format::Gguf;
 use atlas_kernels::MappedFile;
@@ -51,7 +53,8 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
         None => None,
     };
     let choice = arguments.clone();
-    let read = move || read(&path, &choice, &shape, chat_template);
+    let status = app.status.clone();
+    let read = move || read(&path, &choice, &shape, chat_template, &status.startup);
     let loaded = tokio::task::spawn_blocking(read).await;
     let Loaded { model, tokenizer, template, grammars } =
         loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
@@ -78,7 +81,7 @@ fn shape(arguments: &Serve) -> ModelShape {
     let max = MaxShape {
         rows: MAX_ROWS.max(batch),
         sequences: batch,
-        logit_rows: (batch * (1 + MAX_DRAFT)).min(MAX_ROWS.max(batch)),
+        logit_rows: (batch * (1 + MAX_DRAFT) + PROMPT_ROWS).min(MAX_ROWS.max(batch)),
         hidden_rows: MAX_ROWS.max(batch),
         blocks_per_sequence: per_sequence,
     };
@@ -101,6 +104,7 @@ fn read(
     arguments: &Serve,
     shape: &ModelShape,
     chat_template: Option<String>,
+    startup: &Startup,
 ) -> Result<Loaded, Fatal> {
     let began = std::time::Instant::now();
     let file = MappedFile::open(path).map_err(|source| Fatal::Open { path: path.to_owned(), source })?;
@@ -124,7 +128,9 @@ fn read(
     let template = template.map(|source| ChatTemplate::compile(source, bos, eos)).transpose()?;
     let grammars = GrammarCompiler::new(&tokenizer)?;
     let devices = select(arguments, &header, &config, shape)?;
-    let model = Model::load_parts(&header, &file, devices, shape)?;
+    startup.set_layers(0, config.layers);
+    let loaded = |layers| startup.set_layers(usize::from(layers), config.layers);
+    let model = Model::load_parts(&header, &file, devices, shape, &loaded)?;
     let memory = model.memory_use();
     tracing::info!(
         model = config.name,

@@ -10,12 +10,15 @@ mod error;
 mod fetch;
 mod inspect;
 mod load;
+mod logits;
 mod metrics;
 mod model;
+mod otlp;
 mod runtime;
 mod selftest;
 mod serve;
 mod server;
+mod startup;
 mod status;
 mod text;
 
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Fetch(fetch) => (run_fetch(fetch), None),
         Command::SelfTest(arguments) => (selftest::selftest(arguments, print), None),
         Command::Bench(arguments) => (bench::bench(arguments).map(|report| print(&report)), None),
+        Command::Logits(arguments) => (logits::logits(arguments), None),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,7 +55,7 @@ fn main() -> ExitCode {
 fn run_fetch(arguments: &config::Fetch) -> Result<(), Fatal> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| Fatal::System { what: "starting the runtime", source })?;
-    let download = status::Download::default();
+    let download = startup::Download::default();
     let fetch = fetch::fetch(&arguments.model, &arguments.cache_dir, arguments.sha256.as_deref(), &download);
     print(&format!("{}\n", runtime.block_on(fetch)?.display()));
     Ok(())

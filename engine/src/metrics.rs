@@ -22,6 +22,8 @@ pub struct Metrics {
     pub aborted: IntCounterVec,
     /// Choices given up for lack of memory.
     pub shed: IntCounter,
+    /// Spans that the collector did not take.
+    pub dropped_spans: IntCounter,
     /// Time in the queue.
     pub queue_seconds: Histogram,
     /// Time to the first token.
@@ -73,6 +75,10 @@ impl Metrics {
             shed: counter(
                 "atlas_engine_shed_choices_total",
                 "Choices given up because the device was short of memory.",
+            )?,
+            dropped_spans: counter(
+                "atlas_engine_dropped_spans_total",
+                "Spans of requests that the collector did not take.",
             )?,
             queue_seconds: histogram(
                 "atlas_engine_queue_seconds",

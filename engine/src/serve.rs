@@ -3,8 +3,10 @@
 use crate::backend::check;
 use crate::config::Serve;
 use crate::error::Fatal;
+use crate::fetch::FetchError;
 use crate::load::load;
 use crate::metrics::Metrics;
+use crate::otlp::Exporter;
 use crate::runtime::{Worker, watchdog};
 use crate::server::listen::{self, ConnectionLimits};
 use crate::server::{App, api, internal};
@@ -32,9 +34,14 @@ pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
     let internal = listen(SocketAddr::new(arguments.host, arguments.internal_port), "the internal port")?;
     let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string());
     tracing::info!(api = ?address(&api).ok(), internal = ?address(&internal).ok(), "listening");
-    let app = Arc::new(App::new(arguments, status, Arc::new(metrics))?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|source| Fatal::System { what: "starting the runtime", source })?;
+    let spans = {
+        let _inside = runtime.enter();
+        let start = |endpoint: &String| Exporter::start(endpoint, metrics.dropped_spans.clone());
+        arguments.otlp_endpoint.as_ref().map(start).transpose().map_err(FetchError::Client)?
+    };
+    let app = Arc::new(App::new(arguments, status, Arc::new(metrics), spans)?);
     let limits = ConnectionLimits {
         connections: arguments.max_connections.get(),
         headers: arguments.header_timeout,
@@ -108,6 +115,10 @@ async fn run(
     let _ = stop.send(true);
     // Whether the servers ended by themselves or by the clock, the process ends now.
     let _ = tokio::time::timeout(FLUSH_TIMEOUT, async { (server.await, internal.await) }).await;
+    if let Some(spans) = &app.spans {
+        // A collector that does not answer must not keep the process.
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, spans.flush()).await;
+    }
     ended
 }
 

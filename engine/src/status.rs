@@ -1,9 +1,10 @@
 //! What the process tells about itself: shared between the loader, the worker and both servers.
 
 use crate::fetch::display_name;
+use crate::startup::{Download, Startup};
 use atlas_kernels::hip::{Card, Health};
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,52 +28,6 @@ pub enum Phase {
 
 const PHASES: [Phase; 6] =
     [Phase::Fetching, Phase::Loading, Phase::WarmingUp, Phase::Serving, Phase::Draining, Phase::Failed];
-
-/// Progress of a download.
-#[derive(Debug, Default)]
-pub struct Download {
-    bytes: AtomicU64,
-    /// 0 while unknown.
-    total: AtomicU64,
-    attempts: AtomicU32,
-    resumed: AtomicBool,
-}
-
-impl Download {
-    /// Counts an attempt.
-    pub fn start_attempt(&self) {
-        self.attempts.fetch_add(1, Relaxed);
-    }
-
-    /// Attempts so far.
-    pub fn attempts(&self) -> u32 {
-        self.attempts.load(Relaxed)
-    }
-
-    /// Whether the attempt went on from bytes that were there.
-    pub fn was_resumed(&self) -> bool {
-        self.resumed.load(Relaxed)
-    }
-
-    /// Sets the bytes there are, and the total where the server tells it.
-    pub fn set(&self, bytes: u64, total: Option<u64>) {
-        if self.bytes.swap(bytes, Relaxed) == 0 && bytes > 0 && self.total.load(Relaxed) == 0 {
-            self.resumed.store(true, Relaxed);
-        }
-        self.total.store(total.unwrap_or(0), Relaxed);
-    }
-
-    /// The file was there already.
-    pub fn set_done(&self, bytes: u64) {
-        self.bytes.store(bytes, Relaxed);
-        self.total.store(bytes, Relaxed);
-    }
-
-    fn json(&self) -> Value {
-        let total = Some(self.total.load(Relaxed)).filter(|total| *total > 0);
-        json!({"bytes": self.bytes.load(Relaxed), "totalBytes": total, "attempts": self.attempts()})
-    }
-}
 
 /// Counters of the worker.
 #[derive(Debug)]
@@ -163,9 +118,13 @@ fn card_json(card: &Card) -> Value {
 #[derive(Debug)]
 pub struct Status {
     phase: AtomicU8,
+    /// Milliseconds after the start of the process.
+    phase_since: AtomicU64,
     error: Mutex<Option<String>>,
     /// Download of the model.
     pub download: Download,
+    /// Loading and warming up.
+    pub startup: Startup,
     /// The worker's counters.
     pub progress: Progress,
     served_model_names: Vec<String>,
@@ -182,8 +141,10 @@ impl Status {
     pub fn new(arguments: &crate::config::Serve, card: Option<Card>) -> Self {
         Self {
             phase: AtomicU8::new(Phase::Fetching as u8),
+            phase_since: AtomicU64::new(0),
             error: Mutex::new(None),
             download: Download::default(),
+            startup: Startup::default(),
             progress: Progress::new(),
             served_model_names: arguments.served_model_names.clone(),
             model_file: display_name(&arguments.model),
@@ -201,8 +162,10 @@ impl Status {
 
     /// Enters a phase.
     pub fn enter(&self, phase: Phase) {
+        let now = self.progress.millis();
+        let milliseconds_before = now.saturating_sub(self.phase_since.swap(now, Relaxed));
         self.phase.store(phase as u8, Relaxed);
-        tracing::info!(?phase, "phase");
+        tracing::info!(?phase, milliseconds_before, "phase");
     }
 
     /// Enters the last phase with its reason.
@@ -219,7 +182,15 @@ impl Status {
     /// The body of `/readyz`.
     pub fn readiness(&self) -> Value {
         let phase = self.phase();
-        json!({"ready": phase == Phase::Serving, "phase": format!("{phase:?}"), "download": self.download.json()})
+        json!({
+            "ready": phase == Phase::Serving,
+            "phase": format!("{phase:?}"),
+            "millisInPhase": self.progress.millis().saturating_sub(self.phase_since.load(Relaxed)),
+            "download": self.download.json(),
+            "loading": self.startup.loading(),
+            "warmUp": self.startup.warm_up(),
+            "error": *self.error.lock().unwrap_or_else(PoisonError::into_inner),
+        })
     }
 
     /// The body of `/internal/status`.

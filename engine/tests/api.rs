@@ -68,6 +68,46 @@ fn prompts_choices_and_log_probabilities_have_their_forms() {
     assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 3);
     assert_eq!(content[0]["top_logprobs"][0]["token"], content[0]["token"]);
 
+    // Those of a prompt are what the same tokens have as an answer, streamed and not, with and without one.
+    let asked = |more: Value| {
+        let mut body = prompt("The capital of France is", json!({"echo": true, "logprobs": 2}));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let echoed = completions(asked(json!({"max_tokens": 2, "n": 2})));
+    for choice in echoed["choices"].as_array().unwrap() {
+        assert_eq!(choice["text"], "The capital of France is Paris.");
+        assert_eq!(choice["logprobs"], echoed["choices"][0]["logprobs"]);
+    }
+    let whole = &echoed["choices"][0]["logprobs"];
+    assert_eq!(whole["tokens"], json!(["The", " capital", " of", " France", " is", " Paris", "."]));
+    assert_eq!(whole["text_offset"], json!([0, 3, 11, 14, 21, 24, 30]));
+    assert_eq!((&whole["token_logprobs"][0], &whole["top_logprobs"][0]), (&Value::Null, &Value::Null));
+    assert_eq!(whole["top_logprobs"][5], logprobs["top_logprobs"][0]);
+    let shorter = asked(json!({"prompt": "The capital of France is Paris.", "max_tokens": 0}));
+    let scored = completions(shorter.clone());
+    let choice = &scored["choices"][0];
+    assert_eq!((&choice["logprobs"], &choice["finish_reason"]), (whole, &json!("length")), "{scored}");
+    assert_eq!((&choice["text"], &scored["usage"]["completion_tokens"]), (&shorter["prompt"], &json!(0)));
+    for (body, text) in [(shorter, "The capital of France is Paris."), (asked(json!({})), "")] {
+        let chunks = stream(&engine, "/v1/completions", body);
+        let lists = |name: &str| -> Vec<Value> {
+            let lists = chunks.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"][name].as_array());
+            lists.flatten().cloned().collect()
+        };
+        let known = lists("tokens").len().min(7);
+        assert_eq!(lists("token_logprobs")[..known], whole["token_logprobs"].as_array().unwrap()[..known]);
+        assert_eq!(lists("text_offset")[..known], whole["text_offset"].as_array().unwrap()[..known]);
+        assert!(known == 7 && joined(&chunks, "/choices/0/text").starts_with(text));
+    }
+    // A prompt of several steps, while the cache holds its beginning.
+    let long = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23,";
+    let score = || completions(asked(json!({"prompt": long, "max_tokens": 0})))["choices"][0].clone();
+    let (first, again) = (score(), score());
+    let tokens = first["logprobs"]["tokens"].as_array().unwrap().len();
+    assert!(tokens > 64 && first == again, "{first}");
+    assert_eq!(first["logprobs"]["token_logprobs"].as_array().unwrap().len(), tokens);
+
     // Several choices: each with its own seed, the first as alone, and streams agree with whole answers.
     let several = || chat(json!({"temperature": 1, "seed": 3, "n": 3, "max_tokens": 8}));
     let whole = ok(&engine, "/v1/chat/completions", several());
@@ -210,10 +250,9 @@ fn every_api_gives_the_same_answer_in_its_own_form() {
     let message = json!({"model": "code", "max_tokens": 6, "temperature": 0, "messages": question});
     let whole = ok(&engine, "/v1/messages", message.clone());
     assert_eq!(whole["content"], json!([{"type": "text", "text": text}]));
-    assert_eq!(
-        (&whole["stop_reason"], &whole["usage"]["input_tokens"]),
-        (&json!("max_tokens"), prompt_tokens)
-    );
+    let counted = |name: &str| whole["usage"][name].as_u64().unwrap();
+    let input_tokens = counted("input_tokens") + counted("cache_read_input_tokens");
+    assert_eq!((&whole["stop_reason"], json!(input_tokens)), (&json!("max_tokens"), prompt_tokens.clone()));
     let count = ok(&engine, "/v1/messages/count_tokens", message.clone());
     assert_eq!(&count["input_tokens"], prompt_tokens);
     let events = stream(&engine, "/v1/messages", message);

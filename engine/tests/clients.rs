@@ -48,3 +48,8 @@ fn the_other_clients_understand_every_answer() {
 fn answers_under_a_schema_are_valid() {
     check(python("venv-others"), "schemas.py", None, 1);
 }
+
+#[test]
+fn answers_under_the_schemas_of_the_public_suite_are_valid() {
+    check(python("venv-others"), "schema_suite.py", Some(cache().join("schemas/tests/draft2020-12")), 1);
+}

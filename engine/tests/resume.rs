@@ -78,7 +78,9 @@ fn check(engine: &Engine, path: &str, mut body: Value, choices: usize) {
         again["resume"] = json!({"id": first["id"], "created": first["created"], "seed": first["seed"]});
         let resumed = stream(engine, path, &again);
         assert_eq!((&resumed[0]["id"], &resumed[0]["created"]), (&first["id"], &first["created"]));
-        assert_eq!(resumed.last().unwrap()["usage"], usage["usage"], "cut at {cut}");
+        for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+            assert_eq!(resumed.last().unwrap()["usage"][count], usage["usage"][count], "cut at {cut}");
+        }
         for event in &resumed {
             // The gateway drops the finish of a choice that has one.
             let mut event = event.clone();

@@ -92,3 +92,52 @@ fn steps_and_guesses_are_counted_and_guesses_change_nothing() {
     assert!(answers[0].1 > 0.0 && answers[1].1 == 0.0, "{answers:?}");
     assert!(answers[0].2 < answers[1].2, "{answers:?}");
 }
+
+#[test]
+fn answers_tell_how_much_of_their_prompt_was_cached() {
+    let engine = Engine::start(&[]);
+    let cached = |body: Value| {
+        let (status, answer) = engine.post("/v1/completions", &body);
+        assert_eq!(status, 200, "{answer}");
+        let usage = &answer["usage"];
+        let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        (usage["prompt_tokens"].as_u64().unwrap(), cached)
+    };
+    let long = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23,";
+    let (tokens, first) = cached(body(0, json!({"prompt": long, "max_tokens": 2})));
+    // Whole blocks of 16, and never the last token. Further choices share the prompt and count nothing.
+    let expected = (tokens - 1) / 16 * 16;
+    assert!(expected > 0 && first == 0, "{tokens} {first}");
+    assert_eq!(cached(body(0, json!({"prompt": long, "max_tokens": 2, "n": 3}))), (tokens, expected));
+    let both = json!({"prompt": [long, "Something else."], "max_tokens": 2});
+    assert_eq!(cached(body(0, both)).1, expected);
+}
+
+#[test]
+fn a_lower_priority_goes_first() {
+    let engine = Engine::start(&["--max-batch", "1"]);
+    let waiting = |running: u64, waiting: u64| {
+        let (_, status) = support::request(&engine.internal, "GET", "/internal/status", "");
+        let status: Value = serde_json::from_str(&status).unwrap();
+        status["queue"] == json!({"running": running, "waiting": waiting})
+    };
+    let order = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let ask = |name: &'static str, priority: i64, max_tokens: usize| {
+            let (engine, order) = (&engine, &order);
+            scope.spawn(move || {
+                text(engine, &body(1, json!({"max_tokens": max_tokens, "priority": priority})));
+                order.lock().unwrap().push(name);
+            })
+        };
+        let mut threads = vec![ask("first", 0, 200)];
+        until("a request that runs", || waiting(1, 0));
+        // Each is in line before the next one comes.
+        for (index, (name, priority)) in [("late", 7), ("usual", 0), ("urgent", -3)].into_iter().enumerate() {
+            threads.push(ask(name, priority, 30));
+            until("a request in line", || waiting(1, index as u64 + 1));
+        }
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+    assert_eq!(order.into_inner().unwrap(), ["first", "urgent", "usual", "late"]);
+}

@@ -34,7 +34,9 @@ fn answers_agree_between_forms_companies_and_seeds() {
     let text: String =
         events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(whole["choices"][0]["message"]["content"], text);
-    assert_eq!(events.last().unwrap()["usage"], whole["usage"]);
+    for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(events.last().unwrap()["usage"][count], whole["usage"][count]);
+    }
     assert_eq!(whole["usage"]["completion_tokens"], 4);
 
     // A stop string that spans tokens ends the text before it.

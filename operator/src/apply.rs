@@ -1,4 +1,4 @@
-//! Server-side apply of the desired objects, all at once.
+//! Server-side apply of the desired objects, in waves: what pods need, what makes pods, everything else.
 //!
 //! An object that is already as desired costs no request, and one of that name that is not ours is never forced.
 
@@ -120,7 +120,10 @@ enum Outcome {
 }
 
 impl Applier {
-    /// Applies every object concurrently; objects without a dependency on each other need no order.
+    /// Applies the objects wave by wave ([`Kind::wave`]), those of a wave concurrently.
+    ///
+    /// Pods need longest until they serve, so their Deployments never queue behind the other objects in the API
+    /// server.
     ///
     /// # Errors
     ///
@@ -130,19 +133,24 @@ impl Applier {
         objects: &[Desired],
         ownership: Ownership<'_>,
     ) -> Result<Applied, ApplyError> {
-        let mut running: FuturesUnordered<_> =
-            objects.iter().map(|object| self.apply_one(object, ownership)).collect();
         let mut applied = Applied::default();
         let mut failed = None;
-        while let Some(outcome) = running.next().await {
-            match outcome {
-                Ok(Outcome::Same) => {}
-                Ok(Outcome::Written(edit)) => {
-                    applied.writes += 1;
-                    applied.hand_edits.extend(edit);
+        for wave in Kind::WAVES {
+            let mut running: FuturesUnordered<_> = objects
+                .iter()
+                .filter(|object| object.kind.wave() == wave)
+                .map(|object| self.apply_one(object, ownership))
+                .collect();
+            while let Some(outcome) = running.next().await {
+                match outcome {
+                    Ok(Outcome::Same) => {}
+                    Ok(Outcome::Written(edit)) => {
+                        applied.writes += 1;
+                        applied.hand_edits.extend(edit);
+                    }
+                    Ok(Outcome::Taken(what)) => applied.taken.push(what),
+                    Err(error) => failed = failed.or(Some(error)),
                 }
-                Ok(Outcome::Taken(what)) => applied.taken.push(what),
-                Err(error) => failed = failed.or(Some(error)),
             }
         }
         applied.taken.sort();

@@ -44,6 +44,20 @@ impl Kind {
         Self::RoleBinding,
     ];
 
+    /// The waves in which objects are applied, in order.
+    pub const WAVES: std::ops::RangeInclusive<u8> = 0..=2;
+
+    /// The wave of this kind: 0 is what pods need to be admitted, 1 what makes pods, 2 everything else.
+    #[must_use]
+    pub const fn wave(self) -> u8 {
+        match self {
+            // Without its account a pod is refused, and the ReplicaSet tries again later and later.
+            Self::ServiceAccount | Self::RoleBinding => 0,
+            Self::Deployment => 1,
+            Self::Service | Self::ConfigMap | Self::PodDisruptionBudget | Self::NetworkPolicy => 2,
+        }
+    }
+
     /// Group, version and plural for the client.
     #[must_use]
     pub fn api_resource(self) -> ApiResource {

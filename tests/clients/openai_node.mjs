@@ -23,7 +23,7 @@ async function blockingAndStreamedAnswersAgree() {
     usage = chunk.usage ?? usage;
   }
   assert.equal(text, whole.choices[0].message.content);
-  assert.deepEqual(usage, whole.usage);
+  assert.equal(usage.total_tokens, whole.usage.total_tokens);
   const completion = await client.completions.create({ model: "code", prompt: "The capital of France is", temperature: 0, max_tokens: 2 });
   assert.equal(completion.choices[0].text, " Paris.");
 }

@@ -23,7 +23,7 @@ def blocking_and_streamed_answers_agree():
     for chunk in stream:
         text += "".join(choice.delta.content or "" for choice in chunk.choices)
         usage = chunk.usage or usage
-    assert text == whole.choices[0].message.content and usage == whole.usage
+    assert text == whole.choices[0].message.content and usage.total_tokens == whole.usage.total_tokens
     completion = client.completions.create(model="code", prompt="The capital of France is", temperature=0, max_tokens=2)
     assert completion.choices[0].text == " Paris."
 

@@ -8,7 +8,7 @@ use atlas_tests::{
     support::{binary, wait_until},
 };
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
 };
@@ -19,6 +19,8 @@ use crate::hub::Hub;
 
 /// Generous: the machine may be busy, and a wait ends as soon as it can.
 pub const LONG: Duration = Duration::from_secs(30);
+/// Longer than the second after which the operator looks again while something starts.
+const SETTLED: Duration = Duration::from_millis(1500);
 
 /// A kind by its plain name.
 pub fn kind(name: &str) -> ApiResource {
@@ -234,6 +236,22 @@ impl Bench {
         self.wait_for("AtlasModel", (Some(at.0), at.1), |object| holds(object, type_, status, reason, says))
             .await?;
         Ok(())
+    }
+
+    /// The model's resource version once its status has stopped changing: passes that saw their own writes late may
+    /// still refine it.
+    pub async fn settled_version(&self, at: (&str, &str)) -> Result<Option<String>> {
+        let api = self.api("AtlasModel", Some(at.0));
+        let settled = async {
+            loop {
+                let before = api.get(at.1).await?.resource_version();
+                tokio::time::sleep(SETTLED).await;
+                if api.get(at.1).await?.resource_version() == before {
+                    return Ok(before);
+                }
+            }
+        };
+        tokio::time::timeout(LONG, settled).await.context("the status never settles")?
     }
 
     /// Creates a pod as the Deployment controller, the scheduler and the kubelet would leave it.

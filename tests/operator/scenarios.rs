@@ -51,7 +51,7 @@ pub async fn objects_appear_with_owners_and_drift_is_put_back(bench: &Bench) -> 
 
     // Drift in every owned kind comes back; the model's own status is not touched by it.
     bench.condition(at, "Ready", "False", "NoTierServes", &["primary", "fallback"]).await?;
-    let version = bench.api("AtlasModel", Some(at.0)).get(at.1).await?.resource_version();
+    let version = bench.settled_version(at).await?;
     let writes = bench.metric("atlas_writes_total{kind=\"ConfigMap\"}").await?;
     bench
         .patch("ConfigMap", (at.0, "code-llm-config"), json!({"data": {"llm_config.yaml": "edited by hand"}}))

@@ -10,14 +10,17 @@ use std::{
 };
 
 use anyhow::Context;
-use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Namespace, Pod},
+};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, PostParams},
-    runtime::{WatchStreamExt, watcher},
+    runtime::watcher,
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     lab::PRIMARY_NODE,
@@ -130,7 +133,8 @@ async fn measure(args: &Args, screen: &Screen, stage: &mut Stage) -> anyhow::Res
         apply_rounds(&kube, args.apply_rounds),
     )
     .await?;
-    figures.extend(Figure::of("apply of an AtlasModel to its pods created", samples));
+    figures.extend(Figure::of("apply of an AtlasModel to its Deployments created", samples.deployments));
+    figures.extend(Figure::of("apply of an AtlasModel to its pods created", samples.pods));
 
     let client = tour::deploy(stage, screen, &mut report).await?;
     // Between two rounds the better tier must be back; the patience for that is not what is measured.
@@ -198,34 +202,35 @@ async fn primary_pod(kube: &kube::Client) -> anyhow::Result<String> {
     Ok(live.context("the first tier has no pod")?.name_any())
 }
 
-/// Creates a model with both tiers again and again and takes the time until both pods exist.
-async fn apply_rounds(kube: &kube::Client, rounds: u32) -> anyhow::Result<Vec<Duration>> {
+/// What the operator does of an apply, and what Kubernetes makes of that.
+#[derive(Default)]
+struct ApplyRounds {
+    deployments: Vec<Duration>,
+    pods: Vec<Duration>,
+}
+
+/// Creates a model with both tiers again and again and takes the time until Deployments and pods of both exist.
+async fn apply_rounds(kube: &kube::Client, rounds: u32) -> anyhow::Result<ApplyRounds> {
     const SPACE: &str = "bench";
     let mut namespace = Namespace::default();
     namespace.metadata.name = Some(SPACE.into());
     Api::<Namespace>::all(kube.clone()).create(&PostParams::default(), &namespace).await?;
+    let deployments: Api<Deployment> = Api::namespaced(kube.clone(), SPACE);
     let pods: Api<Pod> = Api::namespaced(kube.clone(), SPACE);
     let models: Api<AtlasModel> = Api::namespaced(kube.clone(), SPACE);
-    let mut samples = Vec::new();
+    let mut samples = ApplyRounds::default();
     for round in 0..rounds {
         let name = format!("bench-{round}");
-        let selector = format!("{}={name}", names::LABEL_MODEL);
-        let mut seen =
-            watcher(pods.clone(), watcher::Config::default().labels(&selector)).applied_objects().boxed();
+        let (made, scheduled) =
+            tokio::join!(BothTiers::watch(&deployments, &name), BothTiers::watch(&pods, &name));
+        let (mut made, mut scheduled) = (made?, scheduled?);
         let began = Instant::now();
         models.create(&PostParams::default(), &sample(&name)?).await?;
-        let mut tiers = std::collections::BTreeSet::new();
-        tokio::time::timeout(PATIENCE, async {
-            while tiers.len() < 2 {
-                let pod = seen.try_next().await?.context("the watch of pods ended")?;
-                tiers.insert(pod.labels().get(names::LABEL_TIER).cloned());
-            }
-            anyhow::Ok(())
-        })
-        .await
-        .context("no pods for the model")??;
-        samples.push(began.elapsed());
+        let (made, scheduled) = tokio::try_join!(made.seen(began), scheduled.seen(began))?;
+        samples.deployments.push(made);
+        samples.pods.push(scheduled);
         models.delete(&name, &DeleteParams::default()).await?;
+        let selector = format!("{}={name}", names::LABEL_MODEL);
         wait_until("the model's pods to be gone", PATIENCE, || async {
             match pods.list(&kube::api::ListParams::default().labels(&selector)).await {
                 Ok(left) if left.items.is_empty() => Ok(()),
@@ -236,6 +241,41 @@ async fn apply_rounds(kube: &kube::Client, rounds: u32) -> anyhow::Result<Vec<Du
         .await?;
     }
     Ok(samples)
+}
+
+/// A watch of a model's objects that began before the model existed.
+struct BothTiers<K: 'static> {
+    stream: BoxStream<'static, watcher::Result<watcher::Event<K>>>,
+}
+
+impl<K> BothTiers<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+{
+    /// Watches the objects of the model; returns once the first list is in.
+    async fn watch(api: &Api<K>, model: &str) -> anyhow::Result<Self> {
+        let config = watcher::Config::default().labels(&format!("{}={model}", names::LABEL_MODEL));
+        let mut stream = watcher(api.clone(), config).boxed();
+        while !matches!(stream.try_next().await?.context("the watch ended")?, watcher::Event::InitDone) {}
+        Ok(Self { stream })
+    }
+
+    /// Time from `began` until there is an object of each of two tiers.
+    async fn seen(&mut self, began: Instant) -> anyhow::Result<Duration> {
+        let mut tiers = std::collections::BTreeSet::new();
+        let all = async {
+            while tiers.len() < 2 {
+                let event = self.stream.try_next().await?.context("the watch ended")?;
+                if let watcher::Event::Apply(object) | watcher::Event::InitApply(object) = event {
+                    tiers.insert(object.labels().get(names::LABEL_TIER).cloned());
+                }
+            }
+            anyhow::Ok(began.elapsed())
+        };
+        tokio::time::timeout(PATIENCE, all)
+            .await
+            .with_context(|| format!("no {} of both tiers", K::kind(&())))?
+    }
 }
 
 fn sample(name: &str) -> anyhow::Result<AtlasModel> {

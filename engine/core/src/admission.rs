@@ -63,17 +63,17 @@ pub fn check_tokens(needed: usize, waiting: usize, capacity: &Capacity) -> Resul
 /// A place in line: smaller ones come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
-    /// Negated priority, so that the highest comes first.
-    rank: i64,
+    /// Lower ones come first.
+    priority: i32,
     /// Counts arrivals.
     arrival: u64,
 }
 
 impl Place {
-    /// The place of the `arrival`-th request with this priority; higher priorities come first.
+    /// The place of the `arrival`-th request with this priority; lower priorities come first, as with vLLM.
     #[must_use]
     pub fn new(priority: i32, arrival: u64) -> Self {
-        Self { rank: -i64::from(priority), arrival }
+        Self { priority, arrival }
     }
 }
 
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn priorities_come_first_and_then_arrivals() {
         let mut line = WaitingLine::default();
-        for (priority, arrival, name) in [(0, 1, "b"), (0, 0, "a"), (5, 3, "urgent"), (-1, 2, "late")] {
+        for (priority, arrival, name) in [(0, 1, "b"), (0, 0, "a"), (-5, 3, "urgent"), (1, 2, "late")] {
             line.insert(Place::new(priority, arrival), name);
         }
         let order: Vec<&str> = line.iter().map(|(_, name)| *name).collect();

@@ -2,7 +2,7 @@
 
 use crate::mask::{BitMask, TokenMask};
 use crate::plan::Chunk;
-use crate::sampler::{History, Rules, Sampled, sample};
+use crate::sampler::{History, Rules, Sampled, TokenLogprobs, logprobs_of, sample};
 use crate::sequence::{Sequence, TokenId};
 
 /// A sequence's grammar, with room for what it allows.
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Grammar {
 /// what was drawn. Each is drawn from its own row with its own history, so drafts change no token.
 ///
 /// # Shapes
-/// `logits`: `[chunk.logit_rows, vocabulary]`, changed in place.
+/// `logits`: `[chunk.draw_rows(), vocabulary]`, changed in place.
 pub fn choose(
     chunk: &Chunk,
     logits: &mut [f32],
@@ -50,7 +50,7 @@ pub fn choose(
     let (ends, prompt) = (sequence.ends(end_tokens), sequence.prompt());
     let mut generated = sequence.generated().to_vec();
     let drafts = &chunk.tokens[chunk.tokens.len() - chunk.drafted..];
-    let vocabulary = logits.len() / chunk.logit_rows.max(1);
+    let vocabulary = logits.len() / chunk.draw_rows().max(1);
     let mut chosen = Vec::new();
     for (row, logits) in logits.chunks_exact_mut(vocabulary.max(1)).enumerate() {
         let allowed = grammar.as_mut().map(|grammar| grammar.allowed(&ends));
@@ -69,6 +69,17 @@ pub fn choose(
         generated.push(token);
     }
     chosen
+}
+
+/// What the model thought of the prompt's tokens after a chunk's `prompt_rows`, in order of position.
+///
+/// # Shapes
+/// `logits`: `[chunk.prompt_rows, vocabulary]`.
+pub fn prompt_logprobs(chunk: &Chunk, logits: &[f32], prompt: &[TokenId], top: usize) -> Vec<TokenLogprobs> {
+    let vocabulary = logits.len() / chunk.prompt_rows.max(1);
+    let after = chunk.start + chunk.tokens.len() - chunk.logit_rows + 1;
+    let rows = logits.chunks_exact(vocabulary.max(1)).zip(prompt.iter().skip(after));
+    rows.map(|(logits, token)| logprobs_of(logits, top, *token)).collect()
 }
 
 #[cfg(test)]
@@ -91,7 +102,7 @@ mod tests {
         let tokens = [&[2], drafts].concat();
         let (drafted, logit_rows) = (drafts.len(), drafts.len() + 1);
         let (sequence, blocks) = (SequenceId(0), vec![0]);
-        Chunk { sequence, start: 1, tokens, drafted, logit_rows, hidden_rows: 0, blocks }
+        Chunk { sequence, start: 1, tokens, drafted, logit_rows, prompt_rows: 0, hidden_rows: 0, blocks }
     }
 
     /// Rows whose largest logits are at these tokens.
@@ -120,6 +131,28 @@ mod tests {
             let chosen = choose(&chunk(drafts), &mut rows(best), &sequence, &[5], None);
             assert_eq!(tokens(&chosen), expected, "{drafts:?} {best:?}");
         }
+    }
+
+    #[test]
+    fn a_prompts_tokens_are_told_as_likely_as_they_are() {
+        let (sequence, blocks) = (SequenceId(0), vec![0]);
+        // Positions 2 to 4 of a prompt of five; the rows of 2 and 3 are about what follows them, that of 4 draws.
+        let (tokens, logit_rows) = (vec![3, 1, 4], 3);
+        let chunk = Chunk {
+            sequence,
+            start: 2,
+            tokens,
+            drafted: 0,
+            logit_rows,
+            prompt_rows: 2,
+            hidden_rows: 0,
+            blocks,
+        };
+        let told = prompt_logprobs(&chunk, &rows(&[1, 2]), &[0, 2, 3, 1, 4], 1);
+        let best = 2.0 - (5.0 + 2.0_f32.exp()).ln();
+        assert_eq!(told.len(), 2);
+        assert!((told[0].chosen - best).abs() < 1e-6 && told[0].top[0].0 == 1, "{told:?}");
+        assert!((told[1].chosen - (best - 2.0)).abs() < 1e-6 && told[1].top[0].0 == 2, "{told:?}");
     }
 
     #[test]

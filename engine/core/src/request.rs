@@ -75,6 +75,8 @@ pub struct Draft {
     pub choices: usize,
     /// Tokens that each choice has already, from an engine that broke off; empty, or one entry a choice.
     pub resumed: Vec<Vec<TokenId>>,
+    /// Tell the log-probability of each of the prompt's tokens but the first, and those of this many most likely ones.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Draft {
@@ -89,6 +91,7 @@ impl Draft {
             stop_tokens: Vec::new(),
             choices: 1,
             resumed: Vec::new(),
+            prompt_logprobs: None,
         }
     }
 }
@@ -188,6 +191,7 @@ pub struct ValidRequest {
     stop_tokens: Vec<TokenId>,
     choices: usize,
     resumed: Vec<Vec<TokenId>>,
+    prompt_logprobs: Option<usize>,
 }
 
 impl ValidRequest {
@@ -196,7 +200,16 @@ impl ValidRequest {
     /// # Errors
     /// A field is out of range, or prompt and answer exceed the context.
     pub fn new(draft: Draft, limits: &Limits) -> Result<Self, RequestError> {
-        let Draft { prompt, max_tokens, sampling, ignore_eos, stop_tokens, choices, resumed } = draft;
+        let Draft {
+            prompt,
+            max_tokens,
+            sampling,
+            ignore_eos,
+            stop_tokens,
+            choices,
+            resumed,
+            prompt_logprobs,
+        } = draft;
         if prompt.is_empty() {
             return Err(RequestError::EmptyPrompt);
         }
@@ -205,6 +218,13 @@ impl ValidRequest {
         check_tokens("stop_token_ids", stop_tokens.iter().copied(), limits)?;
         check_tokens("resume_tokens", resumed.iter().flatten().copied(), limits)?;
         check_sampling(&sampling)?;
+        check_count(
+            "prompt_logprobs",
+            prompt_logprobs.unwrap_or(0),
+            0,
+            MAX_TOP_LOGPROBS,
+            "between 0 and 20",
+        )?;
         check_count("n", choices, 1, MAX_CHOICES, "between 1 and 64")?;
         if max_tokens == Some(0) {
             return Err(RequestError::OutOfRange { param: "max_tokens", value: 0.0, expected: "at least 1" });
@@ -222,7 +242,8 @@ impl ValidRequest {
         if let Some(longest) = resumed.iter().map(Vec::len).find(|length| *length > completion) {
             return Err(RequestError::ResumedLength { given: longest, max_tokens: completion });
         }
-        Ok(Self { prompt, max_tokens: completion, sampling, ignore_eos, stop_tokens, choices, resumed })
+        let max_tokens = completion;
+        Ok(Self { prompt, max_tokens, sampling, ignore_eos, stop_tokens, choices, resumed, prompt_logprobs })
     }
 
     /// Token ids of the prompt; never empty.
@@ -259,6 +280,19 @@ impl ValidRequest {
     #[must_use]
     pub fn choices(&self) -> usize {
         self.choices
+    }
+
+    /// How many alternatives to tell at each of the prompt's positions, where the prompt's log-probabilities are wanted.
+    #[must_use]
+    pub fn prompt_logprobs(&self) -> Option<usize> {
+        self.prompt_logprobs
+    }
+
+    /// The choice that tells the prompt's log-probabilities, where they are wanted: the first that has shown nothing yet.
+    #[must_use]
+    pub fn prompt_teller(&self) -> Option<usize> {
+        let wanted = self.prompt_logprobs.is_some();
+        (0..self.choices).find(|choice| wanted && self.resumed(*choice).is_empty())
     }
 
     /// Tokens that a choice has already.

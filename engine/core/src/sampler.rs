@@ -77,6 +77,12 @@ pub fn sample(
     Sampled { token, logprobs: distribution.map(|distribution| distribution.choose(token)) }
 }
 
+/// Log-probabilities of a token that is known already.
+#[must_use]
+pub fn logprobs_of(logits: &[f32], top: usize, token: TokenId) -> TokenLogprobs {
+    Distribution::of(logits, top).choose(token)
+}
+
 /// The model's distribution at one position, before anything changes it.
 struct Distribution {
     /// Logarithm of the sum of the logits' exponentials.

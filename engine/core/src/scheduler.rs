@@ -15,6 +15,9 @@ use crate::sequence::{FinishReason, Sequence, SequenceId, TokenId};
 use crate::speculation::{Acceptance, StepCost, propose};
 use std::sync::Arc;
 
+/// Rows of a step that are for log-probabilities of prompts, beside one a sequence: logits take much memory.
+pub const PROMPT_ROWS: usize = 16;
+
 /// What a scheduler works with.
 #[derive(Debug, Clone)]
 pub struct SchedulerSettings {
@@ -236,6 +239,7 @@ impl Scheduler {
             let sequence = &self.running[index].sequence;
             let (from, lacking) = (sequence.num_computed_tokens(), sequence.num_lacking_tokens());
             let count = 1 + (lacking - 1).min(spare);
+            let count = sequence.within_prompt_rows(from, count, spare_prompt_rows(plan));
             if self.make_room(index, from, from + count) {
                 let drafts = if lacking == 1 { self.drafts(index, spare) } else { Vec::new() };
                 spare -= count - 1 + drafts.len();
@@ -280,13 +284,16 @@ impl Scheduler {
         let Entry { sequence, table, .. } = &mut self.running[index];
         let start = sequence.num_computed_tokens();
         let due = &sequence.tokens()[start..start + count];
+        let prompt_rows = sequence.prompt_rows(start, start + count);
+        let draw_rows = if start + count == sequence.token_count() { 1 + drafts.len() } else { 0 };
         plan.copies.extend(table.grow(&mut self.pool, start, start + count + drafts.len()));
         plan.chunks.push(Chunk {
             sequence: sequence.id(),
             start,
             tokens: [due, drafts].concat(),
             drafted: drafts.len(),
-            logit_rows: if start + count == sequence.token_count() { 1 + drafts.len() } else { 0 },
+            logit_rows: prompt_rows + draw_rows,
+            prompt_rows,
             hidden_rows: 0,
             blocks: table.blocks().to_vec(),
         });
@@ -317,7 +324,10 @@ impl Scheduler {
             self.stats.prefix_hit_tokens += computed as u64;
             let index = self.running.partition_point(|other| other.place < entry.place);
             self.running.insert(index, entry);
-            self.push_chunk(index, (tokens - computed).min(spare), &[], plan);
+            let count = (tokens - computed).min(spare);
+            let sequence = &self.running[index].sequence;
+            let count = sequence.within_prompt_rows(computed, count, spare_prompt_rows(plan));
+            self.push_chunk(index, count, &[], plan);
         }
     }
 
@@ -334,6 +344,9 @@ impl Scheduler {
 
     /// Gives a sequence the blocks that hold its beginning already; how many of its tokens they cover.
     fn take_known(&mut self, entry: &mut Entry) -> usize {
+        if entry.sequence.owes_prompt_rows() {
+            return 0;
+        }
         let prompt = entry.sequence.prompt().len();
         let leader = self
             .running
@@ -365,10 +378,12 @@ impl Scheduler {
         let index = self.running.iter().position(|entry| entry.sequence.id() == chunk.sequence);
         let Some(index) = index else { return };
         let Entry { sequence, table, acceptance, scope, .. } = &mut self.running[index];
-        debug_assert!(results.len() <= chunk.logit_rows && results.is_empty() == (chunk.logit_rows == 0));
+        let draw_rows = chunk.draw_rows();
+        debug_assert!(results.len() <= draw_rows && results.is_empty() == (draw_rows == 0));
+        sequence.tell_prompt_rows(chunk.prompt_rows);
         let accepted = results.len().saturating_sub(1);
         self.stats.accepted_tokens += accepted as u64;
-        if chunk.logit_rows > 0 {
+        if draw_rows > 0 {
             acceptance.learn(chunk.drafted, accepted);
         }
         let mut finished = None;
@@ -414,6 +429,11 @@ impl Scheduler {
         }
         assert!(self.running.is_sorted_by_key(|entry| entry.place), "running sequences stand in line");
     }
+}
+
+/// Rows for log-probabilities of prompts that a step still has room for.
+fn spare_prompt_rows(plan: &StepPlan) -> usize {
+    PROMPT_ROWS.saturating_sub(plan.prompt_row_count())
 }
 
 #[cfg(test)]

@@ -14,9 +14,19 @@ fn settings(max_batch: usize, token_budget: usize, blocks: u32) -> SchedulerSett
 }
 
 fn request(prompt: Vec<TokenId>, max_tokens: usize, choices: usize) -> Arc<ValidRequest> {
+    request_telling(prompt, max_tokens, choices, None)
+}
+
+fn request_telling(
+    prompt: Vec<TokenId>,
+    max_tokens: usize,
+    choices: usize,
+    prompt_logprobs: Option<usize>,
+) -> Arc<ValidRequest> {
     let sampling =
         crate::request::SamplingParams { temperature: 1.0, ..crate::request::SamplingParams::greedy() };
-    let draft = Draft { max_tokens: Some(max_tokens), choices, sampling, ..Draft::greedy(prompt) };
+    let max_tokens = Some(max_tokens);
+    let draft = Draft { max_tokens, choices, sampling, prompt_logprobs, ..Draft::greedy(prompt) };
     let limits = Limits { context_tokens: 10_000, vocabulary: VOCABULARY };
     Arc::new(ValidRequest::new(draft, &limits).unwrap())
 }
@@ -63,7 +73,7 @@ impl Memory {
             let seed = scheduler.sequence(chunk.sequence).unwrap().sampling().seed;
             let end = chunk.start + chunk.tokens.len();
             let mut results = Vec::new();
-            for row in 0..chunk.logit_rows {
+            for row in chunk.prompt_rows..chunk.logit_rows {
                 let seen = end - chunk.logit_rows + row + 1;
                 let tokens: Vec<TokenId> = (0..seen).map(|at| self.written[&place(chunk, at)]).collect();
                 let token = next(&tokens, seed);
@@ -195,17 +205,17 @@ fn the_last_in_line_gives_way_and_is_computed_again() {
 }
 
 #[test]
-fn a_higher_priority_is_let_in_first() {
+fn a_lower_priority_is_let_in_first() {
     let mut scheduler = Scheduler::new(settings(1, 100, 10));
-    let low = scheduler.submit(&request(vec![1], 1, 1), 0, Scope::default());
-    let high = scheduler.submit(&request(vec![2], 1, 1), 3, Scope::default());
+    let usual = scheduler.submit(&request(vec![1], 1, 1), 0, Scope::default());
+    let urgent = scheduler.submit(&request(vec![2], 1, 1), -3, Scope::default());
     let order: Vec<SequenceId> = (0..2)
         .map(|_| {
             let plan = scheduler.plan();
             scheduler.commit(&plan, vec![vec![sampled(3)]])[0].sequence
         })
         .collect();
-    assert_eq!(order, [high[0].0, low[0].0]);
+    assert_eq!(order, [urgent[0].0, usual[0].0]);
 }
 
 #[test]
@@ -248,6 +258,8 @@ struct Arrival {
     prompt: usize,
     max_tokens: usize,
     choices: usize,
+    /// Whether it asks for log-probabilities of its prompt.
+    told: bool,
     priority: i32,
     scope: u128,
     /// Comes before this step.
@@ -257,13 +269,14 @@ struct Arrival {
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
-    let numbers = (0..3_u32, 1_usize..70, 1_usize..40, 1_usize..4);
+    let numbers = (0..3_u32, 1_usize..70, 1_usize..40, 1_usize..4, prop::bool::weighted(0.2));
     (numbers, -1..2_i32, 0..2_u128, 0_usize..60, 1_usize..200).prop_map(
-        |((family, prompt, max_tokens, choices), priority, scope, at, cancelled_at)| Arrival {
+        |((family, prompt, max_tokens, choices, told), priority, scope, at, cancelled_at)| Arrival {
             family,
             prompt,
             max_tokens,
             choices,
+            told,
             priority,
             scope,
             at,
@@ -290,14 +303,21 @@ proptest! {
         let mut expected: BTreeMap<SequenceId, (Vec<TokenId>, usize)> = BTreeMap::new();
         let mut answers: BTreeMap<SequenceId, Vec<TokenId>> = BTreeMap::new();
         let mut finished: BTreeMap<SequenceId, FinishReason> = BTreeMap::new();
+        // Rows that were told, and how many there are.
+        let mut told: BTreeMap<SequenceId, (usize, usize)> = BTreeMap::new();
         for step in 0..5000 {
             for arrival in arrivals.iter().filter(|arrival| arrival.at == step) {
                 let prompt = numbers(arrival.prompt, 100 + 100 * arrival.family);
-                let request = request(prompt.clone(), arrival.max_tokens, arrival.choices);
+                let prompt_logprobs = arrival.told.then_some(0);
+                let request =
+                    request_telling(prompt.clone(), arrival.max_tokens, arrival.choices, prompt_logprobs);
                 let sequences = scheduler.submit(&request, arrival.priority, Scope(arrival.scope));
                 for (choice, (id, _)) in sequences.into_iter().enumerate() {
                     let answer = alone(&prompt, arrival.max_tokens, choice as u64);
                     expected.insert(id, (answer, arrival.cancelled_at));
+                    if arrival.told && choice == 0 {
+                        told.insert(id, (0, prompt.len() - 1));
+                    }
                 }
             }
             for (id, (_, at)) in &expected {
@@ -309,6 +329,12 @@ proptest! {
             prop_assert_eq!(plan.chunks.is_empty(), scheduler.is_idle());
             prop_assert!(plan.token_count() <= budget.max(max_batch));
             prop_assert!(plan.chunks.len() <= max_batch);
+            prop_assert!(plan.prompt_row_count() <= PROMPT_ROWS + plan.chunks.len());
+            for chunk in plan.chunks.iter().filter(|chunk| chunk.prompt_rows > 0) {
+                let (done, _) = told.get_mut(&chunk.sequence).expect("only who asked is told");
+                prop_assert_eq!(chunk.start + chunk.tokens.len() - chunk.logit_rows, *done);
+                *done += chunk.prompt_rows;
+            }
             let results = memory.run(&plan, &scheduler);
             for advance in scheduler.commit(&plan, results) {
                 answers.entry(advance.sequence).or_default().push(advance.sampled.token);
@@ -325,7 +351,10 @@ proptest! {
         for (id, (answer, _)) in &expected {
             let found = answers.remove(id).unwrap_or_default();
             match finished.get(id) {
-                Some(FinishReason::Length | FinishReason::Stop) => prop_assert_eq!(&found, answer),
+                Some(FinishReason::Length | FinishReason::Stop) => {
+                    prop_assert_eq!(&found, answer);
+                    prop_assert!(told.get(id).is_none_or(|(done, all)| done == all));
+                }
                 None => prop_assert!(answer.starts_with(&found)),
             }
         }
@@ -348,7 +377,7 @@ fn right_guesses_save_steps_and_change_nothing() {
             let chunk = &plan.chunks[0];
             let drafts = &chunk.tokens[chunk.tokens.len() - chunk.drafted..];
             let mut results = Vec::new();
-            for row in 0..chunk.logit_rows {
+            for row in chunk.prompt_rows..chunk.logit_rows {
                 let token = repeat(&tokens);
                 tokens.push(token);
                 results.push(sampled(token));

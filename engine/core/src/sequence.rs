@@ -30,6 +30,8 @@ pub struct Sequence {
     /// Prompt and answer.
     tokens: Vec<TokenId>,
     num_computed_tokens: usize,
+    /// Rows of the prompt whose log-probabilities are told already.
+    told_prompt_rows: usize,
 }
 
 impl Sequence {
@@ -38,7 +40,7 @@ impl Sequence {
     pub fn new(id: SequenceId, request: Arc<ValidRequest>, choice: usize) -> Self {
         let tokens = [request.prompt(), request.resumed(choice)].concat();
         let sampling = request.sampling().for_choice(choice);
-        Self { id, request, choice, sampling, tokens, num_computed_tokens: 0 }
+        Self { id, request, choice, sampling, tokens, num_computed_tokens: 0, told_prompt_rows: 0 }
     }
 
     /// Its name.
@@ -87,6 +89,40 @@ impl Sequence {
     #[must_use]
     pub fn generated(&self) -> &[TokenId] {
         &self.tokens[self.request.prompt().len()..]
+    }
+
+    /// Alternatives to tell at each position of the prompt.
+    #[must_use]
+    pub fn prompt_alternatives(&self) -> usize {
+        self.request.prompt_logprobs().unwrap_or(0)
+    }
+
+    /// Whether it still has to tell log-probabilities of the prompt, for which the prompt has to be computed.
+    #[must_use]
+    pub fn owes_prompt_rows(&self) -> bool {
+        self.prompt_rows(0, self.prompt().len()) > 0
+    }
+
+    /// Rows of `start..end` whose log-probabilities of the prompt are wanted and not told: each is about the token
+    /// after it, so the prompt's last row is none of them.
+    #[must_use]
+    pub fn prompt_rows(&self, start: usize, end: usize) -> usize {
+        if self.request.prompt_teller() != Some(self.choice) {
+            return 0;
+        }
+        end.min(self.prompt().len() - 1).saturating_sub(start.max(self.told_prompt_rows))
+    }
+
+    /// As many of `count` tokens from `start` on as need no more than so many rows of the prompt, but at least one.
+    pub(crate) fn within_prompt_rows(&self, start: usize, count: usize, rows: usize) -> usize {
+        if self.prompt_rows(start, start + count) <= rows {
+            return count;
+        }
+        (start.max(self.told_prompt_rows) + rows - start).max(1)
+    }
+
+    pub(crate) fn tell_prompt_rows(&mut self, rows: usize) {
+        self.told_prompt_rows += rows;
     }
 
     /// Tokens that the answer may still get.

@@ -81,6 +81,7 @@ mod tests {
             tokens: tokens.to_vec(),
             drafted: 0,
             logit_rows,
+            prompt_rows: 0,
             hidden_rows: 1,
             blocks: blocks.to_vec(),
         };

@@ -92,6 +92,9 @@ pub(crate) const LANES: usize = 16;
 /// # Safety
 /// Every function needs the instruction set of its type; loads sixteen readable numbers, `store` sixteen writable f32.
 pub(crate) trait Lanes: Copy {
+    /// Whether more than twenty of them fit in registers.
+    const MANY: bool;
+
     unsafe fn zero() -> Self;
     unsafe fn load(at: *const f32) -> Self;
     /// Sixteen f16, given by their bits.
@@ -122,6 +125,8 @@ pub(crate) trait Lanes: Copy {
 pub(crate) struct Portable([f32; LANES]);
 
 impl Lanes for Portable {
+    const MANY: bool = false;
+
     #[inline(always)]
     unsafe fn zero() -> Self {
         Self([0.0; LANES])
@@ -179,6 +184,8 @@ mod x86 {
     // SAFETY of all blocks below: the trait's contract gives the instruction set and readable memory; loads and
     // stores are the unaligned ones.
     impl Lanes for Avx2 {
+        const MANY: bool = false;
+
         #[inline(always)]
         unsafe fn zero() -> Self {
             unsafe { Self(_mm256_setzero_ps(), _mm256_setzero_ps()) }
@@ -231,6 +238,8 @@ mod x86 {
 
     // SAFETY: as above.
     impl Lanes for Avx512 {
+        const MANY: bool = true;
+
         #[inline(always)]
         unsafe fn zero() -> Self {
             unsafe { Self(_mm512_setzero_ps()) }

@@ -4,7 +4,8 @@
 //! score needs no sum across lanes; values as `[16 positions][size]`, so that a lane is an element of the result. Up
 //! to four queries share each key and value that is loaded. Each query folds the partitions that it sees, in
 //! ascending order, into a running maximum, total and sum (Milakov and Gimelshein 2018; Dao et al. 2022): which
-//! queries it shares loads with changes no bit of its result.
+//! queries it shares loads with changes no bit of its result. Where many queries share a partition of f16, it becomes
+//! f32 once ([`Unpacked`]), because every group of queries would convert it again.
 
 use crate::cpu::exp;
 use crate::lanes::{LANES, Lanes};
@@ -15,7 +16,7 @@ pub(crate) const POSITIONS: usize = 64;
 pub(crate) const BLOCKS: usize = POSITIONS / LANES;
 /// Queries that share loads.
 const TOGETHER: usize = 4;
-/// Blocks whose scores are computed side by side: sums of one alone would wait for one another.
+/// Blocks whose scores are computed side by side where registers are few: sums of one alone would wait for one another.
 const PAIR: usize = 2;
 /// Registers of a result that stand beside one another.
 const ABREAST: usize = 4;
@@ -89,6 +90,38 @@ impl<E> Partition<'_, E> {
                     _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().cast::<i8>().wrapping_add(line));
                 }
             }
+        }
+    }
+}
+
+/// A partition in f32, in memory that is used again.
+#[derive(Default)]
+pub(crate) struct Unpacked(Vec<f32>);
+
+impl Unpacked {
+    /// Makes a partition's keys and values f32.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `L`.
+    #[inline(always)]
+    pub(crate) unsafe fn of<L: Lanes, E: Cached>(
+        &mut self,
+        partition: &Partition<'_, E>,
+    ) -> Partition<'_, f32> {
+        let length = partition.keys[0].len();
+        let blocks = || partition.keys.iter().chain(&partition.values);
+        assert!(blocks().all(|block| block.len() == length && length.is_multiple_of(LANES)), "whole blocks");
+        self.0.resize(2 * BLOCKS * length, 0.0);
+        for (out, block) in self.0.chunks_exact_mut(length).zip(blocks()) {
+            for at in (0..length).step_by(LANES) {
+                // SAFETY: sixteen elements from there are inside both, and the instruction set is the caller's promise.
+                unsafe { E::load::<L>(block.as_ptr().add(at)).store(out.as_mut_ptr().add(at)) };
+            }
+        }
+        let block = |index: usize| &self.0[index * length..(index + 1) * length];
+        Partition {
+            keys: std::array::from_fn(block),
+            values: std::array::from_fn(|index| block(BLOCKS + index)),
         }
     }
 }
@@ -167,7 +200,7 @@ impl Queries<'_> {
         let (mut block, blocks) = (0, seen.div_ceil(LANES));
         // SAFETY: the caller's promise; a block has sixteen keys an element, as checked.
         unsafe {
-            if M <= 2 && blocks == BLOCKS {
+            if (M <= 2 || L::MANY) && blocks == BLOCKS {
                 scores::<L, E, M, BLOCKS>(partition, queries, block, &mut weights);
                 block = BLOCKS;
             }
@@ -298,13 +331,22 @@ impl Fold {
         for score in &mut scores[visible..] {
             *score = f32::NEG_INFINITY;
         }
+        // Not `f32::max`, which looks for what is no number: this is one instruction.
+        let larger = |a: f32, b: f32| if a > b { a } else { b };
         let mut lanes = [f32::NEG_INFINITY; LANES];
         for scores in scores.as_chunks::<LANES>().0 {
             for (lane, score) in lanes.iter_mut().zip(scores) {
-                *lane = lane.max(*score);
+                *lane = larger(*score, *lane);
             }
         }
-        let maximum = lanes.into_iter().fold(self.maximum, f32::max);
+        let mut half = LANES / 2;
+        while half > 0 {
+            for lane in 0..half {
+                lanes[lane] = larger(lanes[lane + half], lanes[lane]);
+            }
+            half /= 2;
+        }
+        let maximum = larger(lanes[0], self.maximum);
         let kept = if self.maximum == maximum { 1.0 } else { exp(self.maximum - maximum) };
         for score in scores.iter_mut() {
             *score = exp(*score - maximum);

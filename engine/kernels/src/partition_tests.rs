@@ -124,3 +124,60 @@ fn every_level_attends_like_the_definition_and_queries_do_not_depend_on_company(
         }
     }
 }
+
+/// Weighted sums and folds of three queries over a partition of halves: as they are, and made f32 first.
+#[inline(always)]
+unsafe fn of_halves<L: Lanes>(size: usize, halves: &[Half], unpacked: bool) -> (Vec<f32>, Vec<Fold>) {
+    let block = |index: usize| &halves[index * size * LANES..(index + 1) * size * LANES];
+    let partition = Partition {
+        keys: std::array::from_fn(block),
+        values: std::array::from_fn(|index| block(BLOCKS + index)),
+    };
+    let list: Vec<f32> = (0..3 * size).map(value).collect();
+    let (mut folds, mut sums) = (vec![Fold::EMPTY; 3], vec![0.0; 3 * size]);
+    let mut queries =
+        Queries { size, queries: &list, visible: &[7, 33, 64], folds: &mut folds, sums: &mut sums };
+    // SAFETY: the caller's promise.
+    unsafe {
+        if unpacked {
+            queries.add::<L, f32>(&Unpacked::default().of::<L, Half>(&partition));
+        } else {
+            queries.add::<L, Half>(&partition);
+        }
+    }
+    (sums, folds)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn of_halves_avx2(size: usize, halves: &[Half], unpacked: bool) -> (Vec<f32>, Vec<Fold>) {
+    unsafe { of_halves::<crate::lanes::Avx2>(size, halves, unpacked) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn of_halves_avx512(size: usize, halves: &[Half], unpacked: bool) -> (Vec<f32>, Vec<Fold>) {
+    unsafe { of_halves::<crate::lanes::Avx512>(size, halves, unpacked) }
+}
+
+#[test]
+fn halves_made_f32_for_many_queries_give_the_same_bits() {
+    for size in [20, 64] {
+        // From 1/8 to 1, of both signs.
+        let half = |seed: usize| Half((0x3000 + seed * 7919 % 0x0c00 + seed % 2 * 0x8000) as u16);
+        let halves: Vec<Half> = (0..2 * BLOCKS * size * LANES).map(half).collect();
+        for level in Level::available() {
+            // SAFETY: `available` names what the processor has.
+            let run = |unpacked| unsafe {
+                match level {
+                    Level::Portable => of_halves::<Portable>(size, &halves, unpacked),
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx2 => of_halves_avx2(size, &halves, unpacked),
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx512 => of_halves_avx512(size, &halves, unpacked),
+                }
+            };
+            assert_eq!(run(false), run(true), "{level:?} {size}");
+        }
+    }
+}

@@ -2,14 +2,15 @@
 //!
 //! A job is one word that says whether it is open and how many workers are inside. Workers enter while it is open,
 //! without a lock; the caller takes items too and never waits for a worker that has not entered, only for items that
-//! have begun. A worker that finds nothing to do spins for some microseconds, because the next product follows soon,
+//! have begun. Each thread begins with a run of neighbouring items of its own, so that what it reads lies one behind the
+//! other, and takes from the ends of the others' runs once that is done. A worker that finds nothing to do spins for some microseconds, because the next product follows soon,
 //! and sleeps after that: an idle pool uses no processor. While somebody holds [`Pool::keep_awake`], as for the length
 //! of a model's step, workers do not sleep between jobs but give the processor to whoever else wants it.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ struct Shared {
     state: AtomicUsize,
     /// The job, while it is open or workers are inside.
     job: AtomicPtr<Items<'static>>,
+    /// One a thread, the caller's first; written while no job is open.
+    runs: Box<[Run]>,
     /// Holders of [`Awake`].
     awake: AtomicUsize,
     stopping: AtomicBool,
@@ -69,18 +72,44 @@ impl State {
 /// What the threads of a job share; lives on the caller's stack.
 struct Items<'a> {
     work: &'a (dyn Fn(usize) + Sync),
-    next: AtomicUsize,
-    count: usize,
+    /// What is left of each thread's run.
+    runs: &'a [Run],
+}
+
+/// Items that are left: the first in the upper half, the end in the lower one. Alone on a cache line, because its thread
+/// writes it with every item.
+#[repr(align(64))]
+struct Run(AtomicU64);
+
+impl Run {
+    fn set(&self, first: usize, end: usize) {
+        self.0.store((first as u64) << 32 | end as u64, Ordering::Relaxed);
+    }
+
+    /// Takes an item from the front, or from the end.
+    fn take(&self, front: bool) -> Option<usize> {
+        let split = |run: u64| (run >> 32, run & u64::from(u32::MAX));
+        let shorter = |run| {
+            let (first, end) = split(run);
+            // Neither half leaves its bits: the first is below the end.
+            (first < end).then(|| if front { run + (1 << 32) } else { run - 1 })
+        };
+        let run = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shorter).ok()?;
+        let (first, end) = split(run);
+        Some(if front { first as usize } else { end as usize - 1 })
+    }
 }
 
 impl Items<'_> {
-    fn take_all(&self) {
-        loop {
-            let item = self.next.fetch_add(1, Ordering::Relaxed);
-            if item >= self.count {
-                return;
-            }
+    /// Does what is left of a thread's own run, then of the others'.
+    fn take_all(&self, thread: usize) {
+        while let Some(item) = self.runs[thread].take(true) {
             (self.work)(item);
+        }
+        for other in (1..self.runs.len()).map(|step| (thread + step) % self.runs.len()) {
+            while let Some(item) = self.runs[other].take(false) {
+                (self.work)(item);
+            }
         }
     }
 }
@@ -91,7 +120,9 @@ impl Pool {
     /// # Errors
     /// A thread cannot be started.
     pub fn new(threads: usize) -> std::io::Result<Self> {
+        let threads = threads.clamp(1, State::OPEN);
         let shared = Arc::new(Shared {
+            runs: (0..threads).map(|_| Run(AtomicU64::new(0))).collect(),
             state: AtomicUsize::new(0),
             job: AtomicPtr::new(ptr::null_mut()),
             awake: AtomicUsize::new(0),
@@ -102,10 +133,10 @@ impl Pool {
             panic: Mutex::default(),
         });
         let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::default() };
-        for index in 1..threads.min(State::OPEN) {
+        for index in 1..threads {
             let shared = pool.shared.clone();
             let thread = std::thread::Builder::new().name(format!("compute-{index}"));
-            pool.workers.push(thread.spawn(move || shared.work())?);
+            pool.workers.push(thread.spawn(move || shared.work(index))?);
         }
         Ok(pool)
     }
@@ -127,14 +158,19 @@ impl Pool {
     /// # Panics
     /// Where `work` does.
     pub fn run(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
-        let items = Items { work, next: AtomicUsize::new(0), count };
         if self.workers.is_empty() || count <= 1 {
-            return items.take_all();
+            return (0..count).for_each(work);
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let runs = &self.shared.runs;
+        assert!(count <= u32::MAX as usize, "{count} items");
+        for (thread, run) in runs.iter().enumerate() {
+            run.set(thread * count / runs.len(), (thread + 1) * count / runs.len());
+        }
+        let items = Items { work, runs };
         self.shared.open(&items);
         // The job must be closed before `items` goes, also when the caller's own share panics.
-        let own = catch_unwind(AssertUnwindSafe(|| items.take_all()));
+        let own = catch_unwind(AssertUnwindSafe(|| items.take_all(0)));
         let of_workers = self.shared.close();
         if let Some(panic) = own.err().or(of_workers) {
             resume_unwind(panic);
@@ -192,7 +228,7 @@ impl Shared {
     }
 
     /// A worker's life.
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let mut seen = self.state().number();
         while self.await_job(seen) {
             let number = self.state().number();
@@ -207,7 +243,7 @@ impl Shared {
             // SAFETY: this worker is counted as inside a job that was open, and the caller keeps the items until
             // nobody is inside.
             let items = unsafe { &*self.job.load(Ordering::Relaxed) };
-            let panic = catch_unwind(AssertUnwindSafe(|| items.take_all())).err();
+            let panic = catch_unwind(AssertUnwindSafe(|| items.take_all(thread))).err();
             if panic.is_some() {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = panic;
             }

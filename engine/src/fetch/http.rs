@@ -5,7 +5,7 @@
 
 use super::source::Remote;
 use super::{FetchError, verify};
-use crate::status::Download;
+use crate::startup::Download;
 use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
 use reqwest::{Client, Response, StatusCode};
 use std::path::{Path, PathBuf};
@@ -245,7 +245,8 @@ async fn finish(
     let failed = |source| FetchError::Cache { path: part.file.clone(), source };
     if let Some(expected) = sha256 {
         let file = part.file.clone();
-        let found = tokio::task::spawn_blocking(move || verify::sha256(&file)).await;
+        let count = progress.checked();
+        let found = tokio::task::spawn_blocking(move || verify::sha256(&file, &count)).await;
         let found =
             found.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map_err(failed)?;
         if found != expected {

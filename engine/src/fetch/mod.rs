@@ -7,7 +7,7 @@ mod http;
 mod source;
 mod verify;
 
-use crate::status::Download;
+use crate::startup::Download;
 use atlas_engine_core::ExitCode;
 use source::Source;
 use std::path::{Path, PathBuf};
@@ -127,7 +127,8 @@ pub async fn fetch(
     }
     if let Some(expected) = sha256 {
         let (checked, expected) = (path.clone(), expected.to_owned());
-        let check = tokio::task::spawn_blocking(move || verify::check(&checked, &expected));
+        let count = progress.checked();
+        let check = tokio::task::spawn_blocking(move || verify::check(&checked, &expected, &count));
         check.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     }
     Ok(path)

@@ -5,19 +5,20 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Checks a file's sha256, or finds that it was checked since it last changed.
 ///
 /// # Errors
 /// The sum differs, or the file cannot be read.
-pub fn check(path: &Path, expected: &str) -> Result<(), FetchError> {
+pub fn check(path: &Path, expected: &str, checked: &AtomicU64) -> Result<(), FetchError> {
     let missing = |source| FetchError::Missing { path: path.to_owned(), source };
     let marker = marker(path);
     let mark = mark(path, expected).map_err(missing)?;
     if fs::read_to_string(&marker).is_ok_and(|found| found == mark) {
         return Ok(());
     }
-    let found = sha256(path).map_err(missing)?;
+    let found = sha256(path, checked).map_err(missing)?;
     if found != expected {
         let (path, expected) = (path.to_owned(), expected.to_owned());
         return Err(FetchError::Checksum {
@@ -34,15 +35,19 @@ pub fn check(path: &Path, expected: &str) -> Result<(), FetchError> {
     Ok(())
 }
 
-/// The sha256 of a file, in hex.
-pub fn sha256(path: &Path) -> io::Result<String> {
+/// The sha256 of a file, in hex; `checked` counts the bytes.
+pub fn sha256(path: &Path, checked: &AtomicU64) -> io::Result<String> {
+    checked.store(0, Relaxed);
     let mut file = File::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(hex::encode(hash.finalize())),
-            count => hash.update(&buffer[..count]),
+            count => {
+                hash.update(&buffer[..count]);
+                checked.fetch_add(count as u64, Relaxed);
+            }
         }
     }
 }
@@ -71,13 +76,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.gguf");
         fs::write(&path, "abc").unwrap();
-        assert!(check(&path, OF_ABC).is_ok());
+        let (counted, none) = (AtomicU64::new(0), AtomicU64::new(0));
+        assert!(check(&path, OF_ABC, &counted).is_ok());
+        assert_eq!(counted.load(Relaxed), 3);
         assert!(marker(&path).exists());
-        assert!(matches!(check(&path, &"0".repeat(64)), Err(FetchError::Checksum { .. })));
+        assert!(matches!(check(&path, &"0".repeat(64), &none), Err(FetchError::Checksum { .. })));
         fs::write(&path, "abcd").unwrap();
-        assert!(matches!(check(&path, OF_ABC), Err(FetchError::Checksum { .. })));
+        assert!(matches!(check(&path, OF_ABC, &none), Err(FetchError::Checksum { .. })));
         // The marker alone is believed: that is what spares the reading.
         fs::write(marker(&path), mark(&path, OF_ABC).unwrap()).unwrap();
-        assert!(check(&path, OF_ABC).is_ok());
+        assert!(check(&path, OF_ABC, &none).is_ok());
     }
 }

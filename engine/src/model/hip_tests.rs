@@ -47,6 +47,7 @@ fn logits(model: &mut Model, start: usize, tokens: &[TokenId]) -> Vec<f32> {
         tokens: tokens.to_vec(),
         drafted: 0,
         logit_rows: 1,
+        prompt_rows: 0,
         hidden_rows: 0,
         blocks: (0..blocks).collect(),
     };

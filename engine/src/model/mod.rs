@@ -50,11 +50,12 @@ impl Model {
         backend: Box<dyn Backend>,
         shape: &ModelShape,
     ) -> Result<Self, ModelError> {
-        Self::load_parts(header, file, vec![(backend, usize::MAX)], shape)
+        Self::load_parts(header, file, vec![(backend, usize::MAX)], shape, &|_| {})
     }
 
     /// Loads the weights of a mapped file into devices, each of which takes the next so many layers, as far as there
     /// are any, makes the KV caches and compiles the programs. A step crosses from each device to the next once.
+    /// `loaded` hears after each layer how many there are.
     ///
     /// # Errors
     /// The architecture is not served, a tensor is missing or wrong, or a device refuses.
@@ -63,6 +64,7 @@ impl Model {
         file: &Arc<MappedFile>,
         devices: Devices,
         shape: &ModelShape,
+        loaded: &dyn Fn(u16),
     ) -> Result<Self, ModelError> {
         let config = ModelConfig::from_gguf(header)?;
         let all = u16::try_from(config.layers).map_err(|_| ModelError::Inconsistent {
@@ -76,7 +78,7 @@ impl Model {
         let mut next = 0;
         for (mut backend, count) in devices {
             let end = next + u16::try_from(count).unwrap_or(u16::MAX).min(all - next);
-            let segment = program::build(&config, &tensors, &mut *backend, next..end)?;
+            let segment = program::build(&config, &tensors, &mut *backend, next..end, loaded)?;
             let spec = config.kv_spec(shape.kv_type, shape.blocks);
             backend.allocate_kv(&KvSpec { layers: next..end, ..spec })?;
             let program = backend.compile(&segment, &shape.max)?;

@@ -11,7 +11,7 @@ use atlas_engine_core::program::{Buf, Heads, Op, Rope, Rows, Segment, WeightId};
 use std::ops::Range;
 
 /// Loads the weights of some layers into a backend, with the embedding before the first layer and the head after the
-/// last, and says what to compute with them.
+/// last, and says what to compute with them. `loaded` hears after each layer how many there are.
 ///
 /// # Errors
 /// A tensor is missing or wrong, or the backend refuses one.
@@ -20,6 +20,7 @@ pub fn build(
     tensors: &Tensors<'_>,
     backend: &mut dyn Backend,
     layers: Range<u16>,
+    loaded: &dyn Fn(u16),
 ) -> Result<Segment, ModelError> {
     let mut builder = Builder { config, tensors, backend, segment: Segment::default() };
     builder.segment.layers = layers.clone();
@@ -38,6 +39,7 @@ pub fn build(
     for layer in layers.clone() {
         let attended = builder.attention(layer, x, add)?;
         add = Some(builder.feed_forward(layer, x, attended)?);
+        loaded(layer + 1);
     }
     if usize::from(layers.end) == config.layers {
         builder.head(x, add, embedding)?;

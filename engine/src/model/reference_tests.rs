@@ -141,7 +141,8 @@ fn logits(model: &mut Model, ids: &[TokenId]) -> Vec<Vec<f32>> {
     let blocks = (0..ids.len().div_ceil(BLOCK_TOKENS) as u32).rev().collect();
     let (tokens, logit_rows) = (ids.to_vec(), ids.len());
     let sequence = SequenceId(0);
-    let chunk = Chunk { sequence, start: 0, tokens, drafted: 0, logit_rows, hidden_rows: 0, blocks };
+    let chunk =
+        Chunk { sequence, start: 0, tokens, drafted: 0, logit_rows, prompt_rows: 0, hidden_rows: 0, blocks };
     let plan = StepPlan { copies: Vec::new(), chunks: vec![chunk] };
     let vocabulary = model.config().vocabulary;
     model.run(&plan).unwrap().chunks_exact(vocabulary).map(<[f32]>::to_vec).collect()

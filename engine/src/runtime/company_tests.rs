@@ -96,7 +96,7 @@ fn answers(
             break;
         }
         if !stepper.scheduler.is_idle() {
-            for advance in stepper.step().unwrap().1 {
+            for advance in stepper.step().unwrap().advances {
                 answers.entry(advance.sequence).or_default().push(advance.sampled.token);
             }
         }

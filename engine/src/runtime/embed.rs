@@ -68,6 +68,7 @@ impl EmbeddingJob {
             tokens: self.embedding.tokens[self.done..end].to_vec(),
             drafted: 0,
             logit_rows: 0,
+            prompt_rows: 0,
             hidden_rows,
             blocks: self.blocks.clone(),
         };

@@ -15,19 +15,12 @@ use tokio::sync::oneshot;
 pub struct Submission {
     /// What to compute.
     pub request: ValidRequest,
-    /// Higher ones come first; 0 is usual.
+    /// Lower ones come first; 0 is usual.
     pub priority: i32,
     /// Whose cached prefixes it may use.
     pub scope: Scope,
     /// Each choice's grammar, after the tokens that the choice is resumed with; empty where there is none.
     pub masks: Vec<Box<dyn TokenMask>>,
-}
-
-impl Submission {
-    /// A request of no priority and without grammar, in the common scope.
-    pub fn new(request: ValidRequest) -> Self {
-        Self { request, priority: 0, scope: Scope::default(), masks: Vec::new() }
-    }
 }
 
 /// What one choice's channel carries. It closes without a finish where the worker fails, and at once, without any
@@ -40,6 +33,20 @@ pub struct TokenEvent {
     pub logprobs: Option<TokenLogprobs>,
     /// Set on the last one.
     pub finish: Option<FinishReason>,
+    /// What the choice's first token tells of its prompt.
+    pub prompt: Option<PromptReport>,
+}
+
+/// What is known of a prompt once it is computed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptReport {
+    /// When its first step began.
+    pub began: Instant,
+    /// Tokens at the beginning that needed no computing, since the cache held them. Those of a resumed answer may be
+    /// among them.
+    pub cached_tokens: usize,
+    /// Log-probabilities of its tokens but the first, where this choice tells them.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// A request in the inbox.

@@ -1,9 +1,20 @@
 //! One step after the other: plan, compute, choose, commit. No thread, no channel, no clock.
 
 use crate::model::{Model, ModelError};
-use atlas_engine_core::choose::{Grammar, choose};
+use atlas_engine_core::choose::{Grammar, choose, prompt_logprobs};
+use atlas_engine_core::sampler::TokenLogprobs;
 use atlas_engine_core::{Advance, Scheduler, SequenceId, StepPlan};
 use std::collections::HashMap;
+
+/// What came of a step.
+pub struct Stepped {
+    /// What was computed.
+    pub plan: StepPlan,
+    /// Tokens.
+    pub advances: Vec<Advance>,
+    /// Log-probabilities of prompts, for sequences that tell them; each follows on what was told before.
+    pub prompts: Vec<(SequenceId, Vec<TokenLogprobs>)>,
+}
 
 /// Scheduler and model together.
 pub struct Stepper {
@@ -31,22 +42,30 @@ impl Stepper {
         self.grammars.remove(&id);
     }
 
-    /// Computes one step: the plan and what came of it.
+    /// Computes one step.
     ///
     /// # Errors
     /// The device fails.
-    pub fn step(&mut self) -> Result<(StepPlan, Vec<Advance>), ModelError> {
+    pub fn step(&mut self) -> Result<Stepped, ModelError> {
         let plan = self.scheduler.plan();
         if plan.chunks.is_empty() {
-            return Ok((plan, Vec::new()));
+            return Ok(Stepped { plan, advances: Vec::new(), prompts: Vec::new() });
         }
         let vocabulary = self.model.config().vocabulary;
         let mut logits = self.model.run(&plan)?;
         let mut results = Vec::with_capacity(plan.chunks.len());
+        let mut prompts = Vec::new();
         for chunk in &plan.chunks {
             let (own, rest) = std::mem::take(&mut logits).split_at_mut(chunk.logit_rows * vocabulary);
             logits = rest;
             let sequence = self.scheduler.sequence(chunk.sequence).filter(|_| chunk.logit_rows > 0);
+            let (of_prompt, own) = own.split_at_mut(chunk.prompt_rows * vocabulary);
+            if let Some(sequence) = sequence.filter(|_| chunk.prompt_rows > 0) {
+                let told =
+                    prompt_logprobs(chunk, of_prompt, sequence.prompt(), sequence.prompt_alternatives());
+                prompts.push((chunk.sequence, told));
+            }
+            let sequence = sequence.filter(|_| chunk.draw_rows() > 0);
             results.push(sequence.map_or_else(Vec::new, |sequence| {
                 let grammar = self.grammars.get_mut(&chunk.sequence);
                 choose(chunk, own, sequence, self.scheduler.end_tokens(), grammar)
@@ -56,6 +75,6 @@ impl Stepper {
         for advance in advances.iter().filter(|advance| advance.finish.is_some()) {
             self.grammars.remove(&advance.sequence);
         }
-        Ok((plan, advances))
+        Ok(Stepped { plan, advances, prompts })
     }
 }

@@ -1,8 +1,8 @@
 //! The worker's loop: take what arrived, drop what nobody waits for, step, tell.
 
 use super::embed::EmbeddingJob;
-use super::handle::{Arrival, Client, EngineHandle, Inbox, Submission, TokenEvent};
-use super::stepper::Stepper;
+use super::handle::{Arrival, Client, EngineHandle, Inbox, PromptReport, Submission, TokenEvent};
+use super::stepper::{Stepped, Stepper};
 use crate::metrics::Metrics;
 use crate::model::{Model, ModelError};
 use crate::status::Status;
@@ -42,6 +42,8 @@ pub struct WorkerSettings {
 struct Choice {
     client: Client,
     began: bool,
+    /// Until its first token has told it.
+    prompt: Option<PromptReport>,
 }
 
 /// Owns scheduler and model.
@@ -112,11 +114,13 @@ impl Worker {
             tokens: vec![0; rows],
             drafted: 0,
             logit_rows: 1,
+            prompt_rows: 0,
             hidden_rows: 0,
             blocks: (0..rows.div_ceil(BLOCK_TOKENS) as u32).collect(),
         };
         let began = Instant::now();
         self.stepper.model.run(&StepPlan { copies: Vec::new(), chunks: vec![chunk] })?;
+        self.status.startup.count_warm_up(rows);
         Ok(began.elapsed())
     }
 
@@ -157,7 +161,7 @@ impl Worker {
                         let vocabulary = self.stepper.model.config().vocabulary;
                         self.stepper.set_grammar(id, Grammar::new(mask, vocabulary));
                     }
-                    self.choices.insert(id, Choice { client, began: false });
+                    self.choices.insert(id, Choice { client, began: false, prompt: None });
                 }
             }
         }
@@ -187,7 +191,7 @@ impl Worker {
     fn step(&mut self) -> Result<(), ModelError> {
         self.status.progress.begin_step();
         let began = Instant::now();
-        let (plan, advances) = match self.stepper.step() {
+        let Stepped { plan, advances, prompts } = match self.stepper.step() {
             Ok(done) => done,
             Err(ModelError::Device(error @ DeviceError::OutOfMemory { .. })) => {
                 self.status.progress.end_step(0, began.elapsed());
@@ -204,14 +208,23 @@ impl Worker {
         for chunk in &plan.chunks {
             if let Some(choice) = self.choices.get_mut(&chunk.sequence).filter(|choice| !choice.began) {
                 choice.began = true;
+                choice.prompt =
+                    Some(PromptReport { began, cached_tokens: chunk.start, logprobs: Vec::new() });
                 let queued = began.duration_since(choice.client.queued);
                 self.metrics.queue_seconds.observe(queued.as_secs_f64());
             }
         }
+        for (sequence, told) in prompts {
+            let choice = self.choices.get_mut(&sequence);
+            if let Some(report) = choice.and_then(|choice| choice.prompt.as_mut()) {
+                report.logprobs.extend(told);
+            }
+        }
         for advance in advances {
-            let Some(choice) = self.choices.get(&advance.sequence) else { continue };
+            let Some(choice) = self.choices.get_mut(&advance.sequence) else { continue };
             let Sampled { token, logprobs } = advance.sampled;
-            let event = TokenEvent { token, logprobs, finish: advance.finish };
+            let prompt = choice.prompt.take();
+            let event = TokenEvent { token, logprobs, finish: advance.finish, prompt };
             // A client that is gone is noticed before the next step.
             let _ = choice.client.events.send(event);
             if advance.finish.is_some() {

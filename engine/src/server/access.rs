@@ -1,6 +1,7 @@
 //! Who may use the API: keys from a file, and the web origins that browsers let in.
 
 use super::App;
+use super::api::refusal;
 use super::openai::ApiError;
 use atlas_engine_core::Scope;
 use axum::extract::{Request, State};
@@ -102,7 +103,10 @@ pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Ne
     let open = ["/healthz", "/readyz", "/metrics"].contains(&request.uri().path());
     let Some(keys) = app.api_keys.as_ref().filter(|_| !open) else { return next.run(request).await };
     let accepted = key(request.headers()).is_some_and(|key| keys.accept(key, Instant::now()));
-    if accepted { next.run(request).await } else { ApiError::unauthorized().into_response() }
+    if accepted {
+        return next.run(request).await;
+    }
+    refusal(request.uri().path(), &ApiError::unauthorized())
 }
 
 /// Tells browsers which pages may use the API: those of the listed origins; `*` is all.

@@ -30,7 +30,7 @@ pub async fn answer(
     let request = ChatRequest::read(&Fields::new(translate(&fields)?)).map_err(renamed)?;
     let stream = request.params.stream;
     let writer = MessagesWriter::new(&request.params);
-    let generation = request.start(app, engine, in_flight.scope).await.map_err(renamed)?;
+    let generation = request.start(app, engine, in_flight.origin).await.map_err(renamed)?;
     reply(generation, writer, stream, in_flight).await
 }
 
@@ -57,6 +57,7 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
         "stream",
         "seed",
         "min_p",
+        "priority",
         "chat_template_kwargs",
     ] {
         if let Some(value) = fields.get(name) {

@@ -30,7 +30,7 @@ impl MessagesWriter {
     /// A writer for one answer.
     pub fn new(params: &Params) -> Self {
         let message = json!({"id": new_id("msg_"), "type": "message", "role": "assistant", "model": params.model,
-            "content": [], "stop_reason": null, "stop_sequence": null, "usage": {"input_tokens": 0, "output_tokens": 0}});
+            "content": [], "stop_reason": null, "stop_sequence": null, "usage": usage_json(Usage::default())});
         Self { message, begun: false, open: None, blocks: 0, finish: None }
     }
 
@@ -41,7 +41,7 @@ impl MessagesWriter {
 
     fn begin(&mut self, usage: Usage, events: &mut Vec<Event>) {
         if !std::mem::replace(&mut self.begun, true) {
-            self.message["usage"] = json!({"input_tokens": usage.prompt_tokens, "output_tokens": 0});
+            self.message["usage"] = usage_json(Usage { completion_tokens: 0, ..usage });
             events.push(Self::event("message_start", json!({"message": self.message})));
         }
     }
@@ -85,14 +85,27 @@ fn stop(finish: Option<&Finish>) -> (Value, Value) {
     (reason.into(), finish.stopped_by.clone().map_or(Value::Null, Value::from))
 }
 
+/// Anthropic's usage object, which counts what the cache held apart from the rest of the prompt.
+fn usage_json(usage: Usage) -> Value {
+    let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens: _ } = usage;
+    json!({
+        "input_tokens": prompt_tokens.saturating_sub(cached_tokens),
+        "cache_read_input_tokens": cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": completion_tokens,
+    })
+}
+
 /// The error object of Anthropic's API.
 pub fn error_body(error: &ApiError) -> Value {
     let kind = match error.status.as_u16() {
         401 => "authentication_error",
         404 => "not_found_error",
         413 => "request_too_large",
+        403 => "permission_error",
         429 => "rate_limit_error",
         503 => "overloaded_error",
+        504 => "timeout_error",
         400..=499 => "invalid_request_error",
         _ => "api_error",
     };
@@ -138,7 +151,7 @@ impl Writer for MessagesWriter {
         events.push(Self::event(
             "message_delta",
             json!({"delta": {"stop_reason": reason, "stop_sequence": sequence},
-            "usage": {"output_tokens": usage.completion_tokens}}),
+            "usage": usage_json(usage)}),
         ));
         events.push(Self::event("message_stop", json!({})));
         events
@@ -167,8 +180,7 @@ impl Writer for MessagesWriter {
         message["content"] = content.into();
         message["stop_reason"] = reason;
         message["stop_sequence"] = sequence;
-        message["usage"] =
-            json!({"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens});
+        message["usage"] = usage_json(usage);
         message
     }
 }

@@ -71,13 +71,16 @@ impl Endpoint {
         })
     }
 
-    /// An error in the form of the API that was asked.
     fn refusal(self, error: &ApiError) -> Response {
-        match self {
-            Self::Messages | Self::CountTokens => error.response(&anthropic_writer::error_body(error)),
-            _ => error.response(&error.body()),
-        }
+        refusal(self.path(), error)
     }
+}
+
+/// An error in the form of the API that the path belongs to.
+pub fn refusal(path: &str, error: &ApiError) -> Response {
+    let messages = Endpoint::Messages.path();
+    let anthropic = path.strip_prefix(messages).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    error.response(&if anthropic { anthropic_writer::error_body(error) } else { error.body() })
 }
 
 /// All routes of the API port.
@@ -88,9 +91,9 @@ pub fn router(app: Arc<App>) -> Router {
         router = router.route(endpoint.path(), endpoint.route(false));
     }
     router
-        .fallback(|uri: Uri| async move { ApiError::not_found(uri.path()) })
+        .fallback(|uri: Uri| async move { refusal(uri.path(), &ApiError::not_found(uri.path())) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
-            ApiError::method_not_allowed(method.as_str(), uri.path())
+            refusal(uri.path(), &ApiError::method_not_allowed(method.as_str(), uri.path()))
         })
         .layer(from_fn_with_state(app.clone(), access::require_key))
         // Outermost, since browsers ask for leave without a key.
@@ -114,7 +117,7 @@ async fn answer(
     request: Request,
 ) -> Result<Response, ApiError> {
     // Counted before the phase is looked at, so that draining cannot end between the two.
-    let in_flight = InFlight::new(app.clone(), access::scope(request.headers(), app.status.model_file()));
+    let in_flight = InFlight::new(app.clone(), request.headers());
     let engine = serving(app)?;
     let running = app.in_flight.load(Relaxed);
     if running > app.max_concurrent as u64 {

@@ -2,23 +2,26 @@
 
 use super::collect::Answer;
 use super::conversation::messages;
+use super::envelope::{Envelope, Kinds};
 use super::fields::Fields;
 use super::generate::{Delta, Finish, Generation, Task, Usage, encode};
 use super::openai::ApiError;
 use super::params::{Params, Resume};
-use super::reply::{Event, InFlight, Writer, new_id, reply};
+use super::reply::{Event, InFlight, Origin, Writer, reply};
 use super::tools::{ToolChoice, Tools, response_schema};
-use super::{App, Engine, logprobs, unix_seconds};
+use super::{App, Engine, logprobs};
 use crate::text::answer::{AnswerRules, Part, ToolFormat};
 use crate::text::chat_template::Conversation;
 use crate::text::grammar::Grammar;
 use crate::text::schema::close_objects;
 use crate::text::{TextTokenizer, generic_tools};
-use atlas_engine_core::{FinishReason, Scope};
+use atlas_engine_core::FinishReason;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+
+const KINDS: Kinds = Kinds { id: "chatcmpl-", whole: "chat.completion", chunk: "chat.completion.chunk" };
 
 /// A checked chat request.
 pub struct ChatRequest {
@@ -114,14 +117,21 @@ impl ChatRequest {
     ///
     /// # Errors
     /// The prompt cannot be written or does not fit, or the queue is full.
-    pub async fn start(self, app: &App, engine: &Engine, scope: Scope) -> Result<Generation, ApiError> {
+    pub async fn start(self, app: &App, engine: &Engine, origin: Origin) -> Result<Generation, ApiError> {
         let prompt = self.prompt(engine)?;
         let (rules, grammar) = self.rules(engine, &prompt).await?;
         let prompts = encode(engine, vec![prompt]).await?;
         let most_calls = self.tools.most_calls();
-        let task =
-            Task { prompts, prompt_param: "messages", params: self.params, rules, grammar, most_calls };
-        Generation::start(app, engine, task, scope)
+        let task = Task {
+            prompts,
+            operation: "chat",
+            prompt_param: "messages",
+            params: self.params,
+            rules,
+            grammar,
+            most_calls,
+        };
+        Generation::start(app, engine, task, origin)
     }
 
     /// Whether one tool is named, which OpenAI tells by another finish reason.
@@ -171,7 +181,7 @@ pub async fn answer(
     }
     let stream = request.params.stream;
     let mut writer = ChatWriter::new(&request, engine);
-    let generation = request.start(app, engine, in_flight.scope).await?;
+    let generation = request.start(app, engine, in_flight.origin).await?;
     writer.begun = generation.begun();
     writer.calls = generation.calls();
     reply(generation, writer, stream, in_flight).await
@@ -179,14 +189,8 @@ pub async fn answer(
 
 /// Writes the chat API's objects.
 struct ChatWriter {
-    id: String,
-    created: u64,
-    model: String,
-    include_usage: bool,
-    continuous_usage: bool,
+    envelope: Envelope,
     logprobs: bool,
-    seed: Option<u64>,
-    return_token_ids: bool,
     named: bool,
     short_ids: bool,
     tokenizer: Arc<TextTokenizer>,
@@ -199,17 +203,10 @@ struct ChatWriter {
 impl ChatWriter {
     fn new(request: &ChatRequest, engine: &Engine) -> Self {
         let params = &request.params;
-        let broken = params.resume.from.as_ref();
         let source = engine.template.as_ref().map_or("", |template| template.source());
         Self {
-            id: broken.map_or_else(|| new_id("chatcmpl-"), |broken| broken.id.clone()),
-            created: broken.map_or_else(unix_seconds, |broken| broken.created),
-            model: params.model.clone(),
-            include_usage: params.include_usage,
-            continuous_usage: params.continuous_usage,
+            envelope: Envelope::new(params, KINDS),
             logprobs: params.sampling.top_logprobs.is_some(),
-            seed: params.resume.return_token_ids.then_some(params.sampling.seed),
-            return_token_ids: params.resume.return_token_ids,
             named: request.names_a_tool(),
             short_ids: ToolFormat::of_template(source) == Some(ToolFormat::Mistral),
             tokenizer: engine.tokenizer.clone(),
@@ -218,13 +215,9 @@ impl ChatWriter {
         }
     }
 
-    fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
-        json!({"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices})
-    }
-
     /// The same for a resumed answer as for the unbroken one. Mistral's templates insist on nine characters.
     fn call_id(&self, choice: usize, call: usize) -> String {
-        let digest = hex::encode(Sha256::digest(format!("{} {choice} {call}", self.id)));
+        let digest = hex::encode(Sha256::digest(format!("{} {choice} {call}", self.envelope.id)));
         if self.short_ids { digest[..9].to_owned() } else { format!("call_{}", &digest[..24]) }
     }
 
@@ -272,17 +265,6 @@ impl ChatWriter {
         }
         delta
     }
-
-    fn chunk(&mut self, choice: Value, usage: Usage) -> Event {
-        let mut chunk = self.object("chat.completion.chunk", vec![choice]);
-        if let Some(seed) = self.seed.take() {
-            chunk["seed"] = seed.into();
-        }
-        if self.include_usage {
-            chunk["usage"] = if self.continuous_usage { usage_json(usage) } else { Value::Null };
-        }
-        Event::data(&chunk)
-    }
 }
 
 /// Joins text into a field.
@@ -293,17 +275,19 @@ fn append(delta: &mut Map<String, Value>, name: &str, text: &str) {
 
 /// OpenAI's usage object.
 pub fn usage_json(usage: Usage) -> Value {
-    let Usage { prompt_tokens, completion_tokens } = usage;
+    let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens } = usage;
     json!({
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     })
 }
 
 impl Writer for ChatWriter {
     fn events(&mut self, delta: Delta, usage: Usage) -> Vec<Event> {
-        let Delta { index, parts, token_ids, logprobs, finish } = delta;
+        let Delta { index, parts, token_ids, logprobs, prompt_logprobs: _, finish } = delta;
         let logprobs = match self.logprobs && !logprobs.is_empty() {
             true => logprobs::chat(&self.tokenizer, &logprobs),
             false => Value::Null,
@@ -311,37 +295,23 @@ impl Writer for ChatWriter {
         let reason = finish.as_ref().map(|finish| self.finish_reason(finish));
         let shows = !parts.is_empty() || !self.begun[index];
         let delta = self.delta(index, parts);
-        let mut choice =
-            json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason});
-        if self.return_token_ids {
-            // Text and end of one token stay together, so that a cut never falls between them.
-            choice["token_ids"] = token_ids.into();
-            return vec![self.chunk(choice, usage)];
-        }
-        let (Some(reason), true) = (reason, shows) else { return vec![self.chunk(choice, usage)] };
-        choice["finish_reason"] = Value::Null;
-        let end = json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason});
-        vec![self.chunk(choice, usage), self.chunk(end, usage)]
+        let choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason});
+        let empty = shows.then(|| json!({"delta": {}}));
+        self.envelope.chunks(choice, empty, token_ids, &usage_json(usage))
     }
 
     fn end(&mut self, usage: Usage) -> Vec<Event> {
-        let mut events = Vec::new();
-        if self.include_usage {
-            let mut chunk = self.object("chat.completion.chunk", Vec::new());
-            chunk["usage"] = usage_json(usage);
-            events.push(Event::data(&chunk));
-        }
-        events.push(Event::done());
-        events
+        self.envelope.end(usage_json(usage))
     }
 
     fn failed(&mut self, error: &ApiError) -> Event {
-        Event::data(&error.body())
+        Envelope::failed(error)
     }
 
     fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
         let choices = answers.into_iter().enumerate().map(|(index, answer)| {
-            let Answer { reasoning, content, calls, token_ids, logprobs, finish } = answer;
+            let Answer { reasoning, content, calls, token_ids, logprobs, prompt_logprobs: _, finish } =
+                answer;
             let mut message = json!({"role": "assistant", "content": content, "refusal": null});
             if !reasoning.is_empty() {
                 message["reasoning_content"] = reasoning.into();
@@ -359,19 +329,11 @@ impl Writer for ChatWriter {
             let logprobs =
                 if self.logprobs { logprobs::chat(&self.tokenizer, &logprobs) } else { Value::Null };
             let reason = self.finish_reason(&finish);
-            let mut choice =
+            let choice =
                 json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason});
-            if self.return_token_ids {
-                choice["token_ids"] = token_ids.into();
-            }
-            choice
+            self.envelope.with_ids(choice, token_ids)
         });
         let choices = choices.collect();
-        let mut object = self.object("chat.completion", choices);
-        object["usage"] = usage_json(usage);
-        if let Some(seed) = self.seed {
-            object["seed"] = seed.into();
-        }
-        object
+        self.envelope.whole(choices, usage_json(usage))
     }
 }

@@ -4,6 +4,7 @@ use super::generate::{Delta, Finish};
 use crate::text::answer::Part;
 use atlas_engine_core::sampler::TokenLogprobs;
 use atlas_engine_core::{FinishReason, TokenId};
+use std::sync::Arc;
 
 /// One choice's whole answer.
 #[derive(Debug, Clone)]
@@ -18,6 +19,8 @@ pub struct Answer {
     pub token_ids: Vec<TokenId>,
     /// Their log-probabilities, where asked for.
     pub logprobs: Vec<(TokenId, TokenLogprobs)>,
+    /// Those of the prompt's tokens but the first, where asked for.
+    pub prompt_logprobs: Option<Arc<Vec<TokenLogprobs>>>,
     /// How it ended.
     pub finish: Finish,
 }
@@ -30,6 +33,7 @@ impl Default for Answer {
             calls: Vec::new(),
             token_ids: Vec::new(),
             logprobs: Vec::new(),
+            prompt_logprobs: None,
             finish: Finish { reason: FinishReason::Stop, has_calls: false, stopped_by: None },
         }
     }
@@ -38,7 +42,7 @@ impl Default for Answer {
 impl Answer {
     /// Adds what came.
     pub fn add(&mut self, delta: Delta) {
-        let Delta { index: _, parts, token_ids, logprobs, finish } = delta;
+        let Delta { index: _, parts, token_ids, logprobs, prompt_logprobs, finish } = delta;
         for part in parts {
             match part {
                 Part::Reasoning(text) => self.reasoning.push_str(&text),
@@ -53,6 +57,7 @@ impl Answer {
         }
         self.token_ids.extend(token_ids);
         self.logprobs.extend(logprobs);
+        self.prompt_logprobs = prompt_logprobs.or(self.prompt_logprobs.take());
         if let Some(finish) = finish {
             self.finish = finish;
         }

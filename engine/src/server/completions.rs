@@ -2,20 +2,23 @@
 
 use super::chat::usage_json;
 use super::collect::Answer;
+use super::envelope::{Envelope, Kinds};
 use super::fields::{Fields, token_ids, wrong};
 use super::generate::{Delta, Finish, Generation, MAX_PROMPTS, Task, Usage, encode};
 use super::openai::ApiError;
 use super::params::{Params, Resume};
-use super::reply::{Event, InFlight, Writer, new_id, reply};
-use super::{App, Engine, logprobs, unix_seconds};
+use super::reply::{Event, InFlight, Writer, reply};
+use super::{App, Engine, logprobs};
 use crate::text::TextTokenizer;
 use crate::text::answer::{AnswerRules, Part};
+use atlas_engine_core::sampler::TokenLogprobs;
 use atlas_engine_core::{FinishReason, TokenId};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+const KINDS: Kinds = Kinds { id: "cmpl-", whole: "text_completion", chunk: "text_completion" };
 /// OpenAI's default.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
@@ -55,9 +58,7 @@ pub async fn answer(
         );
     }
     let echo = fields.bool("echo")?.unwrap_or(false);
-    if echo && params.sampling.top_logprobs.is_some() {
-        return Err(fields.invalid("echo", "cannot come with logprobs: the prompt's are not computed"));
-    }
+    params.prompt_logprobs = params.sampling.top_logprobs.filter(|_| echo);
     // Each prompt waits on its own: more than the queue takes could never be served.
     let given = prompts(&fields, MAX_PROMPTS.min(app.queue_limit.max(1)))?;
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
@@ -67,24 +68,40 @@ pub async fn answer(
     };
     let stream = params.stream;
     // With a suffix, the text before the gap is the client's own and what it asks for is the gap.
-    let echoed: Vec<String> = match echo {
-        true => prompts.iter().map(|prompt| echo_of(engine, prompt)).collect(),
-        false => vec![String::new(); prompts.len()],
+    let echoed: Vec<Echo> = match echo {
+        true => prompts.iter().map(|prompt| Echo::of(engine, prompt)).collect(),
+        false => vec![Echo::default(); prompts.len()],
     };
     let echo_only = echo && params.max_tokens == Some(0);
     let mut writer = CompletionWriter::new(&params, engine, echoed);
+    writer.echo_only = echo_only;
+    if echo_only && params.prompt_logprobs.is_none() {
+        return Ok(writer.whole_echo(&prompts, stream));
+    }
     if echo_only {
-        return Ok(writer.echo_only(&prompts, stream));
+        // The model has to see the prompt, and what it would say next is not shown.
+        params.max_tokens = Some(1);
     }
     params.resume.fill_up(prompts.len(), params.choices);
     let resumed = params.resume.from.as_ref().map_or(Vec::new(), |broken| broken.tokens.clone());
     let rules = AnswerRules::default();
-    let task = Task { prompts, prompt_param: "prompt", params, rules, grammar: None, most_calls: usize::MAX };
-    let generation = Generation::start(app, engine, task, in_flight.scope)?;
+    let operation = "text_completion";
+    let task = Task {
+        prompts,
+        operation,
+        prompt_param: "prompt",
+        params,
+        rules,
+        grammar: None,
+        most_calls: usize::MAX,
+    };
+    let generation = Generation::start(app, engine, task, in_flight.origin)?;
     writer.begun = generation.begun();
     writer.offsets = vec![0; generation.choices()];
-    for (offset, tokens) in writer.offsets.iter_mut().zip(resumed) {
-        *offset = tokens.iter().map(|token| logprobs::shown(&engine.tokenizer, *token).chars().count()).sum();
+    let characters = |token: &TokenId| logprobs::shown(&engine.tokenizer, *token).chars().count();
+    for (index, tokens) in resumed.iter().enumerate().filter(|(_, tokens)| !tokens.is_empty()) {
+        let before = writer.echo(index).tokens.iter();
+        writer.offsets[index] = before.chain(tokens).map(characters).sum();
     }
     reply(generation, writer, stream, in_flight).await
 }
@@ -161,30 +178,46 @@ fn fill_in_the_middle(
         .collect()
 }
 
-/// The prompt's text without what the tokenizer put in front.
-fn echo_of(engine: &Engine, prompt: &[TokenId]) -> String {
-    let (bos, _) = engine.tokenizer.special_ids();
-    let bos = bos.filter(|_| engine.tokenizer.adds_bos());
-    let text = match (prompt, bos) {
-        ([first, rest @ ..], Some(bos)) if *first == bos => rest,
-        (all, _) => all,
-    };
-    engine.tokenizer.decode(text)
+/// What a prompt's answers begin with.
+#[derive(Debug, Clone, Default)]
+struct Echo {
+    text: String,
+    tokens: Vec<TokenId>,
+    /// Whether the tokenizer put a token in front, which is not shown.
+    follows: bool,
+}
+
+impl Echo {
+    /// The prompt without what the tokenizer put in front.
+    fn of(engine: &Engine, prompt: &[TokenId]) -> Self {
+        let (bos, _) = engine.tokenizer.special_ids();
+        let bos = bos.filter(|_| engine.tokenizer.adds_bos());
+        let (tokens, follows) = match (prompt, bos) {
+            ([first, rest @ ..], Some(bos)) if *first == bos => (rest, true),
+            (all, _) => (all, false),
+        };
+        Self { text: engine.tokenizer.decode(tokens), tokens: tokens.to_vec(), follows }
+    }
+
+    /// Its tokens with their log-probabilities, which every token of a prompt has but the first.
+    fn with<'a>(
+        &'a self,
+        logprobs: &'a [TokenLogprobs],
+    ) -> impl Iterator<Item = (TokenId, Option<&'a TokenLogprobs>)> {
+        let first = (!self.follows).then_some(None);
+        self.tokens.iter().copied().zip(first.into_iter().chain(logprobs.iter().map(Some)))
+    }
 }
 
 /// Writes the completion API's objects.
 struct CompletionWriter {
-    id: String,
-    created: u64,
-    model: String,
+    envelope: Envelope,
     choices: usize,
-    include_usage: bool,
-    continuous_usage: bool,
     logprobs: bool,
-    seed: Option<u64>,
-    return_token_ids: bool,
     /// What each prompt's answers begin with.
-    echo: Vec<String>,
+    echo: Vec<Echo>,
+    /// Whether nothing else is shown.
+    echo_only: bool,
     tokenizer: Arc<TextTokenizer>,
     /// Whether a choice has sent its echo.
     begun: Vec<bool>,
@@ -192,63 +225,60 @@ struct CompletionWriter {
 }
 
 impl CompletionWriter {
-    fn new(params: &Params, engine: &Engine, echo: Vec<String>) -> Self {
-        let broken = params.resume.from.as_ref();
+    fn new(params: &Params, engine: &Engine, echo: Vec<Echo>) -> Self {
         Self {
-            id: broken.map_or_else(|| new_id("cmpl-"), |broken| broken.id.clone()),
-            created: broken.map_or_else(unix_seconds, |broken| broken.created),
-            model: params.model.clone(),
+            envelope: Envelope::new(params, KINDS),
             choices: params.choices,
-            include_usage: params.include_usage,
-            continuous_usage: params.continuous_usage,
             logprobs: params.sampling.top_logprobs.is_some(),
-            seed: params.resume.return_token_ids.then_some(params.sampling.seed),
-            return_token_ids: params.resume.return_token_ids,
             echo,
+            echo_only: false,
             tokenizer: engine.tokenizer.clone(),
             begun: Vec::new(),
             offsets: Vec::new(),
         }
     }
 
-    fn object(&self, choices: Vec<Value>) -> Value {
-        json!({"id": self.id, "object": "text_completion", "created": self.created, "model": self.model,
-            "choices": choices})
+    fn echo(&self, index: usize) -> &Echo {
+        &self.echo[index / self.choices.max(1)]
     }
 
-    fn echo(&self, index: usize) -> &str {
-        self.echo.get(index / self.choices.max(1)).map_or("", String::as_str)
+    /// Log-probabilities of an answer's next tokens, after those of the prompt where they are given.
+    fn logprobs(
+        &self,
+        index: usize,
+        prompt: Option<&[TokenLogprobs]>,
+        tokens: &[(TokenId, TokenLogprobs)],
+        offset: &mut usize,
+    ) -> Value {
+        let of_prompt = prompt.into_iter().flat_map(|prompt| self.echo(index).with(prompt));
+        let of_answer = tokens.iter().map(|(token, logprobs)| (*token, Some(logprobs)));
+        let listed: Vec<_> = of_prompt.chain(of_answer.filter(|_| !self.echo_only)).collect();
+        logprobs::completion(&self.tokenizer, &listed, offset)
     }
 
-    fn chunk(&mut self, choice: Value, usage: Usage) -> Event {
-        let mut chunk = self.object(vec![choice]);
-        if let Some(seed) = self.seed.take() {
-            chunk["seed"] = seed.into();
+    fn usage(&self, usage: Usage) -> Value {
+        let hidden = self.echo_only.then_some(0);
+        usage_json(Usage { completion_tokens: hidden.unwrap_or(usage.completion_tokens), ..usage })
+    }
+
+    fn finish_reason(&self, finish: &Finish) -> &'static str {
+        match finish.reason {
+            FinishReason::Stop if !self.echo_only => "stop",
+            FinishReason::Stop | FinishReason::Length => "length",
         }
-        if self.include_usage {
-            chunk["usage"] = if self.continuous_usage { usage_json(usage) } else { Value::Null };
-        }
-        Event::data(&chunk)
     }
 
     /// The answer where nothing is to be generated.
-    fn echo_only(&mut self, prompts: &[Vec<TokenId>], stream: bool) -> Response {
-        let choice = |(index, text): (usize, &String)| json!({"index": index, "text": text, "logprobs": null, "finish_reason": "length"});
-        let mut object = self.object(self.echo.iter().enumerate().map(choice).collect());
-        object["usage"] =
-            usage_json(Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), completion_tokens: 0 });
+    fn whole_echo(&mut self, prompts: &[Vec<TokenId>], stream: bool) -> Response {
+        let choice = |(index, echo): (usize, &Echo)| json!({"index": index, "text": echo.text, "logprobs": null, "finish_reason": "length"});
+        let usage = Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() };
+        let object =
+            self.envelope.whole(self.echo.iter().enumerate().map(choice).collect(), usage_json(usage));
         if stream {
             let headers = [(axum::http::header::CONTENT_TYPE, "text/event-stream")];
             return (headers, format!("data: {object}\n\ndata: [DONE]\n\n")).into_response();
         }
         Json(object).into_response()
-    }
-}
-
-fn finish_reason(finish: &Finish) -> &'static str {
-    match finish.reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
     }
 }
 
@@ -262,65 +292,57 @@ fn text_of(parts: &[Part]) -> String {
 
 impl Writer for CompletionWriter {
     fn events(&mut self, delta: Delta, usage: Usage) -> Vec<Event> {
-        let Delta { index, parts, token_ids, logprobs, finish } = delta;
+        let Delta { index, parts, token_ids, logprobs, prompt_logprobs, finish } = delta;
         let first = !std::mem::replace(&mut self.begun[index], true);
-        let echo = if first { self.echo(index) } else { "" };
-        let text = format!("{echo}{}", text_of(&parts));
-        let logprobs = match self.logprobs && !logprobs.is_empty() {
-            true => logprobs::completion(&self.tokenizer, &logprobs, &mut self.offsets[index]),
+        let answer = if self.echo_only { String::new() } else { text_of(&parts) };
+        let text = if first { format!("{}{answer}", self.echo(index).text) } else { answer };
+        let prompt = prompt_logprobs.as_ref().map(|prompt| prompt.as_slice()).filter(|_| first);
+        let logprobs = match self.logprobs && (prompt.is_some() || !logprobs.is_empty()) {
+            true => {
+                let mut offset = self.offsets[index];
+                let shown = self.logprobs(index, prompt, &logprobs, &mut offset);
+                self.offsets[index] = offset;
+                shown
+            }
             false => Value::Null,
         };
-        let reason = finish.as_ref().map(finish_reason);
-        let shows = !text.is_empty();
-        let mut choice = json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason});
-        if self.return_token_ids {
-            choice["token_ids"] = token_ids.into();
-            return vec![self.chunk(choice, usage)];
-        }
-        let (Some(reason), true) = (reason, shows) else { return vec![self.chunk(choice, usage)] };
-        choice["finish_reason"] = Value::Null;
-        let end = json!({"index": index, "text": "", "logprobs": null, "finish_reason": reason});
-        vec![self.chunk(choice, usage), self.chunk(end, usage)]
+        let reason = finish.as_ref().map(|finish| self.finish_reason(finish));
+        let empty = (!text.is_empty()).then(|| json!({"text": ""}));
+        let choice = json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason});
+        let ids = if self.echo_only { Vec::new() } else { token_ids };
+        let usage = self.usage(usage);
+        self.envelope.chunks(choice, empty, ids, &usage)
     }
 
     fn end(&mut self, usage: Usage) -> Vec<Event> {
-        let mut events = Vec::new();
-        if self.include_usage {
-            let mut chunk = self.object(Vec::new());
-            chunk["usage"] = usage_json(usage);
-            events.push(Event::data(&chunk));
-        }
-        events.push(Event::done());
-        events
+        let usage = self.usage(usage);
+        self.envelope.end(usage)
     }
 
     fn failed(&mut self, error: &ApiError) -> Event {
-        Event::data(&error.body())
+        Envelope::failed(error)
     }
 
     fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
         let choices = answers.into_iter().enumerate().map(|(index, answer)| {
-            let Answer { reasoning: _, content, calls: _, token_ids, logprobs, finish } = answer;
+            let Answer { reasoning: _, content, calls: _, token_ids, logprobs, prompt_logprobs, finish } =
+                answer;
             let logprobs = match self.logprobs {
-                true => logprobs::completion(&self.tokenizer, &logprobs, &mut 0),
+                true => {
+                    let prompt = prompt_logprobs.as_ref().map(|prompt| prompt.as_slice());
+                    self.logprobs(index, prompt, &logprobs, &mut 0)
+                }
                 false => Value::Null,
             };
-            let text = format!("{}{content}", self.echo(index));
-            let reason = finish_reason(&finish);
-            let mut choice =
-                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason});
-            if self.return_token_ids {
-                choice["token_ids"] = token_ids.into();
-            }
-            choice
+            let content = if self.echo_only { "" } else { content.as_str() };
+            let text = format!("{}{content}", self.echo(index).text);
+            let reason = self.finish_reason(&finish);
+            let choice = json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason});
+            self.envelope.with_ids(choice, if self.echo_only { Vec::new() } else { token_ids })
         });
         let choices = choices.collect();
-        let mut object = self.object(choices);
-        object["usage"] = usage_json(usage);
-        if let Some(seed) = self.seed {
-            object["seed"] = seed.into();
-        }
-        object
+        let usage = self.usage(usage);
+        self.envelope.whole(choices, usage)
     }
 }
 

@@ -4,9 +4,12 @@
 
 use super::openai::ApiError;
 use super::params::Params;
+use super::reply::Origin;
+use super::trace::{Outcome, Timeline};
 use super::{App, Engine};
 use crate::metrics::Metrics;
-use crate::runtime::{Submission, TokenEvent};
+use crate::otlp::Exporter;
+use crate::runtime::{PromptReport, Submission, TokenEvent};
 use crate::text::TextTokenizer;
 use crate::text::answer::{AnswerRules, Part};
 use crate::text::choice::{Choice, ChoiceRules, Shown};
@@ -14,8 +17,8 @@ use crate::text::grammar::Grammar;
 use atlas_engine_core::admission::Refusal;
 use atlas_engine_core::request::MAX_CHOICES;
 use atlas_engine_core::sampler::TokenLogprobs;
-use atlas_engine_core::{Draft, FinishReason, RequestError, Scope, TokenId, ValidRequest};
-use std::collections::VecDeque;
+use atlas_engine_core::{Draft, FinishReason, RequestError, TokenId, ValidRequest};
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -26,6 +29,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 pub struct Task {
     /// Token ids of each prompt.
     pub prompts: Vec<Vec<TokenId>>,
+    /// What is done, by OpenTelemetry's name.
+    pub operation: &'static str,
     /// The API's name of the prompt, for errors.
     pub prompt_param: &'static str,
     /// How to pick tokens and when to stop.
@@ -52,6 +57,8 @@ pub struct Delta {
     pub token_ids: Vec<TokenId>,
     /// Log-probabilities of these tokens, where asked for.
     pub logprobs: Vec<(TokenId, TokenLogprobs)>,
+    /// On the choice's first delta, those of the prompt's tokens but the first, where asked for.
+    pub prompt_logprobs: Option<Arc<Vec<TokenLogprobs>>>,
     /// Set on the choice's last delta.
     pub finish: Option<Finish>,
 }
@@ -72,8 +79,12 @@ pub struct Finish {
 pub struct Usage {
     /// In the prompts.
     pub prompt_tokens: usize,
+    /// Those of them that needed no computing, since the prefix cache held them.
+    pub cached_tokens: usize,
     /// In the answers.
     pub completion_tokens: usize,
+    /// Those of them that are thoughts, with the mark that opens these.
+    pub reasoning_tokens: usize,
 }
 
 struct Running {
@@ -81,7 +92,12 @@ struct Running {
     choice: Choice,
     token_ids: Vec<TokenId>,
     logprobs: Vec<(TokenId, TokenLogprobs)>,
+    /// Tokens of the prompt, for the first choice of each: the others share it.
+    own_prompt_tokens: usize,
+    /// The choice that tells the prompt's log-probabilities.
+    teller: Option<usize>,
     begun: bool,
+    shown: bool,
     calls: usize,
     last_token: Option<Instant>,
 }
@@ -101,6 +117,10 @@ pub struct Generation {
     timeout: Duration,
     usage: Usage,
     aborted: Option<&'static str>,
+    /// What each teller told.
+    told: HashMap<usize, Arc<Vec<TokenLogprobs>>>,
+    timeline: Timeline,
+    spans: Option<Exporter>,
 }
 
 /// Ids of prompts, off the threads that serve others: a prompt of megabytes takes a while.
@@ -117,12 +137,13 @@ pub async fn encode(engine: &Engine, texts: Vec<String>) -> Result<Vec<Vec<Token
 }
 
 impl Generation {
-    /// Queues a task; `scope` is whose cached prefixes it may use.
+    /// Queues a task.
     ///
     /// # Errors
     /// The task does not fit the model, or the queue is full.
-    pub fn start(app: &App, engine: &Engine, task: Task, scope: Scope) -> Result<Self, ApiError> {
-        let Task { prompts, prompt_param, params, rules, grammar, most_calls } = task;
+    pub fn start(app: &App, engine: &Engine, task: Task, origin: Origin) -> Result<Self, ApiError> {
+        let Task { prompts, operation, prompt_param, params, rules, grammar, most_calls } = task;
+        let Origin { scope, trace, arrived, clock } = origin;
         let started = Instant::now();
         let refused = |error: RequestError| ApiError::from_request(&error, prompt_param);
         let choices = params.choices;
@@ -152,6 +173,7 @@ impl Generation {
                 stop_tokens: params.stop_tokens.clone(),
                 choices,
                 resumed: broken.map_or(Vec::new(), |broken| broken.tokens[own].to_vec()),
+                prompt_logprobs: params.prompt_logprobs,
             };
             requests.push(ValidRequest::new(draft, &engine.limits).map_err(refused)?);
         }
@@ -167,14 +189,20 @@ impl Generation {
             metrics: app.metrics.clone(),
             started,
             timeout: app.request_timeout,
-            usage: Usage { prompt_tokens, completion_tokens: 0 },
+            usage: Usage { prompt_tokens, ..Usage::default() },
             aborted: None,
+            told: HashMap::new(),
+            timeline: Timeline::new(trace, operation, params.model, clock, arrived),
+            spans: app.spans.clone(),
         };
         for request in requests {
             let first = generation.running.len();
             for choice in 0..choices {
                 let begun = !request.resumed(choice).is_empty();
-                generation.running.push(Running::new(Choice::new(rules.clone()), begun));
+                let own_prompt_tokens = if choice == 0 { request.prompt().len() } else { 0 };
+                let running = Running::new(Choice::new(rules.clone()), own_prompt_tokens, begun);
+                let teller = request.prompt_teller().map(|teller| first + teller);
+                generation.running.push(Running { teller, ..running });
             }
             let ended: Vec<bool> = (0..choices)
                 .map(|choice| generation.replay(first, choice, &request, engine.tokenizer.end_tokens()))
@@ -186,7 +214,8 @@ impl Generation {
                 (0..choices).map(|choice| grammar.mask(request.resumed(choice))).collect::<Vec<_>>()
             });
             let masks = masks.unwrap_or_default();
-            let events = engine.handle.submit(Submission { masks, scope, ..Submission::new(request) });
+            let events =
+                engine.handle.submit(Submission { request, priority: params.priority, scope, masks });
             let events = events.map_err(|refusal| match refusal {
                 Refusal::QueueFull { waiting } => ApiError::queue_full(waiting),
                 Refusal::NeverFits { .. } => ApiError::invalid(Some("max_tokens"), refusal.to_string()),
@@ -215,6 +244,7 @@ impl Generation {
             self.usage.completion_tokens += 1;
             let running = &mut self.running[index];
             let shown = running.choice.push(self.tokenizer.token_bytes(*token), finish);
+            self.usage.reasoning_tokens += usize::from(running.choice.is_thinking());
             running.calls += shown.parts.iter().filter(|part| matches!(part, Part::Call { .. })).count();
             if let Some(reason) = shown.finish {
                 let finish = Some(running.finish(reason));
@@ -263,7 +293,10 @@ impl Generation {
         poll_fn(|context| {
             let count = self.running.len();
             for index in (0..count).map(|offset| (self.turn + offset) % count) {
-                let Some(events) = &mut self.running[index].events else { continue };
+                let teller = self.running[index].teller;
+                // What a choice shows first may begin with its prompt's log-probabilities, which another one tells.
+                let untold = teller.is_some_and(|teller| teller != index && !self.told.contains_key(&teller));
+                let Some(events) = self.running[index].events.as_mut().filter(|_| !untold) else { continue };
                 if let Poll::Ready(event) = events.poll_recv(context) {
                     self.turn = (index + 1) % count;
                     return Poll::Ready((index, event));
@@ -275,10 +308,18 @@ impl Generation {
     }
 
     fn take(&mut self, index: usize, event: TokenEvent) -> Option<Delta> {
-        let TokenEvent { token, finish, logprobs } = event;
+        let TokenEvent { token, finish, logprobs, prompt } = event;
         self.usage.completion_tokens += 1;
         self.metrics.generated_tokens.inc();
         let running = &mut self.running[index];
+        self.timeline.token(Instant::now());
+        if let Some(PromptReport { began, cached_tokens, logprobs }) = prompt {
+            self.timeline.begin(began);
+            self.usage.cached_tokens += cached_tokens.min(running.own_prompt_tokens);
+            if running.teller == Some(index) {
+                self.told.insert(index, Arc::new(logprobs));
+            }
+        }
         match running.last_token.replace(Instant::now()) {
             None => self.metrics.first_token_seconds.observe(self.started.elapsed().as_secs_f64()),
             Some(last) => self.metrics.inter_token_seconds.observe(last.elapsed().as_secs_f64()),
@@ -288,6 +329,7 @@ impl Generation {
             running.logprobs.push((token, logprobs));
         }
         let Shown { mut parts, finish } = running.choice.push(self.tokenizer.token_bytes(token), finish);
+        self.usage.reasoning_tokens += usize::from(running.choice.is_thinking());
         parts.retain(|part| {
             running.calls += usize::from(matches!(part, Part::Call { .. }));
             let is_call = matches!(part, Part::Call { .. } | Part::Arguments(_));
@@ -300,8 +342,11 @@ impl Generation {
         if parts.is_empty() && finish.is_none() && !ids_alone {
             return None;
         }
+        let first = !std::mem::replace(&mut running.shown, true);
+        let prompt_logprobs = running.teller.filter(|_| first).and_then(|teller| self.told.get(&teller));
         Some(Delta {
             index,
+            prompt_logprobs: prompt_logprobs.cloned(),
             parts,
             token_ids: std::mem::take(&mut running.token_ids),
             logprobs: std::mem::take(&mut running.logprobs),
@@ -309,11 +354,24 @@ impl Generation {
         })
     }
 
-    /// Logs how the request ended.
+    /// Logs how the request ended, and sends its spans.
     fn tell(&self, end: &'static str) {
-        let Usage { prompt_tokens, completion_tokens } = self.usage;
+        let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens: _ } = self.usage;
         let (choices, milliseconds) = (self.running.len(), self.started.elapsed().as_millis());
-        tracing::debug!(end, prompt_tokens, completion_tokens, choices, milliseconds, "request ended");
+        tracing::debug!(
+            end,
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens,
+            choices,
+            milliseconds,
+            trace_id = format!("{:032x}", self.timeline.trace_id()),
+            "request ended"
+        );
+        if let Some(spans) = &self.spans {
+            let outcome = Outcome { end, prompt_tokens, cached_tokens, completion_tokens };
+            spans.send(self.timeline.spans(outcome, Instant::now()));
+        }
     }
 
     /// Token counts, as of now.
@@ -338,13 +396,16 @@ impl Generation {
 }
 
 impl Running {
-    fn new(choice: Choice, begun: bool) -> Self {
+    fn new(choice: Choice, own_prompt_tokens: usize, begun: bool) -> Self {
         Self {
             events: None,
             choice,
             token_ids: Vec::new(),
             logprobs: Vec::new(),
+            own_prompt_tokens,
+            teller: None,
             begun,
+            shown: false,
             calls: 0,
             last_token: None,
         }

@@ -32,32 +32,30 @@ pub fn shown(tokenizer: &TextTokenizer, token: TokenId) -> String {
     String::from_utf8_lossy(&tokenizer.shown_bytes(token)).into_owned()
 }
 
-/// The completion API's `logprobs`; `offset` is the length of the text before, in characters, and moves on.
+/// The completion API's `logprobs`; `offset` is the length of the text before, in characters, and moves on. The first
+/// token of all has nothing before it and no log-probability.
 pub fn completion(
     tokenizer: &TextTokenizer,
-    tokens: &[(TokenId, TokenLogprobs)],
+    tokens: &[(TokenId, Option<&TokenLogprobs>)],
     offset: &mut usize,
 ) -> Value {
-    let text = |token: TokenId| shown(tokenizer, token);
-    let (mut texts, mut offsets) = (Vec::new(), Vec::new());
-    for (token, _) in tokens {
-        let text = text(*token);
+    let (mut texts, mut offsets, mut chosen, mut tops) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (token, logprobs) in tokens {
+        let text = shown(tokenizer, *token);
         offsets.push(*offset);
         *offset += text.chars().count();
         texts.push(text);
+        chosen.push(logprobs.map_or(Value::Null, |logprobs| number(logprobs.chosen)));
+        tops.push(logprobs.map_or(Value::Null, |logprobs| top(tokenizer, logprobs)));
     }
-    let top = tokens.iter().map(|(_, logprobs)| {
-        let mut top = Map::new();
-        for (token, logprob) in &logprobs.top {
-            // Two tokens may show alike; the likelier one stays.
-            top.entry(text(*token)).or_insert_with(|| number(*logprob));
-        }
-        Value::Object(top)
-    });
-    json!({
-        "tokens": texts,
-        "token_logprobs": tokens.iter().map(|(_, logprobs)| number(logprobs.chosen)).collect::<Vec<_>>(),
-        "top_logprobs": top.collect::<Vec<_>>(),
-        "text_offset": offsets,
-    })
+    json!({"tokens": texts, "token_logprobs": chosen, "top_logprobs": tops, "text_offset": offsets})
+}
+
+fn top(tokenizer: &TextTokenizer, logprobs: &TokenLogprobs) -> Value {
+    let mut top = Map::new();
+    for (token, logprob) in &logprobs.top {
+        // Two tokens may show alike; the likelier one stays.
+        top.entry(shown(tokenizer, *token)).or_insert_with(|| number(*logprob));
+    }
+    Value::Object(top)
 }

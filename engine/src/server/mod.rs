@@ -9,6 +9,7 @@ mod collect;
 mod completions;
 mod conversation;
 mod embeddings;
+mod envelope;
 mod fields;
 mod generate;
 mod health;
@@ -22,10 +23,12 @@ mod responses;
 mod responses_writer;
 mod tokenize;
 mod tools;
+mod trace;
 
 use crate::config::Serve;
 use crate::error::Fatal;
 use crate::metrics::Metrics;
+use crate::otlp::Exporter;
 use crate::runtime::EngineHandle;
 use crate::status::Status;
 use crate::text::grammar::GrammarCompiler;
@@ -72,6 +75,8 @@ pub struct App {
     pub api_keys: Option<ApiKeys>,
     /// Web origins that browsers let use the API.
     pub cors_origins: Vec<String>,
+    /// Where spans of requests go.
+    pub spans: Option<Exporter>,
     /// Requests that are being answered.
     pub in_flight: AtomicU64,
     /// Seconds since 1970 at the start of the process.
@@ -83,7 +88,12 @@ impl App {
     ///
     /// # Errors
     /// The file of API keys cannot be read.
-    pub fn new(arguments: &Serve, status: Arc<Status>, metrics: Arc<Metrics>) -> Result<Self, Fatal> {
+    pub fn new(
+        arguments: &Serve,
+        status: Arc<Status>,
+        metrics: Arc<Metrics>,
+        spans: Option<Exporter>,
+    ) -> Result<Self, Fatal> {
         let keys = arguments
             .api_keys_file
             .clone()
@@ -99,6 +109,7 @@ impl App {
             max_concurrent: arguments.max_concurrent_requests.get(),
             api_keys: keys.transpose()?,
             cors_origins: arguments.cors_allow_origins.clone(),
+            spans,
             in_flight: AtomicU64::new(0),
             created: unix_seconds(),
         })

@@ -21,8 +21,12 @@ pub struct Params {
     pub include_usage: bool,
     /// With usage so far in every event.
     pub continuous_usage: bool,
+    /// Lower ones are computed first.
+    pub priority: i32,
     /// Token limit of the answer.
     pub max_tokens: Option<usize>,
+    /// Tell log-probabilities of the prompt, with so many alternatives.
+    pub prompt_logprobs: Option<usize>,
     /// How to pick tokens.
     pub sampling: SamplingParams,
     /// Strings that end the answer.
@@ -94,10 +98,12 @@ impl Params {
             stream,
             include_usage: option("include_usage")?,
             continuous_usage: option("continuous_usage_stats")?,
+            priority: priority(fields)?,
             max_tokens: fields
                 .count("max_completion_tokens")?
                 .or(fields.count("max_tokens")?)
                 .or(default_max_tokens),
+            prompt_logprobs: None,
             sampling: sampling(fields)?,
             stop,
             include_stop: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
@@ -106,6 +112,12 @@ impl Params {
             resume: Resume::default(),
         })
     }
+}
+
+fn priority(fields: &Fields) -> Result<i32, ApiError> {
+    let read =
+        fields.read("priority", "a whole number of 32 bits", |value| value.as_i64()?.try_into().ok())?;
+    Ok(read.unwrap_or(0))
 }
 
 fn sampling(fields: &Fields) -> Result<SamplingParams, ApiError> {
@@ -214,6 +226,8 @@ mod tests {
             (r#""seed": 1.5"#, "seed"),
             (r#""top_k": -2"#, "top_k"),
             (r#""min_tokens": true"#, "min_tokens"),
+            (r#""priority": "high""#, "priority"),
+            (r#""priority": 4294967296"#, "priority"),
             (r#""ignore_eos": 1"#, "ignore_eos"),
             (r#""stream": "yes""#, "stream"),
             (r#""stream_options": {"include_usage": true}"#, "stream_options"),

@@ -3,19 +3,21 @@
 //! Neither form sends anything, not even headers, before the first thing to show is there: until then a failure is a
 //! plain HTTP error, and the gateway can still ask another engine.
 
-use super::App;
 use super::collect::Answer;
 use super::generate::{Delta, Generation, Usage};
 use super::openai::ApiError;
+use super::trace::TraceContext;
+use super::{App, access};
 use atlas_engine_core::Scope;
 use axum::Json;
 use axum::body::Body;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Instant, SystemTime};
 
 /// How one API writes its answers.
 pub trait Writer: Send + 'static {
@@ -49,18 +51,34 @@ impl Event {
     }
 }
 
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// Whose cached prefixes it may use.
+    pub scope: Scope,
+    /// The trace that it belongs to.
+    pub trace: TraceContext,
+    /// When it arrived.
+    pub arrived: Instant,
+    /// The time of day then.
+    pub clock: SystemTime,
+}
+
 /// Counts a request as long as it is being answered, its body included.
 pub struct InFlight {
     app: Arc<App>,
-    /// Whose cached prefixes the request may use.
-    pub scope: Scope,
+    /// Where it comes from.
+    pub origin: Origin,
 }
 
 impl InFlight {
     /// Counts one more.
-    pub fn new(app: Arc<App>, scope: Scope) -> Self {
+    pub fn new(app: Arc<App>, headers: &HeaderMap) -> Self {
         app.in_flight.fetch_add(1, Relaxed);
-        Self { app, scope }
+        let scope = access::scope(headers, app.status.model_file());
+        let trace = TraceContext::of(headers);
+        let origin = Origin { scope, trace, arrived: Instant::now(), clock: SystemTime::now() };
+        Self { app, origin }
     }
 }
 

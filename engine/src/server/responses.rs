@@ -33,7 +33,7 @@ pub async fn answer(
     let request = ChatRequest::read(&Fields::new(translated)).map_err(renamed)?;
     let stream = request.params.stream;
     let writer = ResponsesWriter::new(&fields, &request.params);
-    let generation = request.start(app, engine, in_flight.scope).await.map_err(renamed)?;
+    let generation = request.start(app, engine, in_flight.origin).await.map_err(renamed)?;
     reply(generation, writer, stream, in_flight).await
 }
 
@@ -65,6 +65,7 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
         "chat_template_kwargs",
         "ignore_eos",
         "min_tokens",
+        "priority",
     ] {
         if let Some(value) = fields.get(name) {
             chat.insert(name.into(), value.clone());

@@ -143,7 +143,7 @@ impl ResponsesWriter {
 
     /// The response as it is at the end.
     fn response(&self, usage: Usage) -> Value {
-        let Usage { prompt_tokens, completion_tokens } = usage;
+        let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens } = usage;
         let mut response = self.base.clone();
         let cut = self.finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Length);
         response["status"] = if cut { "incomplete" } else { "completed" }.into();
@@ -152,8 +152,8 @@ impl ResponsesWriter {
         }
         response["output"] = self.output.clone().into();
         response["usage"] = json!({
-            "input_tokens": prompt_tokens, "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": completion_tokens, "output_tokens_details": {"reasoning_tokens": 0},
+            "input_tokens": prompt_tokens, "input_tokens_details": {"cached_tokens": cached_tokens},
+            "output_tokens": completion_tokens, "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
             "total_tokens": prompt_tokens + completion_tokens,
         });
         response

@@ -115,6 +115,11 @@ impl AnswerParser {
         Self { rules, state, held: String::new(), spoke: false, called: false }
     }
 
+    /// Whether what comes now are thoughts.
+    pub fn is_thinking(&self) -> bool {
+        matches!(self.state, State::Thoughts)
+    }
+
     /// Whether the answer calls a tool.
     pub fn has_calls(&self) -> bool {
         self.called

@@ -84,6 +84,11 @@ impl Choice {
         Shown { parts, finish }
     }
 
+    /// Whether what comes now are thoughts.
+    pub fn is_thinking(&self) -> bool {
+        self.answer.is_thinking()
+    }
+
     /// Whether the answer calls a tool.
     pub fn has_calls(&self) -> bool {
         self.answer.has_calls()
@@ -120,6 +125,18 @@ mod tests {
             );
             assert_eq!(choice.stopped_by(), Some("END"));
         }
+    }
+
+    #[test]
+    fn thoughts_are_told_from_the_answer() {
+        let answer = AnswerRules { reasoning: true, ..AnswerRules::default() };
+        let mut choice = Choice::new(ChoiceRules { answer, ..ChoiceRules::default() });
+        let tokens = ["<think>", "a", "b", "</think>", "c"];
+        let thinking = tokens.map(|token| {
+            choice.push(token.as_bytes(), None);
+            choice.is_thinking()
+        });
+        assert_eq!(thinking, [true, true, true, false, false]);
     }
 
     #[test]

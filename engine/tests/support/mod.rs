@@ -56,7 +56,18 @@ pub struct Engine {
 impl Engine {
     /// Starts one and waits until it is ready.
     pub fn start(more: &[&str]) -> Self {
-        let mut child = command(model().to_str().unwrap(), more).spawn().unwrap();
+        let engine = Self::spawn(command(model().to_str().unwrap(), more));
+        let began = Instant::now();
+        while engine.get("/readyz").0 != 200 {
+            assert!(began.elapsed() < PATIENCE, "the engine is not ready in time");
+            std::thread::yield_now();
+        }
+        engine
+    }
+
+    /// Starts one and waits until it listens.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         while !line.contains("listening") {
@@ -68,13 +79,7 @@ impl Engine {
             line[start..].split('"').next().unwrap().to_owned()
         };
         let (api, internal) = (address("api=Some(\""), address("internal=Some(\""));
-        let engine = Self { child, api, internal, _log: log };
-        let began = Instant::now();
-        while engine.get("/readyz").0 != 200 {
-            assert!(began.elapsed() < PATIENCE, "the engine is not ready in time");
-            std::thread::yield_now();
-        }
-        engine
+        Self { child, api, internal, _log: log }
     }
 
     /// A GET on the API.

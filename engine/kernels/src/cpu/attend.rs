@@ -2,11 +2,11 @@
 //!
 //! A tile is a few rows of one sequence. For each tile and key head, all rows of the tile and all query heads that
 //! share the key head go over the partitions together, in ascending order: see [`crate::partition`]. f16 and f32 are
-//! read where they lie in the cache, Q8_0 becomes f32 first. Tiles change no bit.
+//! read where they lie in the cache, Q8_0 becomes f32 first, as f16 does for many queries. Tiles change no bit.
 
 use super::kv::{PagedKv, Part};
 use crate::lanes::{Lanes, Level, Portable};
-use crate::partition::{BLOCKS, Cached, Fold, Half, Partition, Queries};
+use crate::partition::{BLOCKS, Cached, Fold, Half, Partition, Queries, Unpacked};
 use crate::pool::Pool;
 use atlas_engine_core::backend::{Batch, KvType};
 use atlas_engine_core::program::{BLOCK_TOKENS, Heads, PARTITION_TOKENS};
@@ -51,8 +51,10 @@ pub(crate) struct Attention<'a> {
 /// Memory of a thread, used again.
 #[derive(Default)]
 struct Scratch {
-    /// A partition's keys and values in f32.
+    /// A partition of Q8_0 in f32.
     unpacked: Vec<f32>,
+    /// A partition of f16 in f32.
+    converted: Unpacked,
     /// `[rows, group, size]`, times the scale.
     queries: Vec<f32>,
     /// `[rows, group]`.
@@ -230,16 +232,25 @@ unsafe fn fold<L: Lanes, E: Cached>(
             values: std::array::from_fn(|index| block(Part::Values, index)),
         }
     };
+    let few = scratch.folds.len() <= FEW;
+    let mut converted = std::mem::take(&mut scratch.converted);
     for begin in (0..context).step_by(PARTITION_TOKENS) {
         let next = begin + PARTITION_TOKENS;
         // With many queries there is time enough for the processor to find out by itself.
-        if scratch.folds.len() <= FEW && next < context {
+        if few && next < context {
             partition(next).prefetch();
         }
         let mut queries = attention.queries(tile, begin, scratch);
         // SAFETY: the caller's promise.
-        unsafe { queries.add::<L, E>(&partition(begin)) };
+        unsafe {
+            if few || size_of::<E>() == size_of::<f32>() {
+                queries.add::<L, E>(&partition(begin));
+            } else {
+                queries.add::<L, f32>(&converted.of::<L, E>(&partition(begin)));
+            }
+        }
     }
+    scratch.converted = converted;
     scratch.divide(attention.heads.size);
 }
 

@@ -94,8 +94,9 @@ unsafe fn tile<F: Format, const T: usize>(
     }
 }
 
-/// Bytes that a product of few rows asks memory for in advance.
-const AHEAD: usize = 2048;
+/// Bytes that a product of few rows asks memory for in advance: what one core reads while memory answers, and more,
+/// because the types with much to unpack would else wait.
+const AHEAD: usize = 8192;
 /// Where the numbers of a group begin, in words a row.
 const SCALE: usize = 8;
 const SCALED_SUM: usize = 9;

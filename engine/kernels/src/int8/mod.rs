@@ -78,5 +78,7 @@ impl Isa {
     }
 }
 
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+mod counts;
 #[cfg(test)]
 mod tests;

@@ -8,24 +8,53 @@ use super::scales::{ScaleLayout, Scales};
 /// Fills one panel from its rows, of which there may be fewer than 32: the others are zero.
 ///
 /// # Shapes
-/// `rows`: whole rows of `superblocks` blocks; `out`: the panel, zero before.
+/// `rows`: whole rows of so many superblocks (or columns, where they are floats); `out`: the panel, zero before.
+///
+/// # Safety
+/// The processor has the function's instruction set.
+pub(super) type Pack = unsafe fn(rows: &[u8], superblocks: usize, out: &mut [u8]);
+
+/// The same as [`pack`], vectorised for AVX-512: loading a model is mostly this.
+///
+/// # Safety
+/// AVX2 and AVX-512 F, BW, DQ and VL.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn pack_avx512<F: Format>(rows: &[u8], superblocks: usize, out: &mut [u8]) {
+    pack::<F>(rows, superblocks, out);
+}
+
+/// The same for AVX2.
+///
+/// # Safety
+/// AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn pack_avx2<F: Format>(rows: &[u8], superblocks: usize, out: &mut [u8]) {
+    pack::<F>(rows, superblocks, out);
+}
+
+/// See [`Pack`].
+#[inline(always)]
 pub(super) fn pack<F: Format>(rows: &[u8], superblocks: usize, out: &mut [u8]) {
     let row_bytes = superblocks * F::BLOCK;
     let count = rows.len() / row_bytes;
     for (index, out) in out.chunks_exact_mut(F::SUPERBLOCK_BYTES).enumerate() {
         let (headers, values) = out.split_at_mut(F::SCALE_BYTES);
         for (half, header) in headers.chunks_exact_mut(F::Scales::BYTES).enumerate() {
-            let mut groups = [[[0_u8; GROUP]; LANES]; 8];
-            for lane in 0..LANES.min(count.saturating_sub(half * LANES)) {
-                let block = &rows[(half * LANES + lane) * row_bytes + index * F::BLOCK..][..F::BLOCK];
-                F::Scales::pack(block, lane, header);
-                for (group, rows) in groups.iter_mut().take(F::GROUPS).enumerate() {
-                    rows[lane] = F::group(block, group);
-                }
+            let lanes = LANES.min(count.saturating_sub(half * LANES));
+            let block =
+                |lane: usize| &rows[(half * LANES + lane) * row_bytes + index * F::BLOCK..][..F::BLOCK];
+            for lane in 0..lanes {
+                F::Scales::pack(block(lane), lane, header);
             }
-            for (group, rows) in groups.iter().take(F::GROUPS).enumerate() {
+            let mut group_rows = [[0_u8; GROUP]; LANES];
+            for group in 0..F::GROUPS {
+                for (lane, row) in group_rows.iter_mut().take(lanes).enumerate() {
+                    *row = F::group(block(lane), group);
+                }
                 let at = group * F::GROUP_BYTES + half * F::Quants::BYTES;
-                F::Quants::pack(rows, &mut values[at..at + F::Quants::BYTES]);
+                F::Quants::pack(&group_rows, &mut values[at..at + F::Quants::BYTES]);
             }
         }
     }

@@ -39,7 +39,7 @@ const ITEM_PANELS: usize = 4;
 #[derive(Clone, Copy)]
 struct Ops {
     kernel: Kernel,
-    pack: fn(&[u8], usize, &mut [u8]),
+    pack: pack::Pack,
     unpack: fn(&[u8], usize, &mut [f32]),
     /// Columns a superblock.
     columns: usize,
@@ -50,15 +50,15 @@ struct Ops {
 }
 
 fn quantized<F: Format>(isa: Isa) -> Ops {
-    let kernel: Kernel = match isa {
+    let (kernel, pack): (Kernel, pack::Pack) = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::avx512::multiply::<F>,
+        Isa::Avx512Vnni => (super::avx512::multiply::<F>, pack::pack_avx512::<F>),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::avx2::multiply::<F>,
-        Isa::Portable => portable::multiply::<F>,
+        Isa::Avx2 => (super::avx2::multiply::<F>, pack::pack_avx2::<F>),
+        Isa::Portable => (portable::multiply::<F>, pack::pack::<F>),
     };
     let (columns, bytes) = (F::GROUPS * GROUP, F::SUPERBLOCK_BYTES);
-    Ops { kernel, pack: pack::pack::<F>, unpack: pack::unpack::<F>, columns, bytes, floats: false }
+    Ops { kernel, pack, unpack: pack::unpack::<F>, columns, bytes, floats: false }
 }
 
 fn of_floats<F: Float>(isa: Isa) -> Ops {
@@ -161,7 +161,8 @@ impl Packed {
                 // SAFETY: each item has a panel of its own, all within the pages.
                 let out =
                     unsafe { std::slice::from_raw_parts_mut(out.0.add(panel * panel_bytes), panel_bytes) };
-                (ops.pack)(source, superblocks, out);
+                // SAFETY: `isa` is one that this processor has.
+                unsafe { (ops.pack)(source, superblocks, out) };
             });
             packed.parts.push(Part { ops, pages, first: packed.rows, rows });
             packed.rows += rows;

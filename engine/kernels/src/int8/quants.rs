@@ -46,6 +46,7 @@ pub(super) trait Quants {
 /// Bytes of a quad.
 const QUAD: usize = 64;
 
+#[inline(always)]
 fn quad(row: &[u8; GROUP], quad: usize) -> u32 {
     u32::from_le_bytes([row[quad * 4], row[quad * 4 + 1], row[quad * 4 + 2], row[quad * 4 + 3]])
 }
@@ -114,6 +115,7 @@ impl Quants for Four {
     const BYTES: usize = 4 * QUAD;
     const SIGNED: bool = false;
 
+    #[inline(always)]
     fn pack(rows: &[[u8; GROUP]; LANES], out: &mut [u8]) {
         pack_nibbles(rows, out);
     }
@@ -145,6 +147,7 @@ impl Quants for Five {
     const BYTES: usize = 5 * QUAD;
     const SIGNED: bool = false;
 
+    #[inline(always)]
     fn pack(rows: &[[u8; GROUP]; LANES], out: &mut [u8]) {
         pack_nibbles(rows, out);
         let (words, _) = out[4 * QUAD..].as_chunks_mut::<4>();
@@ -208,6 +211,7 @@ impl Quants for Six {
     const BYTES: usize = 6 * QUAD;
     const SIGNED: bool = false;
 
+    #[inline(always)]
     fn pack(rows: &[[u8; GROUP]; LANES], out: &mut [u8]) {
         pack_nibbles(rows, out);
         let (words, _) = out[4 * QUAD..].as_chunks_mut::<4>();
@@ -265,6 +269,7 @@ impl Quants for Eight {
     const BYTES: usize = 8 * QUAD;
     const SIGNED: bool = true;
 
+    #[inline(always)]
     fn pack(rows: &[[u8; GROUP]; LANES], out: &mut [u8]) {
         let (words, _) = out.as_chunks_mut::<4>();
         for q in 0..QUADS {

@@ -48,6 +48,7 @@ unsafe fn halves(at: *const u8) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
 }
 
+#[inline(always)]
 fn put_half(block: &[u8], at: usize, header: &mut [u8], plane: usize, lane: usize) {
     header[plane * 32 + lane * 2..][..2].copy_from_slice(&block[at..at + 2]);
 }
@@ -58,6 +59,7 @@ pub(super) struct Factor<const AT: usize>;
 impl<const AT: usize> ScaleLayout for Factor<AT> {
     const BYTES: usize = 32;
 
+    #[inline(always)]
     fn pack(block: &[u8], lane: usize, header: &mut [u8]) {
         put_half(block, AT, header, 0, lane);
     }
@@ -83,6 +85,7 @@ pub(super) struct FactorAndOffset;
 impl ScaleLayout for FactorAndOffset {
     const BYTES: usize = 64;
 
+    #[inline(always)]
     fn pack(block: &[u8], lane: usize, header: &mut [u8]) {
         put_half(block, 0, header, 0, lane);
         put_half(block, 2, header, 1, lane);
@@ -116,6 +119,7 @@ pub(super) struct SixBits;
 impl ScaleLayout for SixBits {
     const BYTES: usize = 64 + 3 * 64;
 
+    #[inline(always)]
     fn pack(block: &[u8], lane: usize, header: &mut [u8]) {
         put_half(block, 0, header, 0, lane);
         put_half(block, 2, header, 1, lane);
@@ -193,6 +197,7 @@ pub(super) struct SignedBytes;
 impl ScaleLayout for SignedBytes {
     const BYTES: usize = 32 + 256;
 
+    #[inline(always)]
     fn pack(block: &[u8], lane: usize, header: &mut [u8]) {
         put_half(block, 208, header, 0, lane);
         for part in 0..16 {
