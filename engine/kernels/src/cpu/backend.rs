@@ -40,6 +40,15 @@ impl CpuBackend {
         Self::with(threads, Products::Exact)
     }
 
+    /// Exact products of activations that were rounded to int8 blocks first, as slow: what cards are compared with,
+    /// whose products with quantized weights take such blocks.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn rounded(threads: usize) -> Result<Self, DeviceError> {
+        Self::with(threads, Products::Rounded)
+    }
+
     fn with(threads: usize, products: Products) -> Result<Self, DeviceError> {
         let pool = Pool::new(threads).map_err(|error| DeviceError::Threads { reason: error.to_string() })?;
         let caps = Caps {

@@ -18,6 +18,8 @@ pub(crate) enum Products {
     Repacked,
     /// Where they lie, with f32 activations.
     Exact,
+    /// The same with the activations of quantized weights rounded to int8 blocks first, as cards round them.
+    Rounded,
 }
 
 /// A weight of one or several parts of equal columns.
@@ -31,7 +33,10 @@ enum Stored {
     /// The values of a weight of one column; small, and read by every row.
     Vector(Vec<f32>),
     Packed(Packed),
-    Mapped(Vec<Part>),
+    Mapped {
+        parts: Vec<Part>,
+        rounded: bool,
+    },
 }
 
 /// A matrix of one type, as it lies in a file.
@@ -66,7 +71,7 @@ impl Weight {
             parts.iter().for_each(|part| part.bytes.release());
             Stored::Packed(packed)
         } else {
-            Stored::Mapped(parts)
+            Stored::Mapped { parts, rounded: products == Products::Rounded }
         };
         Ok(Self { stored, rows, columns })
     }
@@ -75,7 +80,7 @@ impl Weight {
         match &self.stored {
             Stored::Vector(values) => size_of_val(&values[..]) as u64,
             Stored::Packed(packed) => packed.byte_count() as u64,
-            Stored::Mapped(parts) => parts.iter().map(|part| part.bytes.len() as u64).sum(),
+            Stored::Mapped { parts, .. } => parts.iter().map(|part| part.bytes.len() as u64).sum(),
         }
     }
 
@@ -83,7 +88,7 @@ impl Weight {
     pub(crate) fn vector(&self) -> Option<&[f32]> {
         match &self.stored {
             Stored::Vector(values) => Some(values),
-            Stored::Packed(_) | Stored::Mapped(_) => None,
+            Stored::Packed(_) | Stored::Mapped { .. } => None,
         }
     }
 
@@ -97,9 +102,11 @@ impl Weight {
                 activations.fill(pool, x, self.columns, packed.operands());
                 packed.multiply(pool, activations, out);
             }
-            Stored::Mapped(parts) => {
+            Stored::Mapped { parts, rounded } => {
+                let blocks = rounded.then(|| round_to_blocks(x));
                 let mut first = 0;
                 for part in parts {
+                    let x = blocks.as_deref().filter(|_| !part.block.is_float()).unwrap_or(x);
                     part.weights(self.columns).multiply_into(pool, x, out, self.rows, first);
                     first += part.rows;
                 }
@@ -119,7 +126,7 @@ impl Weight {
         match &self.stored {
             Stored::Packed(packed) => packed.row(index, out),
             Stored::Vector(values) => out.copy_from_slice(&values[index..=index]),
-            Stored::Mapped(parts) => {
+            Stored::Mapped { parts, .. } => {
                 for part in parts {
                     match index.checked_sub(part.rows) {
                         None => return part.weights(self.columns).row(index, out),
@@ -140,6 +147,17 @@ fn values(parts: &[Part], rows: usize) -> Vec<f32> {
         rest = others;
     }
     values
+}
+
+/// What int8 blocks of 32 keep of activations: `d * q` with d = max / 127 and q rounded to even.
+fn round_to_blocks(x: &[f32]) -> Vec<f32> {
+    let mut rounded = x.to_vec();
+    for block in rounded.chunks_mut(32) {
+        let largest = block.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let (step, inverse) = (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 });
+        block.iter_mut().for_each(|value| *value = step * (*value * inverse).round_ties_even());
+    }
+    rounded
 }
 
 /// Types and columns were checked, so only memory can be short.
