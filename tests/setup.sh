@@ -19,6 +19,7 @@ NODE_CLIENT=openai@6.49.0
 OTHER_CLIENTS="openai==3.57.0 anthropic==2.14.0 langchain-openai==1.7.4 pydantic-ai-slim[openai]==2.68.0 litellm==1.110.2 jsonschema==4.26.0"
 INSTRUCTOR=instructor==1.17.0
 CARGO_DENY=0.20.2
+NVCC="nvidia-cuda-nvcc==13.5.37 nvidia-cuda-crt==13.5.37 nvidia-cuda-runtime==13.5.37 nvidia-nvvm==13.5.37 nvidia-cuda-cccl==13.3.5.0.6"
 
 if [ -t 1 ]; then BOLD=$'\e[1m' DIM=$'\e[2m' RED=$'\e[31m' GREEN=$'\e[32m' OFF=$'\e[0m'; else BOLD='' DIM='' RED='' GREEN='' OFF=''; fi
 SUDO=''
@@ -96,6 +97,22 @@ hip_compiler() {
         return
     done
     printf '%s%-18s%s %s\n' "$BOLD" clang "$OFF" "none from 16 on in apt: the engine is built without kernels for AMD cards"
+}
+
+# The same kernel sources have to compile for NVIDIA cards too, where they run for real now and then; its compiler
+# comes as wheels and needs no card, no driver and no CUDA.
+nvcc() {
+    local folder="$CACHE/nvcc"
+    [ -n "$(hip_clang)" ] || return 0
+    [ "$(cat "$folder/.wanted" 2>/dev/null)" = "$NVCC" ] && return 0
+    install_nvcc() {
+        rm -rf "$folder" && mkdir -p "$folder"
+        # shellcheck disable=SC2086 # one argument a package
+        python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --target "$folder" $NVCC
+        echo "$NVCC" >"$folder/.wanted"
+    }
+    step nvcc "NVIDIA's compiler from PyPI, which checks the kernels' sources (350 MB)" "rm -rf $folder && make setup" \
+        install_nvcc
 }
 
 features() {
@@ -306,7 +323,7 @@ packages
 rust
 case "${1:-all}" in
     run) control_plane; model; clients; hip_compiler; build ;;
-    tools) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; cargo_deny ;;
-    all) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; cargo_deny; build ;;
+    tools) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; nvcc; cargo_deny ;;
+    all) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; nvcc; cargo_deny; build ;;
     *) echo "usage: tests/setup.sh [all|run|tools|features]" >&2; exit 2 ;;
 esac

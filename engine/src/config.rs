@@ -63,6 +63,9 @@ pub struct SelfTest {
     /// Leave the measurements out.
     #[arg(long)]
     pub checks_only: bool,
+    /// Print what decoding should take on cards, predicted from the compiled kernels; needs no card.
+    #[arg(long, conflicts_with = "checks_only")]
+    pub model_only: bool,
     /// Distinct weights to measure with, in MiB; 400 by default, which is beyond every card's cache.
     #[arg(long, value_name = "MIB")]
     pub megabytes: Option<u64>,

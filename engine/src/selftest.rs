@@ -2,6 +2,7 @@
 
 use crate::config::SelfTest;
 use crate::error::Fatal;
+use atlas_kernels::hip::predict::report;
 use atlas_kernels::hip::selftest::{self, Check, Speed, Work};
 use atlas_kernels::hip::{Health, Options};
 use std::fmt::Write;
@@ -11,6 +12,10 @@ use std::fmt::Write;
 /// # Errors
 /// There is no card, a call fails, or a kernel is wrong; the page is printed in the last case too.
 pub fn selftest(arguments: &SelfTest, print: impl Fn(&str)) -> Result<(), Fatal> {
+    if arguments.model_only {
+        print(&report());
+        return Ok(());
+    }
     let options = Options {
         root: arguments.hip.system_root.clone(),
         library: arguments.hip.hip_library.clone(),

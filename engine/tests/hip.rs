@@ -46,6 +46,13 @@ fn the_self_test_tells_the_card_its_checks_and_its_speeds_on_a_page() {
 }
 
 #[test]
+fn predictions_need_no_card() {
+    let output = Command::new(env!("CARGO_BIN_EXE_atlas-engine")).args(["selftest", "--model-only"]).output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    assert!(text.contains("| matvec_q4_k_1 |") && text.contains("No run on a card"), "{text}");
+}
+
+#[test]
 fn a_self_test_without_a_usable_card_ends_with_the_codes_of_the_contract() {
     for (settings, gfx_version, code, words) in [
         ("", 90_402, 20, "this build has no kernels for gfx942; it has them for gfx1100, gfx1102"),

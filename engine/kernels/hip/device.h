@@ -1,5 +1,6 @@
-// What a kernel asks of its processor, in two bodies: RDNA3 (clang as HIP compiler, without any ROCm header) and the
-// host, where the same source becomes the CPU twin that the stand-in runtime runs (tests/standin/fibers.h).
+// What a kernel asks of its processor, in three bodies: RDNA3 (clang as HIP compiler, without any ROCm header), the
+// host, where the same source becomes the CPU twin that the stand-in runtime runs (tests/standin/fibers.h), and NVIDIA
+// cards (tests/cuda/device.h), where it is compiled as a check and runs for real where such a card is at hand.
 //
 // Kernels take one struct by value, so that the host side fills one #[repr(C)] struct and twins are called alike.
 // Nothing here relies on fast-math: products and sums are written as fma where they should be one, and the compiler
@@ -12,6 +13,11 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef int i32;
 typedef unsigned long long u64;
+
+#if defined(__CUDACC__)
+#include "../tests/cuda/device.h"
+#else
+
 typedef _Float16 f16;
 typedef u32 u32x4 __attribute__((ext_vector_type(4)));
 typedef f16 f16x8 __attribute__((ext_vector_type(8)));
@@ -94,21 +100,28 @@ DEVICE f32x8 wmma(f16x16 a, f16x16 b, f32x8 c) { return __builtin_amdgcn_wmma_f3
 #include "fibers.h"
 #endif
 
-static_assert(WAVE == 32, "the kernels map 32 lanes; a target with other waves needs its own build");
-
 DEVICE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE float exp2(float x) { return __builtin_exp2f(x); }
 DEVICE u32 min(u32 a, u32 b) { return a < b ? a : b; }
 
-static constexpr float LOG2_E = 1.44269504088896341f;
-static constexpr float LOWEST = -3.0e38f;
-
-// A value at any address; RDNA3 reads unaligned words in one instruction.
-template <class T> DEVICE T load(const void *from) {
+// A value at any address, which is a multiple of ALIGN; RDNA3 reads unaligned words in one instruction.
+template <class T, int ALIGN = 2> DEVICE T load(const void *from) {
     T value;
     __builtin_memcpy(&value, from, sizeof(T));
     return value;
 }
+
+// The sixteen halves of two registers' eight.
+DEVICE f16x16 join(f16x8 low, f16x8 high) {
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+#endif
+
+static_assert(WAVE == 32, "the kernels map 32 lanes; a target with other waves needs its own build");
+
+static constexpr float LOG2_E = 1.44269504088896341f;
+static constexpr float LOWEST = -3.0e38f;
 
 template <class T> DEVICE void store(void *to, T value) { __builtin_memcpy(to, &value, sizeof(T)); }
 

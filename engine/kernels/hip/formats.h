@@ -119,7 +119,7 @@ struct Q4_K : Integer {
     DEVICE void read(const u8 *row, u32 piece, Piece &p) {
         const u8 *b = row + piece / 8 * BYTES;
         const u32 group = piece % 8, shift = group % 2 * 4;
-        const u32x4 first = load<u32x4>(b + 16 + group / 2 * 32), second = load<u32x4>(b + 32 + group / 2 * 32);
+        const u32x4 first = load<u32x4, 16>(b + 16 + group / 2 * 32), second = load<u32x4, 16>(b + 32 + group / 2 * 32);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             p.q[i] = (first[i] >> shift) & 0x0f0f0f0fu;
@@ -137,7 +137,7 @@ struct Q5_K : Integer {
         const u8 *low = b + 48 + group / 2 * 32;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const u32x4 words = load<u32x4>(low + 16 * half), high = load<u32x4>(b + 16 + 16 * half);
+            const u32x4 words = load<u32x4, 16>(low + 16 * half), high = load<u32x4, 16>(b + 16 + 16 * half);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 p.q[4 * half + i] =

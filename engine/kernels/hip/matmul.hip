@@ -23,8 +23,7 @@ static constexpr int THREADS = 128, TILE_N = 128, TILE_T = 64;
 static constexpr int STRIDE = 40;
 
 DEVICE f16x16 fragment(const f16 *from) {
-    const f16x8 low = load_aligned<f16x8>(from), high = load_aligned<f16x8>(from + 8);
-    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return join(load_aligned<f16x8>(from), load_aligned<f16x8>(from + 8));
 }
 
 template <class F> DEVICE void matmul(const MatmulArgs &a) {

@@ -5,7 +5,7 @@
 // Threads: 256 a row; a thread adds up the squares of its elements, the workgroup adds up the threads.
 // Reference: f64, 1e-5 relative.
 //
-// head_norm: the same over heads of a row, in place, without addition. A wave has a head.
+// The kernel is rms_norm. head_norm: the same over heads of a row, in place, without addition. A wave has a head.
 #include "activation.h"
 
 struct NormArgs {
@@ -19,7 +19,7 @@ struct NormArgs {
     float epsilon;
 };
 
-KERNEL(norm, NormArgs, 256) {
+KERNEL(rms_norm, NormArgs, 256) {
     const u64 row = (u64)block_x() * a.d;
     float squares = 0.0f;
     for (u32 i = thread(); i < a.d; i += 256) {

@@ -85,12 +85,8 @@ template <class Kv, int SIZE> DEVICE void prefill(const PrefillArgs &a) {
             p[r * P_STRIDE + column] = (f16)weight;
         }
         wave_barrier();
-        f16x16 weights;
-        {
-            const f16x8 low = load_aligned<f16x8>(p + column * P_STRIDE);
-            const f16x8 high = load_aligned<f16x8>(p + column * P_STRIDE + 8);
-            weights = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        }
+        const f16 *own = p + column * P_STRIDE;
+        const f16x16 weights = join(load_aligned<f16x8>(own), load_aligned<f16x8>(own + 8));
         wave_barrier();
 #pragma unroll
         for (int i = 0; i < SIZE / 16; i++) {
@@ -113,11 +109,15 @@ template <class Kv, int SIZE> DEVICE void prefill(const PrefillArgs &a) {
     }
 }
 
+#define PREFILL_F16(size)                                                                                             \
+    KERNEL(prefill_f16_##size, PrefillArgs, 128) { prefill<KvF16, size>(a); }
 #define PREFILL(size)                                                                                                 \
-    KERNEL(prefill_f16_##size, PrefillArgs, 128) { prefill<KvF16, size>(a); }                                         \
+    PREFILL_F16(size)                                                                                                 \
     KERNEL(prefill_q8_##size, PrefillArgs, 128) { prefill<KvQ8, size>(a); }
 
 PREFILL(32)
 PREFILL(64)
+// No whole number of q8_0 blocks.
+PREFILL_F16(80)
 PREFILL(96)
 PREFILL(128)

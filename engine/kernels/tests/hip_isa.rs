@@ -24,6 +24,8 @@ struct Figures {
     threads: u32,
     dot4: usize,
     wmma: usize,
+    /// Instructions of the longest loop.
+    longest: usize,
 }
 
 /// Vector registers a SIMD has for each lane of a wave, and how many are given out at once (LLVM's AMDGPU tables).
@@ -84,11 +86,16 @@ fn figures(file: &Path, readelf: &str, objdump: &str) -> BTreeMap<String, Figure
             _ => {}
         }
     }
-    let mut name = String::new();
+    let (mut name, mut addresses) = (String::new(), Vec::new());
     for line in run(objdump, &["-d", "--no-show-raw-insn"], file).lines() {
         if let Some(symbol) = line.strip_suffix(">:").and_then(|line| line.split('<').nth(1)) {
             name = symbol.to_owned();
+            addresses.clear();
         } else if let Some(kernel) = kernels.get_mut(&name) {
+            let Some((text, address)) = line.rsplit_once("// ") else { continue };
+            let address = address.split(':').next().unwrap_or_default();
+            addresses.push(u64::from_str_radix(address, 16).unwrap());
+            kernel.longest = kernel.longest.max(loop_length(text, &addresses));
             kernel.dot4 += usize::from(line.contains("v_dot4_i32_iu8"));
             kernel.wmma += usize::from(line.contains("v_wmma_f32_16x16x16_f16"));
         }
@@ -96,12 +103,26 @@ fn figures(file: &Path, readelf: &str, objdump: &str) -> BTreeMap<String, Figure
     kernels
 }
 
+/// Instructions from where a backward branch leads to the branch, the last of the addresses; 0 for all others.
+fn loop_length(text: &str, addresses: &[u64]) -> usize {
+    let mut words = text.split_whitespace();
+    let branches = words.next().is_some_and(|name| name.starts_with("s_cbranch") || name == "s_branch");
+    let offset = words.next().and_then(|word| word.parse::<u16>().ok()).map(|offset| offset as i16);
+    match (offset, addresses.last()) {
+        (Some(offset), Some(last)) if branches && offset < 0 => {
+            let target = last.wrapping_add_signed(4 + 4 * i64::from(offset));
+            addresses.iter().filter(|address| **address >= target).count()
+        }
+        _ => 0,
+    }
+}
+
 #[test]
 fn kernels_use_the_registers_and_instructions_that_they_are_meant_to() {
     let (readelf, objdump) = (tool("llvm-readelf"), tool("llvm-objdump"));
     let mut table = String::from(
         "# clang 16. Waves are those a SIMD holds at once, at most 16.\n\
-         kernel\ttarget\tvgprs\tsgprs\tlds\tspills\twaves\tdot4\twmma\n",
+         kernel\ttarget\tvgprs\tsgprs\tlds\tspills\twaves\tdot4\twmma\tloop\n",
     );
     let mut objects: Vec<PathBuf> = fs::read_dir(BUILT.1)
         .unwrap()
@@ -117,9 +138,9 @@ fn kernels_use_the_registers_and_instructions_that_they_are_meant_to() {
             seen += 1;
             check(&name, target, &kernel);
             let waves = kernel.occupancy(target);
-            let Figures { vgprs, sgprs, lds, spills, dot4, wmma, .. } = kernel;
-            writeln!(table, "{name}\t{target}\t{vgprs}\t{sgprs}\t{lds}\t{spills}\t{waves}\t{dot4}\t{wmma}")
-                .unwrap();
+            let Figures { vgprs, sgprs, lds, spills, dot4, wmma, longest, .. } = kernel;
+            let registers = format!("{vgprs}\t{sgprs}\t{lds}\t{spills}\t{waves}");
+            writeln!(table, "{name}\t{target}\t{registers}\t{dot4}\t{wmma}\t{longest}").unwrap();
         }
     }
     // 13 formats in 6 kernels, and 25 others, on two targets.

@@ -44,9 +44,11 @@ pub fn open(
         spec.layers.start.saturating_add(u16::try_from(offloaded).unwrap_or(u16::MAX))..spec.layers.end;
     let spec = KvSpec { layers, ..spec };
     let kv = spec.block_bytes().map_or(0, |bytes| bytes.saturating_mul(u64::from(shape.blocks)));
+    // The embedding goes with the first layers, where the head has a matrix of its own.
+    let own_head = header.tensors().iter().any(|tensor| tensor.name == "output.weight");
     let on_card = |tensor: &&TensorInfo| match layer(&tensor.name) {
         Some(layer) => layer >= offloaded,
-        None => true,
+        None => offloaded == 0 || !own_head || tensor.name != "token_embd.weight",
     };
     // Each begins at a multiple of 256 bytes.
     let bytes = |tensor: &TensorInfo| tensor.byte_range().map_or(0, |range| (range.end - range.start) + 255);

@@ -3,7 +3,7 @@
 use super::arena::Span;
 use super::device::{Address, Device};
 use super::error::HipError;
-use super::kernels::{Cache, HEAD_SIZES, Kernels};
+use super::kernels::{Cache, Kernels};
 use super::products::Blocks;
 
 /// Positions that one workgroup of decode attention reads.
@@ -273,9 +273,10 @@ impl Kernels {
     ) -> Result<(), HipError> {
         let Prefill { qkv, tiles, count, scale, out } = operands;
         let (keys, values) = layer.caches()?;
-        let index = HEAD_SIZES.iter().position(|size| *size == layer.size as usize);
+        let kernels = self.attention(layer.cache).prefill;
+        let kernel = kernels.iter().find(|(size, _)| *size == layer.size as usize);
         let unknown = HipError::Bounds { what: "a head", found: layer.size.into(), needed: 128 };
-        let kernel = self.attention(layer.cache).prefill[index.ok_or(unknown)?];
+        let &(_, kernel) = kernel.ok_or(unknown)?;
         let width = u64::from(layer.query_heads) * u64::from(layer.size);
         let arguments = PrefillArgs {
             qkv: qkv.at_least("queries", words(rows.count) * u64::from(layer.columns()))?,

@@ -1,5 +1,6 @@
 //! The weight formats that kernels exist for; `hip/formats.h` is the other half.
 
+use crate::blocks::BlockType;
 use atlas_format::TensorType;
 
 /// How a weight's rows are stored on the card: as in the file.
@@ -47,24 +48,28 @@ impl Format {
         Self::ALL.into_iter().find(|format| format.tensor_type() == Some(tensor_type))
     }
 
+    /// The blocks that the CPU backend knows too, as GGUF files have them; `None` for formats of safetensors files.
+    fn block_type(self) -> Option<BlockType> {
+        Some(match self {
+            Self::F32 => BlockType::F32,
+            Self::F16 => BlockType::F16,
+            Self::Bf16 => BlockType::Bf16,
+            Self::Q4_0 => BlockType::Q4_0,
+            Self::Q4_1 => BlockType::Q4_1,
+            Self::Q5_0 => BlockType::Q5_0,
+            Self::Q5_1 => BlockType::Q5_1,
+            Self::Q8_0 => BlockType::Q8_0,
+            Self::Q4K => BlockType::Q4K,
+            Self::Q5K => BlockType::Q5K,
+            Self::Q6K => BlockType::Q6K,
+            Self::Nf4 | Self::Awq4 => return None,
+        })
+    }
+
     /// The GGUF type; `None` for formats of safetensors files.
     #[must_use]
     pub fn tensor_type(self) -> Option<TensorType> {
-        let number = match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q4_0 => 2,
-            Self::Q4_1 => 3,
-            Self::Q5_0 => 6,
-            Self::Q5_1 => 7,
-            Self::Q8_0 => 8,
-            Self::Q4K => 12,
-            Self::Q5K => 13,
-            Self::Q6K => 14,
-            Self::Bf16 => 30,
-            Self::Nf4 | Self::Awq4 => return None,
-        };
-        Some(TensorType::from_number(number))
+        self.block_type().map(|block| TensorType::from_number(block.ggml()))
     }
 
     /// The name in kernels' names.
@@ -90,20 +95,9 @@ impl Format {
     /// Elements and bytes of a block.
     #[must_use]
     pub fn block(self) -> (usize, usize) {
-        match self {
-            Self::F32 => (1, 4),
-            Self::F16 | Self::Bf16 => (1, 2),
-            Self::Nf4 => (64, 36),
-            Self::Q4_0 => (32, 18),
-            Self::Q4_1 => (32, 20),
-            Self::Q5_0 => (32, 22),
-            Self::Q5_1 => (32, 24),
-            Self::Q8_0 => (32, 34),
-            Self::Q4K => (256, 144),
-            Self::Q5K => (256, 176),
-            Self::Q6K => (256, 210),
-            Self::Awq4 => (128, 68),
-        }
+        const NF4: (usize, usize) = (64, 36);
+        const AWQ4: (usize, usize) = (128, 68);
+        self.block_type().map_or(if self == Self::Nf4 { NF4 } else { AWQ4 }, BlockType::size)
     }
 
     /// Whether its products take activations as q8 blocks (dot4) rather than as floats.

@@ -9,8 +9,8 @@ use super::format::Format;
 
 /// Rows of activations that the matrix-vector kernels take at most.
 pub const MATVEC_ROWS: u32 = 8;
-/// Head sizes that prefill attention is compiled for.
-pub const HEAD_SIZES: [usize; 4] = [32, 64, 96, 128];
+/// Head sizes that prefill attention is compiled for, with the cache types that take them.
+pub const HEAD_SIZES: [usize; 5] = [32, 64, 80, 96, 128];
 
 /// Tokens each matrix-vector variant takes, and the weight rows that one of its waves has.
 pub(super) const MATVEC_VARIANTS: [(u32, u32); 4] = [(1, 2), (2, 2), (4, 1), (8, 1)];
@@ -31,6 +31,16 @@ impl Cache {
             Self::F16 => "f16",
             Self::Q8 => "q8",
         }
+    }
+
+    /// Whether kernels read heads of this size: whole vectors, and whole blocks of scales.
+    #[must_use]
+    pub fn takes(self, size: usize) -> bool {
+        let step = match self {
+            Self::F16 => 16,
+            Self::Q8 => 32,
+        };
+        size > 0 && size.is_multiple_of(step) && size <= 256
     }
 
     /// Bytes of one head of 16 positions.
@@ -62,7 +72,7 @@ pub struct Kernels {
     pub(super) copy_blocks: Kernel,
     rope_kv: [Kernel; 2],
     attend: [[Kernel; 3]; 2],
-    prefill: [[Kernel; 4]; 2],
+    prefill: [Vec<(usize, Kernel)>; 2],
     merge: Kernel,
     pub(super) top_k: Kernel,
     pub(super) copy: Kernel,
@@ -94,15 +104,18 @@ impl Kernels {
             let of = |group| of("attend", &format!("attend_{}_{group}", cache.name()), 128);
             Ok([of(ATTEND_GROUPS[0])?, of(ATTEND_GROUPS[1])?, of(ATTEND_GROUPS[2])?])
         };
-        let prefill = |cache: Cache| -> Result<[Kernel; 4], HipError> {
-            let of = |size| of("prefill", &format!("prefill_{}_{size}", cache.name()), 128);
-            Ok([of(HEAD_SIZES[0])?, of(HEAD_SIZES[1])?, of(HEAD_SIZES[2])?, of(HEAD_SIZES[3])?])
+        let prefill = |cache: Cache| -> Result<Vec<(usize, Kernel)>, HipError> {
+            let of = |size| {
+                let kernel = of("prefill", &format!("prefill_{}_{size}", cache.name()), 128)?;
+                Ok((size, kernel))
+            };
+            HEAD_SIZES.into_iter().filter(|size| cache.takes(*size)).map(of).collect()
         };
         Ok(Self {
             formats,
             quantize_q8: of("quantize", "quantize_q8", 256)?,
             quantize_h16: of("quantize", "quantize_h16", 256)?,
-            norm: of("norm", "norm", 256)?,
+            norm: of("norm", "rms_norm", 256)?,
             head_norm: of("norm", "head_norm", 128)?,
             swiglu: of("elementwise", "swiglu", 256)?,
             add: of("elementwise", "add", 256)?,
@@ -138,8 +151,8 @@ pub(super) struct AttentionKernels<'a> {
     pub rope_kv: Kernel,
     /// One for 1, 4 and 8 query heads.
     pub attend: &'a [Kernel; 3],
-    /// One for each of [`HEAD_SIZES`].
-    pub prefill: &'a [Kernel; 4],
+    /// One for each of [`HEAD_SIZES`] that the cache takes, beside its size.
+    pub prefill: &'a [(usize, Kernel)],
     pub merge: Kernel,
 }
 

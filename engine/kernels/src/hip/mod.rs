@@ -10,13 +10,14 @@
 //! | `arena` | the one allocation |
 //! | `format`, `kernels` | what formats and kernels there are |
 //! | `products`, `rows`, `attention` | launches, each after a check of its operands |
+//! | `predict/` | how long decoding should take, from the compiled kernels |
 //! | `selftest/` | every kernel against its reference, on whatever device there is |
 //! | `backend/` | weights, KV cache, compiled programs, steps |
 
-mod bound;
 mod card;
 mod error;
 mod options;
+pub mod predict;
 mod report;
 mod sizes;
 
@@ -50,7 +51,6 @@ mod transfer;
 #[cfg(not(feature = "hip"))]
 mod off;
 
-pub use bound::Decode;
 pub use card::{Card, Expected, Health};
 pub use error::HipError;
 pub use options::Options;

@@ -20,7 +20,9 @@ impl HipBackend {
             let span = self.load_vector(parts, rows)?;
             Weight::Vector { span, n }
         } else {
-            let parts = parts.iter().map(|part| self.load_matrix(part, columns)).collect::<Result<_, _>>()?;
+            // Parts of one format become one matrix, and their products one launch.
+            let runs = parts.chunk_by(|left, right| left.tensor_type == right.tensor_type);
+            let parts = runs.map(|run| self.load_matrix(run, columns)).collect::<Result<_, _>>()?;
             Weight::Matrix { parts, n, k }
         };
         self.weights.push(weight);
@@ -49,20 +51,31 @@ impl HipBackend {
         Ok(span)
     }
 
-    fn load_matrix(&mut self, part: &RawTensor, columns: usize) -> Result<Matrix, DeviceError> {
-        let format = Format::from_tensor_type(part.tensor_type).ok_or_else(|| self.no_kernel(part))?;
-        if part.columns != columns {
-            return Err(shape("a part's columns", part.columns, columns));
+    /// Parts of one format, one after the other.
+    fn load_matrix(&mut self, parts: &[RawTensor], columns: usize) -> Result<Matrix, DeviceError> {
+        let (mut format, mut bytes, mut n) = (Format::F32, 0, 0);
+        for part in parts {
+            format = Format::from_tensor_type(part.tensor_type).ok_or_else(|| self.no_kernel(part))?;
+            if part.columns != columns {
+                return Err(shape("a part's columns", part.columns, columns));
+            }
+            let row = format.row_bytes(columns);
+            let row = row.ok_or(shape("a weight's columns", columns, columns.next_multiple_of(32)))?;
+            if part.bytes.len() != row * part.rows {
+                return Err(shape("a weight's bytes", part.bytes.len(), row * part.rows));
+            }
+            bytes += part.bytes.len() as u64;
+            n += part.rows as u32;
         }
-        let row = format.row_bytes(columns);
-        let row = row.ok_or(shape("a weight's columns", columns, columns.next_multiple_of(32)))?;
-        if part.bytes.len() != row * part.rows {
-            return Err(shape("a weight's bytes", part.bytes.len(), row * part.rows));
+        let span = self.take_weight(bytes)?;
+        let mut at = 0;
+        for part in parts {
+            let length = part.bytes.len() as u64;
+            let to = span.after(at).at_least("a weight", length)?;
+            self.device.upload(&part.bytes, to, &mut |_| {})?;
+            at += length;
         }
-        let bytes = self.take_weight(part.bytes.len() as u64)?;
-        let to = bytes.at_least("a weight", part.bytes.len() as u64)?;
-        self.device.upload(&part.bytes, to, &mut |_| {})?;
-        Ok(Matrix { bytes, format, n: part.rows as u32, k: columns as u32 })
+        Ok(Matrix { bytes: span, format, n, k: columns as u32 })
     }
 
     fn take_weight(&mut self, bytes: u64) -> Result<crate::hip::arena::Span, HipError> {
@@ -85,8 +98,7 @@ impl HipBackend {
             KvType::Q8_0 => Some(Cache::Q8),
             KvType::F32 => None,
         };
-        // Kernels read whole vectors of a head, and scales of 32 elements.
-        let cache = cache.filter(|_| spec.head_size.is_multiple_of(32) && spec.head_size <= 256);
+        let cache = cache.filter(|cache| cache.takes(spec.head_size));
         let cache = cache.ok_or_else(|| DeviceError::KvType {
             kv_type: spec.kv_type,
             head_size: spec.head_size,

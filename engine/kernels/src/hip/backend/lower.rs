@@ -214,7 +214,8 @@ impl Compiler<'_> {
             Op::Attend { qkv, heads, scale, out, .. } => {
                 self.expect_columns("columns of queries, keys and values", qkv, heads.qkv_columns())?;
                 self.expect_columns("columns of attention", out, heads.query * heads.size)?;
-                let blocks = self.is_quantized_next(out, at);
+                // The merge writes a head at a time, and a wave of it a block.
+                let blocks = heads.size.is_multiple_of(32) && self.is_quantized_next(out, at);
                 self.made(out, blocks);
                 let (qkv, k) = (self.span(qkv), self.columns(out));
                 let out = self.span(out);

@@ -28,7 +28,12 @@ struct Case {
 
 pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
     for cache in [Cache::F16, Cache::Q8] {
-        for (size, pairs, halves) in [(64, 32, false), (128, 64, true), (96, 32, true), (32, 8, false)] {
+        let takes = |size: usize| cache.takes(size);
+        for (size, pairs, halves) in
+            [(64, 32, false), (128, 64, true), (96, 32, true), (32, 8, false), (80, 40, true)]
+                .into_iter()
+                .filter(|(size, ..)| takes(*size))
+        {
             rope_kv(bench, cache, [size, pairs], halves, tell)?;
         }
         for (size, kv_heads, group, last, rows) in [
@@ -37,7 +42,11 @@ pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipEr
             (32, 1, 8, [15, 16], [2, 2]),
             (96, 1, 11, [200, 5], [1, 1]),
             (64, 2, 4, [130, 70], [4, 4]),
-        ] {
+            (80, 2, 3, [70, 20], [1, 2]),
+        ]
+        .into_iter()
+        .filter(|(size, ..)| takes(*size))
+        {
             attend(bench, Case { cache, size, kv_heads, group, last, rows }, false, tell)?;
         }
         for (size, kv_heads, group, last, rows) in [
@@ -45,7 +54,11 @@ pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipEr
             (128, 1, 2, [130, 20], [33, 21]),
             (32, 2, 1, [0, 17], [1, 18]),
             (96, 1, 5, [100, 31], [7, 32]),
-        ] {
+            (80, 2, 2, [40, 20], [17, 5]),
+        ]
+        .into_iter()
+        .filter(|(size, ..)| takes(*size))
+        {
             attend(bench, Case { cache, size, kv_heads, group, last, rows }, true, tell)?;
         }
     }

@@ -1,0 +1,88 @@
+//! Runs of llama.cpp on an RX 7900 XTX that others have published, and what the same model says of them.
+//!
+//! Of llama.cpp's kernels this build knows the bytes and the launches, not the registers, so its launches count by
+//! their bytes and gaps.
+
+use super::model::{Llama, Mix};
+use super::{GAP_MICROSECONDS, RX_7900_XTX, STREAM};
+
+/// Launches of a layer of llama.cpp's HIP backend with flash attention, in decoding: two norms and two additions;
+/// seven products less one that is fused, each after a quantization; two rotations, of which one writes the keys;
+/// the values' write; attention and its merge.
+const PEER_LAUNCHES_PER_LAYER: u32 = 21;
+
+/// A published run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Published {
+    /// The model.
+    pub model: Llama,
+    /// Tokens before those that were timed, and half of these.
+    pub context: u32,
+    /// Tokens a second, lowest and highest.
+    pub found: (f64, f64),
+    /// Where it stands, with its date.
+    pub source: &'static str,
+    /// What was taken from it for the model; empty where nothing was.
+    pub gives: &'static str,
+}
+
+const RESULTS: &str = "ggml-org/llama.cpp pull request 26284, 2026";
+const SHARE: &str = "the difference of the two gives the share of bandwidth";
+const ISSUE: &str = "ggml-org/llama.cpp issue 20934, 2026-03-24";
+
+/// All of them: ROCm, one sequence.
+pub const PUBLISHED: [Published; 5] = [
+    Published {
+        model: Llama::B8.with(Mix::Q5KM),
+        context: 32,
+        found: (100.5, 100.6),
+        source: RESULTS,
+        gives: "gives the gap",
+    },
+    Published {
+        model: Llama::B8.with(Mix::Q4KM),
+        context: 32,
+        found: (105.5, 105.8),
+        source: RESULTS,
+        gives: SHARE,
+    },
+    Published {
+        model: Llama::B8.with(Mix::Q4KM),
+        context: 4096 + 32,
+        found: (98.5, 98.7),
+        source: RESULTS,
+        gives: SHARE,
+    },
+    Published {
+        model: Llama::B7.with(Mix::Q4_0),
+        context: 64,
+        found: (129.0, 144.0),
+        source: ISSUE,
+        gives: "",
+    },
+    Published {
+        model: Llama::QWEN7.with(Mix::Q4KM),
+        context: 64,
+        found: (110.0, 114.0),
+        source: ISSUE,
+        gives: "",
+    },
+];
+
+impl Published {
+    /// Tokens a second that the model says.
+    #[must_use]
+    pub fn predicted(&self) -> f64 {
+        let Self { model, context, .. } = self;
+        let cache = model.cache_bytes_per_layer() * f64::from(model.layers * context);
+        let memory = (model.read_bytes() + cache) / (RX_7900_XTX.gigabytes_per_second * STREAM) / 1e6;
+        let launches = f64::from(model.layers * PEER_LAUNCHES_PER_LAYER + 4);
+        1e3 / (memory + launches * GAP_MICROSECONDS / 1e3)
+    }
+
+    /// The middle of what was found.
+    #[must_use]
+    pub fn middle(&self) -> f64 {
+        f64::midpoint(self.found.0, self.found.1)
+    }
+}
