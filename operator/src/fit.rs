@@ -146,7 +146,7 @@ pub fn describe_misfit(product: &str, plan: &VramPlan) -> String {
 
 /// Whether the specification takes what is advised; what is refused as not implemented is no advice.
 fn is_built(advice: &Advice) -> bool {
-    !matches!(advice.change, Change::KvCacheTypeQ8 | Change::CpuOffloadLayers { .. })
+    !matches!(advice.change, Change::KvCacheTypeQ8)
 }
 
 #[cfg(test)]
@@ -196,7 +196,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        assert!(!text.contains("Q8_0") && !text.contains("cpuOffloadLayers"), "{text}");
+        assert!(!text.contains("Q8_0"), "{text}");
         let tiny = VramPlan { advice: Vec::new(), ..plan };
         assert!(describe_misfit("P", &tiny).ends_with("use a smaller model, or a card with more memory"));
     }

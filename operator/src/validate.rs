@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use atlas_crds::{
     AtlasModel, GpuProfile, ModelSource,
     model::{EngineOverrides, ExposeType, FailoverMode, KvCacheType, RolloutStrategy, Standby},
-    profile::Allocation,
+    profile::{Allocation, Backend},
     quantity::parse_bytes,
 };
 use kube::ResourceExt;
@@ -235,13 +235,6 @@ fn validate_tier(
     if tier.kv_cache_type == KvCacheType::Q8_0 {
         not_implemented(field("kvCacheType"), "Q8_0".into(), "use F16");
     }
-    if tier.cpu_offload_layers > 0 {
-        not_implemented(
-            field("cpuOffloadLayers"),
-            tier.cpu_offload_layers.to_string(),
-            "use a smaller model or quantization",
-        );
-    }
     if tier.standby != Standby::Hot {
         not_implemented(field("standby"), format!("{:?}", tier.standby), "use Hot");
     }
@@ -277,6 +270,13 @@ fn validate_tier(
                     field: format!("GpuProfile {}: allocation", profile.name_any()),
                     value: "ResourceClaim".into(),
                     remedy: "use DevicePlugin",
+                });
+            }
+            if tier.cpu_offload_layers > 0 && profile.spec.backend == Backend::Cpu {
+                refusals.push(Refusal::NotImplemented {
+                    field: field("cpuOffloadLayers"),
+                    value: tier.cpu_offload_layers.to_string(),
+                    remedy: "leave it out: all layers of this profile are on the processor",
                 });
             }
             if tier.max_batch > profile.spec.max_batch {

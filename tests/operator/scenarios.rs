@@ -113,13 +113,6 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
         ),
         ("batch", with("maxBatch", 64.into()), json!({}), "BatchTooLarge", &["64", "4", "big"]),
         ("kv", with("kvCacheType", "Q8_0".into()), json!({}), "NotImplemented", &["kvCacheType", "Q8_0"]),
-        (
-            "offload",
-            with("cpuOffloadLayers", 3.into()),
-            json!({}),
-            "NotImplemented",
-            &["cpuOffloadLayers", "3"],
-        ),
         ("standby", with("standby", "Warm".into()), json!({}), "NotImplemented", &["standby", "Warm"]),
         (
             "bucket",

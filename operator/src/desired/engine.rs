@@ -195,6 +195,9 @@ fn build_args(model: &ValidatedModel, tier: &ValidatedTier) -> Vec<String> {
         if let Some(bytes) = parse_bytes(&profile.vram) {
             flag("expect-vram-bytes", bytes.to_string());
         }
+        if tier.setting.offload_layers > 0 {
+            flag("cpu-layers", tier.setting.offload_layers.to_string());
+        }
     }
     flag("termination-log", "/dev/termination-log".into());
     args.extend(tier.engine.extra_args.iter().cloned());

@@ -114,6 +114,18 @@ fn the_samples_objects_are_these() {
 }
 
 #[test]
+fn layers_that_the_card_cannot_hold_go_to_the_processor() {
+    let mut model = sample();
+    model.tiers[0].setting.offload_layers = 7;
+    let args = |index: usize| {
+        let template = build_pod_template(&model, &model.tiers[index], &settings()).unwrap();
+        template["spec"]["containers"][0]["args"].to_string()
+    };
+    assert!(args(0).contains(r#""--cpu-layers","7""#), "{}", args(0));
+    assert!(!args(1).contains("--cpu-layers"), "{}", args(1));
+}
+
+#[test]
 fn every_field_is_one_that_kubernetes_knows() {
     fn known<T: DeserializeOwned + Serialize>(body: &Value) -> Value {
         serde_json::to_value(serde_json::from_value::<T>(body.clone()).unwrap()).unwrap()

@@ -65,8 +65,8 @@ impl Need {
 #[must_use]
 pub fn estimate(shape: &ModelShape, setting: &Setting, runtime_bytes: u64) -> Need {
     let offloaded = usize::try_from(setting.offload_layers).unwrap_or(usize::MAX);
-    let on_card = shape.layers.len().saturating_sub(offloaded);
-    let layers = shape.layers.iter().take(on_card);
+    // The processor takes the first ones, and the embedding too, which is counted here all the same.
+    let layers = shape.layers.iter().skip(offloaded);
     let mut weights = shape.other_weight_bytes;
     let mut token_bytes = 0_u64;
     for layer in layers {
