@@ -17,8 +17,8 @@ impl Pages {
     /// The system has no address space left.
     pub fn new(length: usize) -> io::Result<Self> {
         let map = memmap2::MmapMut::map_anon(length.max(1))?;
-        // Large pages save address look-ups; a system without them serves small ones.
-        #[cfg(target_os = "linux")]
+        // Large pages save address look-ups; a system without them serves small ones. Miri knows no advice.
+        #[cfg(all(target_os = "linux", not(miri)))]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Self { map, length })
     }

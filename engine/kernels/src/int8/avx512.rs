@@ -9,6 +9,7 @@ use super::scales::{ScaleLayout, Scales};
 use super::{activations::GROUP_BYTES, activations::TILE};
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// See [`super::packed::Kernel`].
 ///
@@ -45,15 +46,17 @@ unsafe fn tile<F: Format, const T: usize>(
 ) {
     // SAFETY: every address lies in a superblock of the panel or in a group of the tile.
     unsafe {
-        let mut scales = [Scales::ZERO, Scales::ZERO];
+        // Setting them to zero first would cost as much as unpacking them.
+        let mut memory = [const { MaybeUninit::<Scales>::uninit() }; 2];
+        let scales: *mut Scales = memory.as_mut_ptr().cast();
         let mut sums = [[_mm512_setzero_ps(); 2]; T];
         for (sums, out) in sums.iter_mut().zip(out.iter()) {
             *sums = [_mm512_loadu_ps(out.as_ptr()), _mm512_loadu_ps(out.as_ptr().add(LANES))];
         }
         let (mut at, mut x) = (panel, x);
         for _ in 0..superblocks {
-            F::Scales::unpack_wide(at, &mut scales[0]);
-            F::Scales::unpack_wide(at.add(F::Scales::BYTES), &mut scales[1]);
+            F::Scales::unpack_wide(at, scales);
+            F::Scales::unpack_wide(at.add(F::Scales::BYTES), scales.add(1));
             at = at.add(F::SCALE_BYTES);
             for group in 0..F::GROUPS {
                 // Far enough ahead that memory answers in time, near enough that it stays in the first cache.
@@ -65,17 +68,18 @@ unsafe fn tile<F: Format, const T: usize>(
                 if F::PARTS == 1 {
                     let mut dots = zero_points::<F, T>(x, Columns::All);
                     quads!(F, T, at, x, dots, 0 1, 2 3, 4 5, 6 7);
-                    add::<T>(x, &dots, &mut sums, factors(&scales, group));
+                    add::<T>(x, &dots, &mut sums, factors(scales, group));
                 } else {
                     let mut dots = zero_points::<F, T>(x, Columns::First);
                     quads!(F, T, at, x, dots, 0 1, 2 3);
-                    add::<T>(x, &dots, &mut sums, factors(&scales, group * 2));
+                    add::<T>(x, &dots, &mut sums, factors(scales, group * 2));
                     let mut dots = zero_points::<F, T>(x, Columns::Second);
                     quads!(F, T, at, x, dots, 4 5, 6 7);
-                    add::<T>(x, &dots, &mut sums, factors(&scales, group * 2 + 1));
+                    add::<T>(x, &dots, &mut sums, factors(scales, group * 2 + 1));
                 }
                 if F::OFFSETS {
-                    let offsets = [0, 1].map(|half| _mm512_load_ps(scales[half].offsets[group].as_ptr()));
+                    let offsets =
+                        [0, 1].map(|half| _mm512_load_ps(Scales::offsets_at(scales.add(half), group)));
                     for (t, sums) in sums.iter_mut().enumerate() {
                         let sum = _mm512_set1_ps(x.add((SCALED_SUM * T + t) * 4).cast::<f32>().read());
                         for (sums, offset) in sums.iter_mut().zip(offsets) {
@@ -167,11 +171,11 @@ enum Columns {
 /// Factors of both halves.
 ///
 /// # Safety
-/// AVX-512 F.
+/// AVX-512 F; the factors of this part of both have been unpacked.
 #[inline(always)]
-unsafe fn factors(scales: &[Scales; 2], part: usize) -> [__m512; 2] {
+unsafe fn factors(scales: *mut Scales, part: usize) -> [__m512; 2] {
     // SAFETY: 16 f32 at an aligned address.
-    unsafe { [0, 1].map(|half| _mm512_load_ps(scales[half].factors[part].as_ptr())) }
+    unsafe { [0, 1].map(|half| _mm512_load_ps(Scales::factors_at(scales.add(half), part))) }
 }
 
 /// `sums += dots * factor * scale`.

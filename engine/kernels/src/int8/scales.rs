@@ -17,6 +17,28 @@ pub(super) struct Scales {
 }
 
 impl Scales {
+    /// Where the factors of a part begin.
+    ///
+    /// # Safety
+    /// `scales` is valid.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) unsafe fn factors_at(scales: *mut Self, part: usize) -> *mut f32 {
+        // SAFETY: the caller's promise; no reference is made to what may be uninitialised.
+        unsafe { (&raw mut (*scales).factors).cast::<f32>().add(part * LANES) }
+    }
+
+    /// Where the offsets of a group begin.
+    ///
+    /// # Safety
+    /// `scales` is valid.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) unsafe fn offsets_at(scales: *mut Self, group: usize) -> *mut f32 {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*scales).offsets).cast::<f32>().add(group * LANES) }
+    }
+
     pub(super) const ZERO: Self = Self { factors: [[0.0; LANES]; 16], offsets: [[0.0; LANES]; 8] };
 }
 
@@ -31,12 +53,12 @@ pub(super) trait ScaleLayout {
     /// Unpacks them.
     fn unpack(header: &[u8], scales: &mut Scales);
 
-    /// The same by AVX-512.
+    /// The same by AVX-512. What it does not write may be uninitialised before and after.
     ///
     /// # Safety
-    /// AVX-512 F and BW; `BYTES` readable bytes.
+    /// AVX-512 F and BW; `BYTES` readable bytes, and `scales` valid for writes.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn unpack_wide(header: *const u8, scales: &mut Scales);
+    unsafe fn unpack_wide(header: *const u8, scales: *mut Scales);
 }
 
 /// # Safety
@@ -73,9 +95,9 @@ impl<const AT: usize> ScaleLayout for Factor<AT> {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn unpack_wide(header: *const u8, scales: &mut Scales) {
+    unsafe fn unpack_wide(header: *const u8, scales: *mut Scales) {
         // SAFETY: the caller's promise; the arrays hold 16 f32.
-        unsafe { _mm512_storeu_ps(scales.factors[0].as_mut_ptr(), halves(header)) };
+        unsafe { _mm512_storeu_ps(Scales::factors_at(scales, 0), halves(header)) };
     }
 }
 
@@ -101,11 +123,11 @@ impl ScaleLayout for FactorAndOffset {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn unpack_wide(header: *const u8, scales: &mut Scales) {
+    unsafe fn unpack_wide(header: *const u8, scales: *mut Scales) {
         // SAFETY: the caller's promise; the arrays hold 16 f32.
         unsafe {
-            _mm512_storeu_ps(scales.factors[0].as_mut_ptr(), halves(header));
-            _mm512_storeu_ps(scales.offsets[0].as_mut_ptr(), halves(header.add(32)));
+            _mm512_storeu_ps(Scales::factors_at(scales, 0), halves(header));
+            _mm512_storeu_ps(Scales::offsets_at(scales, 0), halves(header.add(32)));
         }
     }
 }
@@ -156,7 +178,7 @@ impl ScaleLayout for SixBits {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn unpack_wide(header: *const u8, scales: &mut Scales) {
+    unsafe fn unpack_wide(header: *const u8, scales: *mut Scales) {
         // SAFETY: the caller's promise; the arrays hold 16 f32 each.
         unsafe {
             let load = |plane: usize| _mm512_loadu_si512(header.add(64 + plane * 64).cast());
@@ -172,9 +194,9 @@ impl ScaleLayout for SixBits {
             let offset = _mm512_xor_ps(halves(header.add(32)), _mm512_set1_ps(-0.0));
             for (plane, values) in planes.into_iter().enumerate() {
                 let (scale, out) = if plane < 2 {
-                    (factor, &mut scales.factors[plane * 4..plane * 4 + 4])
+                    (factor, Scales::factors_at(scales, plane * 4))
                 } else {
-                    (offset, &mut scales.offsets[plane * 4 - 8..plane * 4 - 4])
+                    (offset, Scales::offsets_at(scales, plane * 4 - 8))
                 };
                 let groups = [
                     _mm512_extracti32x4_epi32::<0>(values),
@@ -182,9 +204,9 @@ impl ScaleLayout for SixBits {
                     _mm512_extracti32x4_epi32::<2>(values),
                     _mm512_extracti32x4_epi32::<3>(values),
                 ];
-                for (group, out) in groups.into_iter().zip(out) {
+                for (index, group) in groups.into_iter().enumerate() {
                     let values = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(group));
-                    _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(scale, values));
+                    _mm512_storeu_ps(out.add(index * LANES), _mm512_mul_ps(scale, values));
                 }
             }
         }
@@ -217,14 +239,14 @@ impl ScaleLayout for SignedBytes {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn unpack_wide(header: *const u8, scales: &mut Scales) {
+    unsafe fn unpack_wide(header: *const u8, scales: *mut Scales) {
         // SAFETY: the caller's promise; the arrays hold 16 f32 each.
         unsafe {
             let factor = halves(header);
-            for (part, out) in scales.factors.iter_mut().enumerate() {
+            for part in 0..16 {
                 let bytes = _mm_loadu_si128(header.add(32 + part * LANES).cast());
                 let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(factor, values));
+                _mm512_storeu_ps(Scales::factors_at(scales, part), _mm512_mul_ps(factor, values));
             }
         }
     }
