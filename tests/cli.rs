@@ -4,8 +4,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use atlas_format::HeaderWriter;
-use atlas_tests::{cluster::ApiServer, support::binary};
+use atlas_tests::{
+    cluster::ApiServer,
+    support::{binary, wide_header},
+};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -66,19 +68,8 @@ async fn every_command_tells_what_the_cluster_has() -> Result<()> {
 }
 
 async fn plan_names_what_each_tier_needs(bench: &Bench) -> Result<()> {
-    // 2,048 MiB of KV cache a sequence: four fit 24 GB, not even one fits 8 GB.
-    let mut header = HeaderWriter::default()
-        .text("general.architecture", "llama")
-        .number("llama.block_count", 32)
-        .number("llama.context_length", 16384)
-        .number("llama.embedding_length", 4096)
-        .number("llama.feed_forward_length", 11008)
-        .number("llama.attention.head_count", 32);
-    for layer in 0..32 {
-        header = header.tensor(&format!("blk.{layer}.ffn_up.weight"), &[4096, 51200], 12);
-    }
     let path = bench.folder.path().join("wide.gguf");
-    std::fs::write(&path, header.finish())?;
+    std::fs::write(&path, wide_header())?;
     let headers = [format!("primary={}", path.display()), format!("fallback={}", path.display())];
     let options = ["--header", &headers[0], "--header", &headers[1]];
     let ran = bench.atlas(&[&["plan", "code", "-n", "atlas", "-o", "json"], &options[..]].concat()).await?;

@@ -1,7 +1,11 @@
-//! What every suite needs: waiting for a condition, finding the project's binaries, logs.
+//! What every suite needs: waiting for a condition, finding the project's binaries, a model's header, logs.
+
+mod headers;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+pub use headers::wide_header;
 
 /// How often a condition is looked at; short, since tests wait for it, and cheap against a local API server.
 const POLL: Duration = Duration::from_millis(50);
