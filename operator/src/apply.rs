@@ -14,10 +14,11 @@ use kube::{
 use serde_json::Value;
 
 use crate::{
-    desired::{APPLIED_ANNOTATION, Desired},
+    desired::{APPLIED_ANNOTATION, Desired, GENERATION_ANNOTATION},
     kinds::Kind,
     metrics::Metrics,
-    stores::Stores,
+    stores::{Stores, annotation},
+    validate::ValidatedModel,
 };
 
 /// Why an object could not be applied.
@@ -63,8 +64,8 @@ pub enum ApplyError {
 pub enum Ownership<'a> {
     /// To the model with this uid, as its controller.
     ControlledBy(&'a str),
-    /// To the operator: it carries its label.
-    Labelled,
+    /// To the operator: it carries its label, or models own it.
+    Operator,
 }
 
 impl Ownership<'_> {
@@ -76,8 +77,13 @@ impl Ownership<'_> {
                 .iter()
                 .flatten()
                 .any(|owner| owner.uid == uid && owner.controller == Some(true)),
-            Self::Labelled => {
+            // Labels are taken off by hand more easily than owners.
+            Self::Operator => {
                 crate::stores::label(live, names::LABEL_MANAGED_BY) == Some(names::FIELD_MANAGER)
+                    || live.metadata.owner_references.iter().flatten().any(|owner| {
+                        owner.kind == "AtlasModel"
+                            && owner.api_version.split('/').next() == Some(names::GROUP)
+                    })
             }
         }
     }
@@ -186,10 +192,7 @@ impl Applier {
         self.metrics.writes.with_label_values(&[kind.as_str()]).inc();
         match api.patch(name, &params, &Patch::Apply(body)).await {
             Ok(_) => Ok(Outcome::Written(edit)),
-            // Without force a conflict means that somebody made it between the question and the answer.
-            Err(kube::Error::Api(status)) if status.code == 409 && !params.force => {
-                Ok(Outcome::Taken(format!("{}/{name}", kind.as_str())))
-            }
+            // A conflict too: whoever made the object since it was asked for, the next pass sees whose it is.
             Err(source) => Err(ApplyError::Write { kind: kind.as_str(), name: name.clone(), source }),
         }
     }
@@ -249,9 +252,22 @@ fn find_hand_edit(desired: &Desired, live: &DynamicObject) -> Option<HandEdit> {
 
 /// Whether the live object was applied from this rendering, whatever became of it since.
 fn same_rendering(desired: &Value, live: &DynamicObject) -> bool {
-    let wanted = desired["metadata"]["annotations"][APPLIED_ANNOTATION].as_str();
-    let annotations = live.metadata.annotations.as_ref();
-    wanted == annotations.and_then(|all| all.get(APPLIED_ANNOTATION)).map(String::as_str)
+    desired["metadata"]["annotations"][APPLIED_ANNOTATION].as_str() == annotation(live, APPLIED_ANNOTATION)
+}
+
+/// Whether an object of the model was written from a newer generation than the one that is seen now.
+///
+/// After a restart lists may be older than what the predecessor saw: acting on them would undo its work, and roll
+/// engines that serve.
+#[must_use]
+pub fn is_behind(desired: &[Desired], model: &ValidatedModel, stores: &Stores) -> bool {
+    desired.iter().filter_map(|object| stores.child(object.kind, &object.namespace, &object.name)).any(
+        |live| {
+            let written = annotation(&*live, GENERATION_ANNOTATION).and_then(|text| text.parse::<i64>().ok());
+            Ownership::ControlledBy(&model.uid).holds(&live)
+                && written.is_some_and(|written| written > model.generation)
+        },
+    )
 }
 
 /// Whether the live object holds everything that is desired, and was applied from the same rendering.
@@ -259,7 +275,10 @@ fn is_applied(desired: &Value, live: &DynamicObject) -> bool {
     if !same_rendering(desired, live) {
         return false;
     }
-    let Ok(metadata) = serde_json::to_value(&live.metadata) else { return false };
+    let Ok(mut metadata) = serde_json::to_value(&live.metadata) else { return false };
+    if let Some(wanted) = desired["metadata"]["annotations"].get(GENERATION_ANNOTATION) {
+        metadata["annotations"][GENERATION_ANNOTATION] = wanted.clone();
+    }
     desired.as_object().is_some_and(|fields| {
         fields.iter().all(|(key, value)| match key.as_str() {
             "apiVersion" | "kind" => true,
@@ -269,11 +288,16 @@ fn is_applied(desired: &Value, live: &DynamicObject) -> bool {
     })
 }
 
+/// Fields that are replaced as a whole and to which the API server adds nothing.
+const SELECTORS: [&str; 3] = ["selector", "podSelector", "namespaceSelector"];
+
 /// Whether `live` holds everything of `desired`: the API server adds defaults, it takes nothing away.
 fn holds(desired: &Value, live: &Value) -> bool {
     match (desired, live) {
         (Value::Object(desired), Value::Object(live)) => {
             desired.iter().all(|(key, value)| match live.get(key) {
+                // One label more, and a selector selects nothing.
+                Some(live) if SELECTORS.contains(&key.as_str()) => value == live,
                 Some(live) => holds(value, live),
                 // The server drops empty maps and lists, and fields that hold their zero value.
                 None => is_empty(value),
@@ -300,6 +324,14 @@ fn is_empty(value: &Value) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_label_more_in_a_selector_is_drift() {
+        let desired = json!({"spec": {"selector": {"app": "a"}, "labels": {"app": "a"}}});
+        let live = |selector: Value, labels: Value| json!({"spec": {"selector": selector, "labels": labels}});
+        assert!(holds(&desired, &live(json!({"app": "a"}), json!({"app": "a", "more": "b"}))));
+        assert!(!holds(&desired, &live(json!({"app": "a", "more": "b"}), json!({"app": "a"}))));
+    }
 
     #[test]
     fn server_defaults_are_no_drift_and_changes_are() {

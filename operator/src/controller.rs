@@ -62,6 +62,14 @@ pub enum ControllerError {
     WatchEnded,
 }
 
+/// The two ways to the API server.
+pub struct Clients {
+    /// For watches, which may be silent for long.
+    pub watching: Client,
+    /// For everything else: no answer in time is an error.
+    pub asking: Client,
+}
+
 /// Runs until the token is cancelled.
 ///
 /// # Errors
@@ -69,9 +77,10 @@ pub enum ControllerError {
 /// A listener failed, or the leadership was lost.
 pub async fn run(
     args: ControllerArgs,
-    client: Client,
+    clients: Clients,
     stop: CancellationToken,
 ) -> Result<(), ControllerError> {
+    let Clients { watching: watching_client, asking: client } = clients;
     let metrics = Arc::new(Metrics::new().map_err(ControllerError::Metrics)?);
     let tasks = TaskTracker::new();
     // Watches outlive the elections and end with the process.
@@ -82,7 +91,7 @@ pub async fn run(
     let listen = args.listen;
     let mut server = tokio::spawn(telemetry::serve(listen, health, watching.clone()));
 
-    let stores = Stores::start(&client, &tasks, &watching);
+    let stores = Stores::start(&watching_client, &tasks, &watching);
     let views = Arc::new(GatewayViews::default());
     let prober = GatewayProber {
         client: client.clone(),

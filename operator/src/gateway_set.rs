@@ -108,7 +108,7 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
     let inputs = GatewayInputs { namespace: namespace.to_owned(), owners, first_tier_nodes };
     let applied = context
         .applier
-        .apply_objects(&build_gateway(&inputs, &context.settings), Ownership::Labelled)
+        .apply_objects(&build_gateway(&inputs, &context.settings), Ownership::Operator)
         .await?;
     timer.observe_duration();
     let free = applied.taken.is_empty();

@@ -25,6 +25,8 @@ pub struct Elector {
     identity: String,
     /// The holder's last renewal as this candidate saw it: a foreign clock is never compared with ours.
     observed: Option<(Lease, Instant)>,
+    /// The Lease as this candidate wrote it last.
+    written: Option<Lease>,
 }
 
 /// Whether the lease may be taken.
@@ -56,7 +58,7 @@ impl Elector {
     /// A candidate for the Lease in this namespace.
     #[must_use]
     pub fn new(client: Client, namespace: &str, identity: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), identity, observed: None }
+        Self { api: Api::namespaced(client, namespace), identity, observed: None, written: None }
     }
 
     /// Waits until this candidate leads; `false` where the token was cancelled before.
@@ -109,12 +111,19 @@ impl Elector {
 
     async fn try_hold(&mut self) -> Result<bool, kube::Error> {
         let now = Timestamp::now();
-        let Some(mut lease) = self.api.get_opt(LEASE_NAME).await? else {
+        // The holder knows the Lease without asking: a conflict tells that somebody else has written it since.
+        if let Some(lease) = self.written.take()
+            && self.write(lease, now).await?
+        {
+            return Ok(true);
+        }
+        let Some(lease) = self.api.get_opt(LEASE_NAME).await? else {
             let lease = Lease {
                 metadata: ObjectMeta { name: Some(LEASE_NAME.to_owned()), ..ObjectMeta::default() },
                 spec: Some(claimed(None, &self.identity, now)),
             };
-            return conflict_is_false(self.api.create(&PostParams::default(), &lease).await);
+            let created = self.api.create(&PostParams::default(), &lease).await;
+            return self.keep(created);
         };
         let unchanged = match &self.observed {
             Some((seen, since)) if seen.spec == lease.spec => since.elapsed(),
@@ -127,8 +136,25 @@ impl Elector {
         if !may_take(&spec, &self.identity, unchanged) {
             return Ok(false);
         }
-        lease.spec = Some(claimed(Some(&spec), &self.identity, now));
-        conflict_is_false(self.api.replace(LEASE_NAME, &PostParams::default(), &lease).await)
+        self.write(lease, now).await
+    }
+
+    async fn write(&mut self, mut lease: Lease, now: Timestamp) -> Result<bool, kube::Error> {
+        lease.spec = Some(claimed(lease.spec.as_ref(), &self.identity, now));
+        let replaced = self.api.replace(LEASE_NAME, &PostParams::default(), &lease).await;
+        self.keep(replaced)
+    }
+
+    /// Somebody else was faster: not an error, but not ours either.
+    fn keep(&mut self, written: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
+        match written {
+            Ok(lease) => {
+                self.written = Some(lease);
+                Ok(true)
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn release(&self) {
@@ -150,15 +176,6 @@ impl Elector {
             }
             Err(_) => tracing::warn!("the Lease could not be released in time"),
         }
-    }
-}
-
-/// Somebody else was faster: not an error, but not ours either.
-fn conflict_is_false(result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
-    match result {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-        Err(error) => Err(error),
     }
 }
 

@@ -5,9 +5,11 @@
 //! depend on them: with the controllers away the gateways still serve and fail over.
 
 mod apply;
+mod busy;
 mod config;
 mod controller;
 mod desired;
+mod engine_pods;
 mod error;
 mod events;
 mod fit;
@@ -27,11 +29,16 @@ mod telemetry;
 mod validate;
 mod watch;
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use clap::Parser;
 use config::{Cli, Command, GatewayArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// Longest wait for the API server to answer what is not a watch; it gives its own answers up after a minute.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -39,15 +46,28 @@ async fn main() -> anyhow::Result<()> {
     telemetry::start_logging(cli.log_format, &cli.log).context("--log holds no filter")?;
     let stop = CancellationToken::new();
     stop_on_signal(stop.clone())?;
-    let client = kube::Client::try_default()
+    let config = kube::Config::infer()
         .await
         .context("no way to the API server: run in a pod with a ServiceAccount, or set KUBECONFIG")?;
+    let client = kube::Client::try_from(config.clone()).context("no client of the API server")?;
     match cli.command {
-        Command::Controller(args) => controller::run(*args, client, stop).await?,
+        Command::Controller(args) => {
+            let asking =
+                kube::Client::try_from(with_deadline(config)).context("no client of the API server")?;
+            controller::run(*args, controller::Clients { watching: client, asking }, stop).await?;
+        }
         Command::Gateway(args) => atlas_gateway::run(gateway_config(args), client, stop).await?,
     }
     tracing::info!("stopped as asked");
     Ok(())
+}
+
+/// For questions and writes: an API server that stays silent must not hold a reconcile for ever.
+fn with_deadline(mut config: kube::Config) -> kube::Config {
+    config.read_timeout = Some(ANSWER_WITHIN);
+    // A pooled connection that was idle has not been asked anything yet.
+    config.reset_reader_on_write = true;
+    config
 }
 
 fn gateway_config(args: GatewayArgs) -> atlas_gateway::GatewayConfig {

@@ -13,6 +13,8 @@ pub struct Metrics {
     pub errors: IntCounterVec,
     /// Durations of reconciles by controller.
     pub seconds: HistogramVec,
+    /// The same without waits, for the API server above all.
+    pub busy: HistogramVec,
     /// Writes by kind of object.
     pub writes: IntCounterVec,
     /// Gateways that were deleted because they stayed silent.
@@ -44,6 +46,15 @@ impl Metrics {
             &["controller"],
         )?;
         registry.register(Box::new(seconds.clone()))?;
+        let busy = HistogramVec::new(
+            HistogramOpts::new(
+                "atlas_reconcile_busy_seconds",
+                "Durations of reconciles without what they wait for, such as the API server.",
+            )
+            .buckets(vec![0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5]),
+            &["controller"],
+        )?;
+        registry.register(Box::new(busy.clone()))?;
         let silent_gateways = IntCounter::new(
             "atlas_silent_gateways_deleted_total",
             "Gateway pods deleted because they stayed silent.",
@@ -65,6 +76,7 @@ impl Metrics {
             )?,
             header_bytes,
             seconds,
+            busy,
             silent_gateways,
             leader,
             registry,

@@ -11,10 +11,9 @@ use atlas_operator_core::{
         Admission, CardClaim, RolloutStep, Standing, TierRollout, Wait, admit, allot_cards, plan_rollout,
     },
 };
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use crate::{fit::TierVram, observe::TierPods, validate::ValidatedModel};
+use crate::{engine_pods::EnginePods, fit::TierVram, observe::TierPods, validate::ValidatedModel};
 
 /// What a plan is made from besides the model.
 pub struct PlanInputs<'a> {
@@ -25,7 +24,7 @@ pub struct PlanInputs<'a> {
     /// Every model, this one too.
     pub models: &'a [Arc<AtlasModel>],
     /// Every engine pod.
-    pub pods: &'a [Arc<Pod>],
+    pub pods: &'a EnginePods,
     /// This model's Deployments, in the order of its tiers.
     pub rollouts: &'a [TierRollout],
     /// Which of them ask for pods already.
@@ -62,6 +61,8 @@ pub struct TierPlan {
     pub replicas: i32,
     /// Where it can run.
     pub placement: Placement,
+    /// Whether the cards of its profile do not suffice for what models want of them.
+    pub contended: bool,
     /// Why its nodes may hand out another card than its profile's.
     pub ambiguities: Vec<String>,
     /// What it needs of its card.
@@ -114,12 +115,13 @@ pub fn plan(model: &ValidatedModel, inputs: &PlanInputs<'_>) -> Plan {
         .map(|(index, (((tier, step), admission), vram))| {
             let wanted = if model.suspended { 0 } else { tier.replicas };
             let stopped = admission == Admission::Stop;
-            let (replicas, placement) =
+            let (replicas, placement, contended) =
                 place(model, index, &tier.profile, if stopped { 0 } else { wanted }, inputs);
             TierPlan {
                 wanted,
                 replicas,
                 placement,
+                contended,
                 ambiguities: ambiguities(&tier.profile, inputs),
                 vram: vram.clone(),
                 admission,
@@ -142,31 +144,33 @@ fn place(
     profile: &GpuProfile,
     wanted: i32,
     inputs: &PlanInputs<'_>,
-) -> (i32, Placement) {
+) -> (i32, Placement, bool) {
     let matched: Vec<_> =
         inputs.nodes.iter().filter_map(|node| Some((node, match_node(profile, node)?))).collect();
     if matched.is_empty() {
-        return (wanted, Placement::NoMatchingNode(describe_match(profile)));
+        return (wanted, Placement::NoMatchingNode(describe_match(profile)), false);
     }
     if profile.spec.backend == Backend::Cpu {
-        return (wanted, Placement::Possible);
+        return (wanted, Placement::Possible, false);
     }
     let capacity: i32 = matched.iter().map(|(_, m)| m.cards).sum();
     if capacity == 0 {
         return (
             wanted,
             Placement::NoCardOffered(matched.iter().map(|(node, _)| node.name.clone()).collect()),
+            false,
         );
     }
     let claims = claims_on(profile, inputs);
     let given = allot_cards(capacity, &claims);
+    let contended = claims.iter().zip(&given).any(|(claim, given)| *given < claim.wanted);
     let mine = claims.iter().position(|claim| {
         claim.age.1 == model.namespace && claim.age.2 == model.name && claim.age.3 == index
     });
     // A model that the store does not hold yet waits for the event that brings it.
     let replicas = mine.map_or(0, |at| given[at]).min(wanted);
     if replicas == wanted {
-        return (replicas, Placement::Possible);
+        return (replicas, Placement::Possible, contended);
     }
     let mut holders: Vec<String> = claims
         .iter()
@@ -175,7 +179,7 @@ fn place(
         .map(|(claim, _)| format!("{}/{}", claim.age.1, claim.age.2))
         .collect();
     holders.dedup();
-    (replicas, Placement::CardInUse(holders))
+    (replicas, Placement::CardInUse(holders), contended)
 }
 
 fn claims_on(profile: &GpuProfile, inputs: &PlanInputs<'_>) -> Vec<CardClaim> {
@@ -189,12 +193,10 @@ fn claims_on(profile: &GpuProfile, inputs: &PlanInputs<'_>) -> Vec<CardClaim> {
             let replicas = if index == 0 { model.spec.replicas } else { tier.replicas.unwrap_or(1) };
             let holding = inputs
                 .pods
+                .of(&namespace, &name)
                 .iter()
                 .filter(|pod| {
-                    pod.metadata.namespace.as_deref() == Some(&namespace)
-                        && pod.labels().get(names::LABEL_MODEL) == Some(&name)
-                        && pod.labels().get(names::LABEL_TIER) == Some(&tier.name)
-                        && TierPods::holds_card(pod)
+                    pod.labels().get(names::LABEL_TIER) == Some(&tier.name) && TierPods::holds_card(pod)
                 })
                 .count();
             // What holds a card keeps it; what could not load wants none.

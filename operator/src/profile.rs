@@ -12,10 +12,7 @@ use atlas_operator_core::inventory::{
     DriverVerdict, NodeView, describe_match, judge_drivers, label_problems, match_node, unambiguous_problems,
 };
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::Pod,
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
@@ -91,6 +88,7 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     let nodes = context.stores.nodes();
     let nodes: Vec<&NodeView> = nodes.iter().map(AsRef::as_ref).collect();
     let name = object.name_any();
+    let engine_pods = context.stores.engine_pods();
     let in_use = context
         .stores
         .models
@@ -99,13 +97,14 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
         .flat_map(|model| model.spec.tiers.iter().map(move |tier| (model, tier)))
         .filter(|(_, tier)| tier.gpu_profile == name)
         .map(|(model, tier)| {
-            let pods = context.stores.pods.state_filter(|pod: &Pod| {
-                pod.metadata.namespace == model.metadata.namespace
-                    && pod.labels().get(names::LABEL_MODEL) == model.metadata.name.as_ref()
-                    && pod.labels().get(names::LABEL_TIER) == Some(&tier.name)
-                    && TierPods::holds_card(pod)
-            });
-            i32::try_from(pods.len()).unwrap_or(i32::MAX)
+            let holding = engine_pods
+                .of(&model.namespace().unwrap_or_default(), &model.name_any())
+                .iter()
+                .filter(|pod| {
+                    pod.labels().get(names::LABEL_TIER) == Some(&tier.name) && TierPods::holds_card(pod)
+                })
+                .count();
+            i32::try_from(holding).unwrap_or(i32::MAX)
         })
         .sum();
     let status = compute_profile_status(&object, &profiles, &nodes, in_use, Timestamp::now());

@@ -23,8 +23,10 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    apply::{Applied, Applier, Ownership},
+    apply::{Applied, Applier, Ownership, is_behind},
+    busy::measured,
     desired::{Desired, Settings, Template, build_objects, build_pod_template, template_hash},
+    engine_pods::EnginePods,
     error::{ReconcileError, Retry, backoff},
     events::{Events, build_edit_event, build_events},
     fit::{is_refused, plan_tiers},
@@ -91,20 +93,13 @@ struct Inputs {
     profiles: Vec<Arc<GpuProfile>>,
     nodes: Vec<Arc<NodeView>>,
     models: Vec<Arc<AtlasModel>>,
-    engine_pods: Vec<Arc<Pod>>,
+    engine_pods: Arc<EnginePods>,
     own_pods: Vec<Arc<Pod>>,
 }
 
 fn gather(object: &AtlasModel, stores: &Stores) -> Inputs {
-    let engine_pods = stores.pods.state_filter(|pod| pod.labels().contains_key(names::LABEL_MODEL));
-    let own_pods = engine_pods
-        .iter()
-        .filter(|pod| {
-            pod.metadata.namespace == object.metadata.namespace
-                && pod.labels().get(names::LABEL_MODEL) == object.metadata.name.as_ref()
-        })
-        .cloned()
-        .collect();
+    let engine_pods = stores.engine_pods();
+    let own_pods = engine_pods.of(&object.namespace().unwrap_or_default(), &object.name_any()).to_vec();
     Inputs {
         profiles: stores.profiles.state(),
         nodes: stores.nodes(),
@@ -123,8 +118,9 @@ fn gather(object: &AtlasModel, stores: &Stores) -> Inputs {
 pub async fn reconcile(object: Arc<AtlasModel>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let timer = context.metrics.seconds.with_label_values(&[CONTROLLER]).start_timer();
     context.metrics.reconciles.with_label_values(&[CONTROLLER]).inc();
-    let result = pass(&object, &context).await;
+    let (result, busy) = measured(pass(&object, &context)).await;
     timer.observe_duration();
+    context.metrics.busy.with_label_values(&[CONTROLLER]).observe(busy.as_secs_f64());
     if result.is_ok() {
         context.remember(&object, |memory| memory.failures = 0);
     }
@@ -144,7 +140,13 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let mut tiers = view_tiers(object, &inputs.own_pods);
     let validated = validate(object, &inputs.profiles);
     let outcome = match &validated {
-        Ok(model) => Some(act(model, &inputs, &tiers, context).await?),
+        Ok(model) => match act(model, &inputs, &tiers, context).await? {
+            Some(outcome) => Some(outcome),
+            None => {
+                tracing::info!("objects were made from a newer generation than the one seen: waiting for it");
+                return Ok(Action::requeue(WHILE_STARTING));
+            }
+        },
         Err(_) => None,
     };
     delete_lost_pods(&namespace, &inputs, context).await?;
@@ -190,13 +192,13 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     }))
 }
 
-/// Plans and applies an accepted model.
+/// Plans and applies an accepted model; nothing where what is seen of it is older than what it made.
 async fn act(
     model: &ValidatedModel,
     inputs: &Inputs,
     tiers: &[TierPods],
     context: &Context,
-) -> Result<(Plan, Applied), ReconcileError> {
+) -> Result<Option<(Plan, Applied)>, ReconcileError> {
     let stores = &context.stores;
     let live: Vec<_> = model
         .tiers
@@ -240,6 +242,9 @@ async fn act(
             },
         },
     );
+    for (tier, planned) in model.tiers.iter().zip(&plan.tiers) {
+        stores.note_contention(&tier.profile.name_any(), planned.contended);
+    }
     // A tier that waits keeps its live template, so that everything else of it can still change.
     for ((planned, live), template) in plan.tiers.iter().zip(&live).zip(&mut templates) {
         if let (RolloutStep::Hold(_), Some(live)) = (&planned.step, live) {
@@ -248,8 +253,14 @@ async fn act(
                 live.annotations().get(crate::desired::TEMPLATE_ANNOTATION).cloned().unwrap_or_default();
         }
     }
-    let desired: Vec<Desired> =
+    let mut desired: Vec<Desired> =
         build_objects(model, &plan, templates, &context.settings).map_err(ReconcileError::Render)?;
+    if is_behind(&desired, model, stores) {
+        return Ok(None);
+    }
+    for object in &mut desired {
+        object.note_generation(model.generation);
+    }
     let applied = context
         .applier
         .apply_objects(&desired, Ownership::ControlledBy(&model.uid))
@@ -260,7 +271,7 @@ async fn act(
         .delete_leftovers(&model.namespace, &model.name, &model.uid, &desired)
         .await
         .map_err(ReconcileError::Apply)?;
-    Ok((plan, applied))
+    Ok(Some((plan, applied)))
 }
 
 /// Deletes pods that outlived their grace on a node that is lost: nobody else does, and a Recreate rollout waits.

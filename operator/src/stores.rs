@@ -3,8 +3,8 @@
 //! Every replica keeps them warm, leader or not; reconciles read them instead of asking the API server.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
 
 use atlas_crds::{AtlasModel, GpuProfile, names};
@@ -21,7 +21,11 @@ use kube::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{kinds::Kind, watch::Spawn};
+use crate::{
+    engine_pods::{EnginePods, EnginePodsCache},
+    kinds::Kind,
+    watch::Spawn,
+};
 
 /// Where triggers go while this replica leads.
 pub struct Queues {
@@ -42,6 +46,9 @@ pub struct Stores {
     /// Pods that the operator's Deployments made.
     pub pods: Store<Pod>,
     children: Vec<Store<DynamicObject>>,
+    engine_pods: EnginePodsCache,
+    /// Profiles whose cards do not suffice for what models want of them.
+    contended: Mutex<BTreeSet<String>>,
     nodes: RwLock<BTreeMap<String, Arc<NodeView>>>,
     nodes_ready: tokio::sync::watch::Sender<bool>,
     queues: OnceLock<Queues>,
@@ -71,6 +78,8 @@ impl Stores {
             profiles,
             pods,
             children,
+            engine_pods: EnginePodsCache::default(),
+            contended: Mutex::default(),
             nodes: RwLock::new(BTreeMap::new()),
             nodes_ready: tokio::sync::watch::Sender::new(false),
             queues: OnceLock::new(),
@@ -78,24 +87,29 @@ impl Stores {
 
         let spawn = Spawn { tasks, stop };
         let any = watcher::Config::default();
-        let mut seen = HashMap::new();
+        let mut seen: HashMap<_, Seen> = HashMap::new();
         spawn.watch(Api::all(client.clone()), any.clone(), Some(models_writer), {
             let stores = Arc::clone(&stores);
             move |event: &watcher::Event<AtlasModel>| match event {
                 watcher::Event::Apply(model) => {
+                    let now = Seen::of(model);
+                    let before = seen.insert(ObjectRef::from_obj(model), now.clone());
                     // A status write of our own changes no generation, and needs no reconcile.
-                    let key =
-                        (model.uid(), model.metadata.generation, model.metadata.deletion_timestamp.is_some());
-                    if seen.insert(ObjectRef::from_obj(model), key.clone()) != Some(key) {
+                    if before.as_ref() != Some(&now) {
                         stores.model_changed(model);
+                        stores.trigger_profiles(before.iter().chain([&now]));
                     }
                 }
                 watcher::Event::Delete(model) => {
-                    seen.remove(&ObjectRef::from_obj(model));
+                    let before = seen.remove(&ObjectRef::from_obj(model));
                     stores.model_changed(model);
+                    stores.trigger_profiles(&before);
                 }
                 watcher::Event::InitDone => stores.trigger_everything(),
-                watcher::Event::Init | watcher::Event::InitApply(_) => {}
+                watcher::Event::Init => seen.clear(),
+                watcher::Event::InitApply(model) => {
+                    seen.insert(ObjectRef::from_obj(model), Seen::of(model));
+                }
             }
         });
         let mut generations = HashMap::new();
@@ -119,10 +133,15 @@ impl Stores {
         });
         spawn.watch(Api::all(client.clone()), ours.clone(), Some(pods_writer), {
             let stores = Arc::clone(&stores);
-            move |event: &watcher::Event<Pod>| match event {
-                watcher::Event::Apply(pod) | watcher::Event::Delete(pod) => stores.pod_changed(pod, event),
-                watcher::Event::InitDone => stores.trigger_everything(),
-                watcher::Event::Init | watcher::Event::InitApply(_) => {}
+            move |event: &watcher::Event<Pod>| {
+                stores.engine_pods.invalidate();
+                match event {
+                    watcher::Event::Apply(pod) | watcher::Event::Delete(pod) => {
+                        stores.pod_changed(pod, event)
+                    }
+                    watcher::Event::InitDone => stores.trigger_everything(),
+                    watcher::Event::Init | watcher::Event::InitApply(_) => {}
+                }
             }
         });
         spawn.watch(Api::all(client.clone()), any, None, {
@@ -185,6 +204,12 @@ impl Stores {
         })
     }
 
+    /// Engine pods by model.
+    #[must_use]
+    pub fn engine_pods(&self) -> Arc<EnginePods> {
+        self.engine_pods.get(|| self.pods.state())
+    }
+
     /// Every node.
     #[must_use]
     pub fn nodes(&self) -> Vec<Arc<NodeView>> {
@@ -210,6 +235,13 @@ impl Stores {
         }
     }
 
+    /// Profiles count what models hold of them, also of those that a model no longer names.
+    fn trigger_profiles<'a>(&self, models: impl IntoIterator<Item = &'a Seen>) {
+        for profile in models.into_iter().flat_map(|seen| &seen.profiles) {
+            self.trigger_profile(profile);
+        }
+    }
+
     fn trigger_everything(&self) {
         for model in self.models.state() {
             self.trigger_namespace(model.namespace());
@@ -230,8 +262,17 @@ impl Stores {
     pub fn model_changed(&self, model: &AtlasModel) {
         self.trigger_namespace(model.namespace());
         self.trigger_model(ObjectRef::from_obj(model));
-        // Models that share a card wait for, or make way for, this one.
-        let profiles: Vec<&str> = model.spec.tiers.iter().map(|tier| tier.gpu_profile.as_str()).collect();
+        // Models that share a card wait for, or make way for, this one; where there are cards for all, nobody does.
+        let profiles: Vec<&str> = model
+            .spec
+            .tiers
+            .iter()
+            .map(|tier| tier.gpu_profile.as_str())
+            .filter(|profile| self.is_contended(profile))
+            .collect();
+        if profiles.is_empty() {
+            return;
+        }
         for other in self.models.state() {
             if other.metadata.uid != model.metadata.uid
                 && other.spec.tiers.iter().any(|tier| profiles.contains(&tier.gpu_profile.as_str()))
@@ -239,6 +280,29 @@ impl Stores {
                 self.trigger_model(ObjectRef::from_obj(&*other));
             }
         }
+    }
+
+    /// Notes whether a profile's cards suffice for everybody, as a plan has found.
+    ///
+    /// Where they no longer do, whoever was given one without holding it may have to make way.
+    pub fn note_contention(&self, profile: &str, contended: bool) {
+        let begins = {
+            let mut all = self.contended.lock().unwrap_or_else(PoisonError::into_inner);
+            if !contended {
+                all.remove(profile);
+                return;
+            }
+            all.insert(profile.to_owned())
+        };
+        if begins {
+            for model in self.models_using(profile) {
+                self.trigger_model(ObjectRef::from_obj(&*model));
+            }
+        }
+    }
+
+    fn is_contended(&self, profile: &str) -> bool {
+        self.contended.lock().unwrap_or_else(PoisonError::into_inner).contains(profile)
     }
 
     fn models_using(&self, profile: &str) -> Vec<Arc<AtlasModel>> {
@@ -259,7 +323,7 @@ impl Stores {
         if let Some(profile) = profile {
             self.trigger_profile(&profile);
             // A card that became free goes to the model that waits for it.
-            if matches!(event, watcher::Event::Delete(_)) {
+            if matches!(event, watcher::Event::Delete(_)) && self.is_contended(&profile) {
                 for other in self.models_using(&profile) {
                     self.trigger_model(ObjectRef::from_obj(&*other));
                 }
@@ -325,8 +389,34 @@ impl Stores {
     }
 }
 
+/// What of a model makes a reconcile worth while, and which profiles it named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    uid: Option<String>,
+    generation: Option<i64>,
+    deleting: bool,
+    profiles: BTreeSet<String>,
+}
+
+impl Seen {
+    fn of(model: &AtlasModel) -> Self {
+        Self {
+            uid: model.uid(),
+            generation: model.metadata.generation,
+            deleting: model.metadata.deletion_timestamp.is_some(),
+            profiles: model.spec.tiers.iter().map(|tier| tier.gpu_profile.clone()).collect(),
+        }
+    }
+}
+
 /// A label's value.
 #[must_use]
 pub fn label<'a>(object: &'a impl ResourceExt, key: &str) -> Option<&'a str> {
     object.labels().get(key).map(String::as_str)
+}
+
+/// An annotation's value.
+#[must_use]
+pub fn annotation<'a>(object: &'a impl ResourceExt, key: &str) -> Option<&'a str> {
+    object.annotations().get(key).map(String::as_str)
 }

@@ -21,6 +21,8 @@ pub struct ValidatedModel {
     pub namespace: String,
     /// Its uid, for owner references.
     pub uid: String,
+    /// Generation of the specification that this was made from.
+    pub generation: i64,
     /// Further model ids.
     pub aliases: Vec<String>,
     /// Tiers in order of preference.
@@ -205,6 +207,7 @@ pub fn validate(model: &AtlasModel, profiles: &[Arc<GpuProfile>]) -> Result<Vali
         name: model.name_any(),
         namespace: model.namespace().unwrap_or_default(),
         uid: model.uid().unwrap_or_default(),
+        generation: model.metadata.generation.unwrap_or_default(),
         aliases: spec.aliases.clone(),
         tiers,
         suspended: spec.suspend,

@@ -9,6 +9,8 @@ use crate::{kinds::Kind, validate::ValidatedModel};
 
 /// Annotation: hash of what was applied, so that an unchanged object costs no write.
 pub const APPLIED_ANNOTATION: &str = "atlas.gillsystems.com/applied";
+/// Annotation: the model's generation that the object was last written from.
+pub const GENERATION_ANNOTATION: &str = "atlas.gillsystems.com/generation";
 /// Annotation: hash of the pod template as the operator rendered it.
 pub const TEMPLATE_ANNOTATION: &str = "atlas.gillsystems.com/template";
 

@@ -14,7 +14,7 @@ mod tests;
 use serde_json::Value;
 
 pub use engine::{build_pod_template, template_hash};
-pub use meta::{APPLIED_ANNOTATION, Owner, TEMPLATE_ANNOTATION};
+pub use meta::{APPLIED_ANNOTATION, GENERATION_ANNOTATION, Owner, TEMPLATE_ANNOTATION};
 
 use crate::{kinds::Kind, plan::Plan, validate::ValidatedModel};
 
@@ -57,6 +57,13 @@ pub struct Desired {
     pub name: String,
     /// All of it, with the hash of itself as an annotation.
     pub body: Value,
+}
+
+impl Desired {
+    /// Notes the generation of the model that the object is made from; a new one alone is no reason to write.
+    pub fn note_generation(&mut self, generation: i64) {
+        self.body["metadata"]["annotations"][GENERATION_ANNOTATION] = generation.to_string().into();
+    }
 }
 
 /// A tier's pod template: the wanted one, or the live one while a rollout waits.

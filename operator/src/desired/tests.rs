@@ -68,6 +68,7 @@ fn objects() -> Vec<Desired> {
                 wanted: tier.replicas,
                 replicas: tier.replicas,
                 placement: Placement::Possible,
+                contended: false,
                 ambiguities: Vec::new(),
                 vram: TierVram::Unread(Arc::from("nobody looked")),
                 admission: Admission::Run,

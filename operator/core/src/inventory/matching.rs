@@ -1,8 +1,10 @@
 //! Which nodes carry a profile's card, and the same question in the scheduler's words.
 
+use std::collections::BTreeMap;
+
 use atlas_crds::profile::{Backend, GpuProfile, NodeMatch};
 
-use super::{AMD_MARKER_KEYS, CU_COUNT, LabelForm, NodeView, VRAM, read_label};
+use super::{AMD_MARKER_KEYS, CU_COUNT, NodeView, PREFIXES, VRAM};
 
 /// How a node matches a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,18 +22,48 @@ pub fn match_node(profile: &GpuProfile, node: &NodeView) -> Option<ProfileMatch>
         let free = profile.spec.backend == Backend::Cpu && !node.has_amd_card();
         return free.then_some(ProfileMatch { cards: 0, mixed: false });
     };
-    let vram = read_label(&node.labels, VRAM)?;
-    let units = read_label(&node.labels, CU_COUNT)?;
-    let by_vram = vram.count_of(&wanted.vram_class)?;
-    let by_units = units.count_of(&wanted.compute_units.to_string())?;
+    let by_vram = look_up(&node.labels, VRAM, &wanted.vram_class)?;
+    let by_units = look_up(&node.labels, CU_COUNT, &wanted.compute_units.to_string())?;
     let capacity = node.capacity.get(&profile.spec.resource_name).copied().unwrap_or(0);
     let capacity = i32::try_from(capacity).unwrap_or(i32::MAX);
-    let counted = [by_vram, by_units].into_iter().flatten().min();
-    let kinds = |form: &LabelForm| matches!(form, LabelForm::Split(split) if split.len() > 1);
+    let counted = [by_vram.count, by_units.count].into_iter().flatten().min();
     Some(ProfileMatch {
         cards: counted.map_or(capacity, |count| count.min(capacity)),
-        mixed: kinds(&vram) || kinds(&units),
+        mixed: by_vram.mixed || by_units.mixed,
     })
+}
+
+/// What the labels of one kind say of one value.
+struct LookUp {
+    /// Cards with this value; `None` where the plain form does not count them.
+    count: Option<i32>,
+    /// Whether there are cards with other values.
+    mixed: bool,
+}
+
+/// The same as [`super::read_label`] asked for one value, without a copy of anything: every reconcile asks every node.
+fn look_up(labels: &BTreeMap<String, String>, kind: &str, value: &str) -> Option<LookUp> {
+    let of_kind = |prefix: &'static str| {
+        labels
+            .iter()
+            .filter_map(move |(key, said)| Some((key.strip_prefix(prefix)?.strip_prefix(kind)?, said)))
+    };
+    let plain = PREFIXES.iter().find_map(|prefix| of_kind(prefix).find(|(rest, _)| rest.is_empty()));
+    if let Some((_, said)) = plain {
+        return (said == value).then_some(LookUp { count: None, mixed: false });
+    }
+    PREFIXES.iter().find_map(|prefix| {
+        let split = || {
+            of_kind(prefix).filter_map(|(rest, count)| {
+                Some((rest.strip_prefix('.')?, count.parse::<i32>().ok().filter(|count| *count > 0)?))
+            })
+        };
+        let kinds = split().count();
+        (kinds > 0).then(|| {
+            let (_, count) = split().find(|(rest, _)| *rest == value)?;
+            Some(LookUp { count: Some(count), mixed: kinds > 1 })
+        })
+    })?
 }
 
 /// Operator of a node selector requirement.
