@@ -291,7 +291,8 @@ fn sample(name: &str) -> anyhow::Result<AtlasModel> {
     }))?)
 }
 
-fn machine() -> String {
+/// What the figures were taken on.
+pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown CPU");

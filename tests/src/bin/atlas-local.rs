@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use atlas_tests::{
-    bench, chaos,
+    bench, chaos, scale,
     tour::{
         self,
         report::{Report, Screen},
@@ -36,6 +36,8 @@ enum Command {
     },
     /// Measures what docs/benchmarks.md reports.
     Bench(bench::Args),
+    /// Measures the operator with a thousand models and a thousand nodes, on an API server alone.
+    Scale(scale::Args),
     /// Plays faults under load over the gateway and real engine processes, and measures what clients notice.
     Chaos(chaos::Args),
     /// A gateway that `chaos` can kill.
@@ -74,6 +76,13 @@ async fn main() -> ExitCode {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("soak: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Scale(args) => match scale::run(&args).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("scale: {error:#}");
                 ExitCode::FAILURE
             }
         },
