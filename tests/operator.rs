@@ -15,6 +15,8 @@ mod hub;
 mod memory;
 #[path = "operator/pace.rs"]
 mod pace;
+#[path = "operator/perturb/mod.rs"]
+mod perturb;
 #[path = "operator/scenarios.rs"]
 mod scenarios;
 
@@ -42,4 +44,9 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     gateways::what_gateways_measure_becomes_status_and_events(&bench).await?;
     pace::objects_follow_soon_and_then_all_is_quiet(&bench).await?;
     scenarios::a_second_replica_takes_over_at_once(&bench).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_breaks_the_cluster_comes_to_the_same_rest() -> Result<()> {
+    perturb::everything().await
 }

@@ -43,9 +43,11 @@ pub fn kind(name: &str) -> ApiResource {
 
 /// An API server and the operator that runs against it.
 pub struct Bench {
-    server: ApiServer,
+    _server: ApiServer,
     folder: tempfile::TempDir,
     hub: Hub,
+    /// What operators reach the API server with.
+    kubeconfig: PathBuf,
     pub client: Client,
     pub operator: Mutex<Option<Operator>>,
 }
@@ -58,17 +60,29 @@ pub struct Operator {
 
 impl Bench {
     pub async fn start() -> Result<Self> {
+        let bench = Self::without_operator().await?;
+        let operator = bench.spawn_operator("operator-a").await?;
+        bench.replace_operator(Some(operator));
+        Ok(bench)
+    }
+
+    pub async fn without_operator() -> Result<Self> {
         let server = ApiServer::start().await?;
         server.apply_crds().await?;
         let folder = tempfile::tempdir()?;
         let client = server.client();
         let hub = Hub::start().await?;
-        let bench = Self { server, folder, hub, client, operator: Mutex::new(None) };
+        let kubeconfig = server.kubeconfig_path().to_owned();
+        let bench = Self { _server: server, folder, hub, kubeconfig, client, operator: Mutex::new(None) };
         bench.write_profiles(PROFILES)?;
         bench.create("Namespace", None, json!({"metadata": {"name": "atlas-system"}})).await?;
-        let operator = bench.spawn_operator("operator-a").await?;
-        bench.replace_operator(Some(operator));
         Ok(bench)
+    }
+
+    /// Operators that start from now on take this way to the API server.
+    pub fn lead_through(&mut self, kubeconfig: &str) -> Result<()> {
+        self.kubeconfig = self.folder.path().join("proxy.kubeconfig");
+        Ok(std::fs::write(&self.kubeconfig, kubeconfig)?)
     }
 
     pub fn replace_operator(&self, operator: Option<Operator>) -> Option<Operator> {
@@ -91,7 +105,7 @@ impl Bench {
             .args(["--engine-cpu-image", "example/atlas-engine-cpu:t", "--default-profiles"])
             .arg(self.folder.path().join("profiles.yaml"))
             .args(["--hub", &self.hub.url, "--header-allow-addresses", "127.0.0.1"])
-            .env("KUBECONFIG", self.server.kubeconfig_path())
+            .env("KUBECONFIG", &self.kubeconfig)
             .stdin(Stdio::null())
             .stderr(log)
             .kill_on_drop(true)
