@@ -11,6 +11,10 @@ mod cards;
 mod gateways;
 #[path = "operator/hub.rs"]
 mod hub;
+#[path = "operator/inventory.rs"]
+mod inventory;
+#[path = "operator/lifecycle.rs"]
+mod lifecycle;
 #[path = "operator/memory.rs"]
 mod memory;
 #[path = "operator/pace.rs"]
@@ -35,10 +39,16 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     scenarios::changed_tiers_roll_last_first_while_the_next_is_ready(&bench).await?;
     cards::two_models_and_one_card(&bench).await?;
     cards::two_profiles_of_one_node_are_told(&bench).await?;
+    inventory::refused_nodes_are_told_with_what_to_do(&bench).await?;
+    inventory::a_model_keeps_its_card_while_its_pod_is_replaced(&bench).await?;
+    inventory::kubectl_scales_the_first_tier_and_suspend_stops_every_one(&bench).await?;
     memory::what_does_not_fit_is_not_started_and_says_what_would(&bench).await?;
     memory::a_change_that_does_not_fit_leaves_what_serves(&bench).await?;
     memory::a_hand_edit_is_put_back_and_told_by_its_field(&bench).await?;
     memory::a_profile_that_is_deleted_in_use_takes_nothing_away(&bench).await?;
+    lifecycle::a_change_that_fails_is_taken_back_and_says_why(&bench).await?;
+    lifecycle::what_an_edit_broke_on_one_tier_it_does_not_break_on_the_next(&bench).await?;
+    lifecycle::a_cold_tier_starts_when_it_is_needed_and_goes_when_it_is_not(&bench).await?;
     gateways::the_gateway_stays_while_a_model_lives(&bench).await?;
     gateways::a_name_that_the_gateway_needs_is_never_forced(&bench).await?;
     gateways::what_gateways_measure_becomes_status_and_events(&bench).await?;

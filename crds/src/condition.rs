@@ -56,6 +56,8 @@ condition_types! {
     ProfileCondition {
         /// At least one node carries the card.
         NodesMatched,
+        /// Every matched node takes engine pods: ready, not cordoned, no taint in the way, a card that others leave free.
+        NodesUsable,
         /// No matched node is claimed by another profile or carries another kind of card as well.
         Unambiguous,
         /// Labels and counts of the matched nodes agree with each other.

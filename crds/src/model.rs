@@ -246,6 +246,10 @@ pub struct Rollout {
     /// Longest time that a terminating engine may take to finish what runs.
     #[schemars(schema_with = "crate::schema::duration")]
     pub drain_timeout: Duration,
+    /// Longest time that a changed tier may take to become ready, its download included; after it the change is taken
+    /// back and the last good revision returns.
+    #[schemars(schema_with = "crate::schema::positive_duration")]
+    pub ready_timeout: Duration,
 }
 
 /// Order of the steps of a rollout.
@@ -329,6 +333,7 @@ impl Default for Rollout {
         Self {
             strategy: RolloutStrategy::ShiftThenRecreate,
             drain_timeout: time::Duration::from_secs(300).into(),
+            ready_timeout: time::Duration::from_secs(3600).into(),
         }
     }
 }

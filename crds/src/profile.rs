@@ -199,7 +199,7 @@ pub struct GpuProfileStatus {
     /// Cards that engine pods of Atlas hold.
     #[serde(default)]
     pub in_use: i32,
-    /// `NodesMatched`, `Unambiguous`, `LabelsConsistent`, `DriverValidated`.
+    /// `NodesMatched`, `NodesUsable`, `Unambiguous`, `LabelsConsistent`, `DriverValidated`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::cel::ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -215,6 +215,12 @@ pub struct ProfileNode {
     pub cards: i32,
     /// Cards that can be handed out now; 0 with a positive capacity means that the device plugin is stuck.
     pub allocatable: i32,
+    /// Cards that a new engine pod could get now: allocatable, less what pods of Atlas and of others hold.
+    #[serde(default)]
+    pub free: i32,
+    /// Why it takes no new engine pod: not ready, cordoned, tainted, no card offered, cards held by other workloads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 fn default_reserved_vram() -> Quantity {

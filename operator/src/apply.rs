@@ -209,7 +209,7 @@ impl Applier {
         uid: &str,
         desired: &[Desired],
     ) -> Result<(), ApplyError> {
-        for kind in [Kind::Deployment, Kind::Service] {
+        for kind in [Kind::Deployment, Kind::Service, Kind::ConfigMap] {
             for live in self.stores.children_of(kind, namespace, model) {
                 let Some(name) = live.metadata.name.as_deref() else { continue };
                 let wanted = desired.iter().any(|object| object.kind == kind && object.name == name);

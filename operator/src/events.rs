@@ -56,8 +56,13 @@ pub fn build_profile_events(previous: &[Condition], now: &[Condition]) -> Vec<Ev
         .filter(|condition| {
             let before = previous.iter().find(|c| c.type_ == condition.type_);
             // A default profile whose card this cluster does not have is no news when it is created.
-            let news = ["Ambiguous", "Inconsistent", "NotValidated"].contains(&condition.reason.as_str());
-            before.map_or(news, |before| before.status != condition.status)
+            let news = ["Ambiguous", "Inconsistent", "NotValidated", "NodesRefused"]
+                .contains(&condition.reason.as_str());
+            // Which nodes refuse, and why, is the news of that condition.
+            let told_anew = condition.reason == "NodesRefused";
+            before.map_or(news, |before| {
+                before.status != condition.status || (told_anew && before.message != condition.message)
+            })
         })
         .map(|condition| {
             let bad = condition.status == "False";

@@ -4,6 +4,7 @@
 //! The controllers are a straight pipe: gather, validate, plan, desired, apply, observe, status. Traffic does not
 //! depend on them: with the controllers away the gateways still serve and fail over.
 
+mod act;
 mod apply;
 mod busy;
 mod config;
@@ -19,10 +20,13 @@ mod kinds;
 mod leader;
 mod metrics;
 mod observe;
+mod place;
 mod plan;
 mod probe;
 mod profile;
+mod profile_status;
 mod reconcile;
+mod revision;
 mod status;
 mod stores;
 mod telemetry;

@@ -58,6 +58,12 @@ pub struct PodView {
     pub waiting: Option<String>,
     /// What its engine says, where it was asked.
     pub engine: Option<EngineStatus>,
+    /// Hash of the template that it was made from.
+    pub template: String,
+    /// How often its engine was started again.
+    pub restarts: i32,
+    /// When it was made.
+    pub created: Option<Timestamp>,
 }
 
 /// How an engine ended.
@@ -84,13 +90,15 @@ impl TierPods {
     /// Whether a pod holds a card: bound to a node, not ended, not being deleted.
     #[must_use]
     pub fn holds_card(pod: &Pod) -> bool {
-        let ended = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.phase.as_deref())
-            .is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
+        Self::occupies_card(pod) && pod.metadata.deletion_timestamp.is_none()
+    }
+
+    /// Whether the scheduler counts a pod's card as taken: bound to a node and not ended.
+    #[must_use]
+    pub fn occupies_card(pod: &Pod) -> bool {
         let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
-        bound && !ended && pod.metadata.deletion_timestamp.is_none()
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        bound && !matches!(phase, Some("Succeeded" | "Failed"))
     }
 
     /// Number of ready pods.
@@ -171,6 +179,9 @@ fn view_pod(pod: &Pod) -> PodView {
                 )
             }),
         engine: None,
+        template: pod.annotations().get(TEMPLATE_ANNOTATION).cloned().unwrap_or_default(),
+        restarts: container.map_or(0, |c| c.restart_count),
+        created: pod.creation_timestamp().map(|time| time.0),
     }
 }
 
@@ -180,39 +191,58 @@ pub fn is_past_grace(pod: &Pod, now: Timestamp) -> bool {
     pod.metadata.deletion_timestamp.as_ref().is_some_and(|at| at.0 < now)
 }
 
-/// How one tier's Deployment stands, given the hash of the template that is wanted.
+/// How one tier's Deployment stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeploymentView {
+    /// Pods that it asks for.
+    pub replicas: i64,
+    /// Whether all of them are of its newest template and ready.
+    pub complete: bool,
+    /// Whether a change is still on its way.
+    pub rolling: bool,
+    /// Whether its pods were not ready in time.
+    pub overdue: bool,
+}
+
+impl DeploymentView {
+    /// Reads a Deployment.
+    #[must_use]
+    pub fn read(live: &DynamicObject) -> Self {
+        let status: DeploymentStatus = live
+            .data
+            .get("status")
+            .and_then(|status| DeploymentStatus::deserialize(status).ok())
+            .unwrap_or_default();
+        let replicas = live.data.pointer("/spec/replicas").and_then(serde_json::Value::as_i64).unwrap_or(1);
+        let updated = i64::from(status.updated_replicas.unwrap_or(0));
+        let total = i64::from(status.replicas.unwrap_or(0));
+        let ready = i64::from(status.ready_replicas.unwrap_or(0));
+        let seen = status.observed_generation >= live.metadata.generation;
+        let progressing = status.conditions.iter().flatten().find(|c| c.type_ == "Progressing");
+        // While the new pods start, the tier still rolls; a tier that lost its card after a finished rollout does not.
+        let starting = progressing
+            .is_some_and(|c| c.status == "True" && c.reason.as_deref() != Some("NewReplicaSetAvailable"));
+        let settled = seen && updated >= replicas && total <= updated;
+        Self {
+            replicas,
+            complete: settled && replicas > 0 && ready >= replicas,
+            rolling: !settled || (starting && ready < replicas),
+            overdue: seen
+                && progressing.is_some_and(|c| {
+                    c.status == "False" && c.reason.as_deref() == Some("ProgressDeadlineExceeded")
+                }),
+        }
+    }
+}
+
+/// How one tier rolls, given the hash of the template that it should have.
 #[must_use]
-pub fn view_rollout(tier: &TierPods, live: Option<&DynamicObject>, wanted_hash: &str) -> TierRollout {
-    let Some(live) = live else {
-        return TierRollout {
-            name: tier.tier.clone(),
-            changed: false,
-            rolling: false,
-            ready: tier.ready() > 0,
-        };
-    };
-    let status: DeploymentStatus = live
-        .data
-        .get("status")
-        .and_then(|status| DeploymentStatus::deserialize(status).ok())
-        .unwrap_or_default();
-    let replicas = live.data.pointer("/spec/replicas").and_then(serde_json::Value::as_i64).unwrap_or(1);
-    let updated = i64::from(status.updated_replicas.unwrap_or(0));
-    let total = i64::from(status.replicas.unwrap_or(0));
-    let ready = i64::from(status.ready_replicas.unwrap_or(0));
-    // While the new pods start, the tier still rolls; a tier that lost its card after a finished rollout does not.
-    let progressing = status.conditions.iter().flatten().any(|c| {
-        c.type_ == "Progressing"
-            && c.status == "True"
-            && c.reason.as_deref() != Some("NewReplicaSetAvailable")
-    });
+pub fn view_rollout(tier: &TierPods, live: Option<&DynamicObject>, hash: &str) -> TierRollout {
+    let live_hash = live.map(|live| live.annotations().get(TEMPLATE_ANNOTATION).map_or("", String::as_str));
     TierRollout {
         name: tier.tier.clone(),
-        changed: live.annotations().get(TEMPLATE_ANNOTATION).map(String::as_str) != Some(wanted_hash),
-        rolling: status.observed_generation < live.metadata.generation
-            || updated < replicas
-            || total > updated
-            || (progressing && ready < replicas),
+        changed: live_hash.is_some_and(|live| live != hash),
+        rolling: live.is_some_and(|live| DeploymentView::read(live).rolling),
         ready: tier.ready() > 0,
     }
 }

@@ -4,16 +4,25 @@
 
 use std::sync::Arc;
 
-use atlas_crds::{AtlasModel, GpuProfile, names, profile::Backend};
+use atlas_crds::{
+    AtlasModel, GpuProfile,
+    model::{RolloutStrategy, Standby},
+};
 use atlas_operator_core::{
-    inventory::{NodeView, describe_match, match_node, unambiguous_problems},
+    inventory::{NodeView, OtherWorkloads, unambiguous_problems},
     tiers::{
-        Admission, CardClaim, RolloutStep, Standing, TierRollout, Wait, admit, allot_cards, plan_rollout,
+        Admission, Before, Failure, RolloutStep, Standing, TierRollout, Traffic, Wait, admit, plan_rollout,
+        wants_standby,
     },
 };
-use kube::ResourceExt;
 
-use crate::{engine_pods::EnginePods, fit::TierVram, observe::TierPods, validate::ValidatedModel};
+use crate::{
+    engine_pods::EnginePods,
+    fit::TierVram,
+    place::{Placed, place},
+    probe::GatewayModel,
+    validate::ValidatedModel,
+};
 
 /// What a plan is made from besides the model.
 pub struct PlanInputs<'a> {
@@ -21,18 +30,70 @@ pub struct PlanInputs<'a> {
     pub profiles: &'a [Arc<GpuProfile>],
     /// Every node.
     pub nodes: &'a [Arc<NodeView>],
+    /// What pods of others hold.
+    pub others: &'a OtherWorkloads,
+    /// Pods that a tier's Deployment asks for, by namespace and name.
+    pub granted: &'a dyn Fn(&str, &str) -> i32,
     /// Every model, this one too.
     pub models: &'a [Arc<AtlasModel>],
     /// Every engine pod.
     pub pods: &'a EnginePods,
     /// This model's Deployments, in the order of its tiers.
     pub rollouts: &'a [TierRollout],
-    /// Which of them ask for pods already.
-    pub started: &'a [bool],
+    /// How they stand besides.
+    pub states: &'a [TierState],
+    /// Where the gateways send requests.
+    pub word: Word,
     /// What its tiers need of their cards.
     pub vram: Vec<TierVram>,
     /// Whether a tier of any model, on a card of this profile, is known not to fit.
     pub refused: &'a dyn Fn(&AtlasModel, usize, &GpuProfile) -> bool,
+}
+
+/// How a tier stands, as far as its Deployment does not say.
+#[derive(Debug, Clone, Default)]
+pub struct TierState {
+    /// Whether it asks for pods already.
+    pub started: bool,
+    /// Whether a revision of it was good once.
+    pub proven: bool,
+    /// Whether a pod of it failed or finds no node.
+    pub troubled: bool,
+    /// The change that was taken back.
+    pub taken_back: Option<Failure>,
+}
+
+/// Where the gateways send requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// No gateway says.
+    Untold,
+    /// Nowhere: nothing serves.
+    Nowhere,
+    /// To the tier of this place.
+    Tier(usize),
+}
+
+impl Word {
+    /// What the gateways say; where they differ, the later tier is the news.
+    #[must_use]
+    pub fn of(gateways: &[GatewayModel], model: &ValidatedModel) -> Self {
+        if gateways.is_empty() {
+            return Self::Untold;
+        }
+        let index = |name: &str| model.tiers.iter().position(|tier| tier.name == name);
+        let active = gateways.iter().filter_map(|gateway| index(gateway.active_tier.as_deref()?)).max();
+        active.map_or(Self::Nowhere, Self::Tier)
+    }
+
+    fn seen_from(self, index: usize) -> Traffic {
+        match self {
+            Self::Untold => Traffic::Untold,
+            Self::Nowhere => Traffic::Nowhere,
+            Self::Tier(active) if active < index => Traffic::Before,
+            Self::Tier(_) => Traffic::Here,
+        }
+    }
 }
 
 /// What happens to each tier, in the order of the specification.
@@ -63,6 +124,8 @@ pub struct TierPlan {
     pub placement: Placement,
     /// Whether the cards of its profile do not suffice for what models want of them.
     pub contended: bool,
+    /// Which of its nodes take no new pod, and why.
+    pub refused: Vec<String>,
     /// Why its nodes may hand out another card than its profile's.
     pub ambiguities: Vec<String>,
     /// What it needs of its card.
@@ -71,6 +134,10 @@ pub struct TierPlan {
     pub admission: Admission,
     /// Whether its wanted pod template is applied.
     pub step: RolloutStep,
+    /// The change that was taken back.
+    pub taken_back: Option<Failure>,
+    /// Whether it waits, without pods, for the tiers before it to be lost.
+    pub stands_by: bool,
 }
 
 /// Where a tier can run.
@@ -80,10 +147,14 @@ pub enum Placement {
     Possible,
     /// No node carries the card: the labels that were looked for.
     NoMatchingNode(String),
-    /// Nodes carry the labels, but none offers a card: their names.
-    NoCardOffered(Vec<String>),
-    /// Other models hold the cards: `NAMESPACE/NAME` of each.
+    /// Nodes carry the labels, but none offers a card.
+    NoCardOffered,
+    /// Nodes carry the card, but none takes a new pod.
+    NodesRefused,
+    /// Others hold the cards: `NAMESPACE/NAME` of each model, or of each pod of another workload.
     CardInUse(Vec<String>),
+    /// There are only so many cards, and this tier has them.
+    TooFewCards(i32),
 }
 
 /// Plans every tier.
@@ -92,11 +163,15 @@ pub fn plan(model: &ValidatedModel, inputs: &PlanInputs<'_>) -> Plan {
     let admissions: Vec<Admission> = inputs
         .rollouts
         .iter()
-        .zip(inputs.started)
+        .zip(inputs.states)
         .zip(&inputs.vram)
-        .map(|((rollout, started), vram)| {
+        .map(|((rollout, state), vram)| {
+            // The last good revision has proven that it fits.
+            if state.taken_back.is_some() {
+                return Admission::Run;
+            }
             let TierRollout { changed, ready, .. } = *rollout;
-            admit(vram.fit(), Standing { started: *started, changed, ready })
+            admit(vram.fit(), Standing { started: state.started, changed, ready })
         })
         .collect();
     // A change that does not fit holds nobody else's.
@@ -104,109 +179,94 @@ pub fn plan(model: &ValidatedModel, inputs: &PlanInputs<'_>) -> Plan {
     for (rollout, admission) in rollouts.iter_mut().zip(&admissions) {
         rollout.changed &= *admission != Admission::Keep;
     }
-    let steps = plan_rollout(model.strategy, &rollouts);
-    let tiers = model
-        .tiers
-        .iter()
-        .zip(steps)
-        .zip(admissions)
-        .zip(&inputs.vram)
-        .enumerate()
-        .map(|(index, (((tier, step), admission), vram))| {
-            let wanted = if model.suspended { 0 } else { tier.replicas };
-            let stopped = admission == Admission::Stop;
-            let (replicas, placement, contended) =
-                place(model, index, &tier.profile, if stopped { 0 } else { wanted }, inputs);
-            TierPlan {
-                wanted,
-                replicas,
-                placement,
-                contended,
-                ambiguities: ambiguities(&tier.profile, inputs),
-                vram: vram.clone(),
-                admission,
-                step: if admission == Admission::Keep { RolloutStep::Hold(Wait::DoesNotFit) } else { step },
-            }
-        })
-        .collect();
+    let steps = plan_steps(model, inputs, &rollouts, &admissions);
+    let mut tiers: Vec<TierPlan> = Vec::with_capacity(model.tiers.len());
+    for (index, (step, admission)) in steps.into_iter().zip(admissions).enumerate() {
+        let (Some(tier), Some(state), Some(vram)) =
+            (model.tiers.get(index), inputs.states.get(index), inputs.vram.get(index))
+        else {
+            continue;
+        };
+        let stands_by = !model.suspended
+            && tier.standby != Standby::Hot
+            && model.pinned.as_ref() != Some(&tier.name)
+            && !wants_standby(
+                look_before(model, &tiers, &rollouts, inputs),
+                inputs.word.seen_from(index),
+                state.started,
+            );
+        let wanted = if model.suspended || stands_by { 0 } else { tier.replicas };
+        let stopped = admission == Admission::Stop;
+        let Placed { replicas, placement, contended, refused } =
+            place(model, index, &tier.profile, if stopped { 0 } else { wanted }, inputs);
+        tiers.push(TierPlan {
+            wanted,
+            replicas,
+            placement,
+            contended,
+            refused,
+            ambiguities: ambiguities(&tier.profile, inputs),
+            vram: vram.clone(),
+            admission,
+            step,
+            taken_back: state.taken_back.clone(),
+            stands_by,
+        });
+    }
     Plan { tiers }
+}
+
+/// Which changes are applied now.
+fn plan_steps(
+    model: &ValidatedModel,
+    inputs: &PlanInputs<'_>,
+    rollouts: &[TierRollout],
+    admissions: &[Admission],
+) -> Vec<RolloutStep> {
+    // What an edit broke on one tier it may break on the next.
+    let broken = model.tiers.iter().zip(inputs.states).find(|(_, state)| {
+        state.taken_back.as_ref().is_some_and(|failure| failure.generation == model.generation)
+    });
+    plan_rollout(model.strategy, rollouts)
+        .into_iter()
+        .zip(rollouts)
+        .zip(admissions.iter().zip(inputs.states))
+        .map(|((step, rollout), (admission, state))| match broken {
+            _ if *admission == Admission::Keep => RolloutStep::Hold(Wait::DoesNotFit),
+            _ if state.taken_back.is_some() => RolloutStep::Apply,
+            Some((tier, _)) if rollout.changed && rollout.ready => {
+                RolloutStep::Hold(Wait::TakenBack(tier.name.clone()))
+            }
+            _ => step,
+        })
+        .collect()
+}
+
+/// What the tiers planned so far mean for the one that comes after them.
+fn look_before(
+    model: &ValidatedModel,
+    planned: &[TierPlan],
+    rollouts: &[TierRollout],
+    inputs: &PlanInputs<'_>,
+) -> Before {
+    let shifts = model.strategy == RolloutStrategy::ShiftThenRecreate;
+    let mut before = Before::default();
+    for ((tier, rollout), state) in planned.iter().zip(rollouts).zip(inputs.states) {
+        before.ready |= rollout.ready;
+        let waits = matches!(&tier.step, RolloutStep::Hold(Wait::TakenBack(_)));
+        before.changes |=
+            shifts && state.proven && tier.replicas > 0 && !waits && (rollout.changed || rollout.rolling);
+        before.starts |= !state.proven
+            && !state.troubled
+            && tier.wanted > 0
+            && tier.replicas + i32::from(matches!(tier.vram, TierVram::Reading(_))) > 0
+            && tier.placement == Placement::Possible;
+    }
+    before
 }
 
 fn ambiguities(profile: &GpuProfile, inputs: &PlanInputs<'_>) -> Vec<String> {
     let profiles: Vec<&GpuProfile> = inputs.profiles.iter().map(AsRef::as_ref).collect();
     let nodes: Vec<&NodeView> = inputs.nodes.iter().map(AsRef::as_ref).collect();
     unambiguous_problems(profile, &profiles, &nodes)
-}
-
-fn place(
-    model: &ValidatedModel,
-    index: usize,
-    profile: &GpuProfile,
-    wanted: i32,
-    inputs: &PlanInputs<'_>,
-) -> (i32, Placement, bool) {
-    let matched: Vec<_> =
-        inputs.nodes.iter().filter_map(|node| Some((node, match_node(profile, node)?))).collect();
-    if matched.is_empty() {
-        return (wanted, Placement::NoMatchingNode(describe_match(profile)), false);
-    }
-    if profile.spec.backend == Backend::Cpu {
-        return (wanted, Placement::Possible, false);
-    }
-    let capacity: i32 = matched.iter().map(|(_, m)| m.cards).sum();
-    if capacity == 0 {
-        return (
-            wanted,
-            Placement::NoCardOffered(matched.iter().map(|(node, _)| node.name.clone()).collect()),
-            false,
-        );
-    }
-    let claims = claims_on(profile, inputs);
-    let given = allot_cards(capacity, &claims);
-    let contended = claims.iter().zip(&given).any(|(claim, given)| *given < claim.wanted);
-    let mine = claims.iter().position(|claim| {
-        claim.age.1 == model.namespace && claim.age.2 == model.name && claim.age.3 == index
-    });
-    // A model that the store does not hold yet waits for the event that brings it.
-    let replicas = mine.map_or(0, |at| given[at]).min(wanted);
-    if replicas == wanted {
-        return (replicas, Placement::Possible, contended);
-    }
-    let mut holders: Vec<String> = claims
-        .iter()
-        .zip(&given)
-        .filter(|(claim, given)| **given > 0 && (claim.age.1 != model.namespace || claim.age.2 != model.name))
-        .map(|(claim, _)| format!("{}/{}", claim.age.1, claim.age.2))
-        .collect();
-    holders.dedup();
-    (replicas, Placement::CardInUse(holders), contended)
-}
-
-fn claims_on(profile: &GpuProfile, inputs: &PlanInputs<'_>) -> Vec<CardClaim> {
-    let mut claims = Vec::new();
-    for model in inputs.models.iter().filter(|model| model.metadata.deletion_timestamp.is_none()) {
-        let (namespace, name) = (model.namespace().unwrap_or_default(), model.name_any());
-        let created = model.creation_timestamp().map_or(0, |time| time.0.as_second());
-        for (index, tier) in
-            model.spec.tiers.iter().enumerate().filter(|(_, tier)| tier.gpu_profile == profile.name_any())
-        {
-            let replicas = if index == 0 { model.spec.replicas } else { tier.replicas.unwrap_or(1) };
-            let holding = inputs
-                .pods
-                .of(&namespace, &name)
-                .iter()
-                .filter(|pod| {
-                    pod.labels().get(names::LABEL_TIER) == Some(&tier.name) && TierPods::holds_card(pod)
-                })
-                .count();
-            // What holds a card keeps it; what could not load wants none.
-            let wants = !model.spec.suspend && (holding > 0 || !(inputs.refused)(model, index, profile));
-            claims.push(CardClaim {
-                age: (created, namespace.clone(), name.clone(), index),
-                wanted: if wants { replicas } else { 0 },
-                holding: i32::try_from(holding).unwrap_or(i32::MAX),
-            });
-        }
-    }
-    claims
 }

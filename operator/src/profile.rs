@@ -2,17 +2,11 @@
 //!
 //! It writes nothing but the status, and creates missing default profiles once, at start.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use atlas_crds::{
-    GpuProfile, ProfileCondition, names,
-    profile::{GpuProfileStatus, ProfileNode},
-};
-use atlas_operator_core::inventory::{
-    DriverVerdict, NodeView, describe_match, judge_drivers, label_problems, match_node, unambiguous_problems,
-};
+use atlas_crds::{GpuProfile, names};
+use atlas_operator_core::inventory::NodeView;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
@@ -22,8 +16,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    error::backoff, events::build_profile_events, observe::TierPods, reconcile::Context,
-    status::whole_seconds,
+    error::backoff,
+    events::build_profile_events,
+    observe::TierPods,
+    profile_status::{Seen, compute_profile_status},
+    reconcile::Context,
 };
 
 const CONTROLLER: &str = "gpuprofile";
@@ -88,26 +85,31 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     let nodes = context.stores.nodes();
     let nodes: Vec<&NodeView> = nodes.iter().map(AsRef::as_ref).collect();
     let name = object.name_any();
+    let mut in_use = 0;
+    let mut held = BTreeMap::new();
     let engine_pods = context.stores.engine_pods();
-    let in_use = context
-        .stores
-        .models
-        .state()
-        .iter()
-        .flat_map(|model| model.spec.tiers.iter().map(move |tier| (model, tier)))
-        .filter(|(_, tier)| tier.gpu_profile == name)
-        .map(|(model, tier)| {
-            let holding = engine_pods
-                .of(&model.namespace().unwrap_or_default(), &model.name_any())
-                .iter()
-                .filter(|pod| {
-                    pod.labels().get(names::LABEL_TIER) == Some(&tier.name) && TierPods::holds_card(pod)
-                })
-                .count();
-            i32::try_from(holding).unwrap_or(i32::MAX)
-        })
-        .sum();
-    let status = compute_profile_status(&object, &profiles, &nodes, in_use, Timestamp::now());
+    for model in context.stores.models.state() {
+        let pods = engine_pods.of(&model.namespace().unwrap_or_default(), &model.name_any());
+        for tier in model.spec.tiers.iter().filter(|tier| tier.gpu_profile == name) {
+            let holding = pods.iter().filter(|pod| {
+                pod.labels().get(names::LABEL_TIER) == Some(&tier.name) && TierPods::holds_card(pod)
+            });
+            for pod in holding {
+                in_use += 1;
+                let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
+                *held.entry(node).or_insert(0) += 1;
+            }
+        }
+    }
+    let seen = Seen {
+        profiles: &profiles,
+        nodes: &nodes,
+        others: &context.stores.others(),
+        in_use,
+        held: &held,
+        now: Timestamp::now(),
+    };
+    let status = compute_profile_status(&object, &seen);
     timer.observe_duration();
     if object.status.as_ref() != Some(&status) {
         let api: Api<GpuProfile> = Api::all(context.client.clone());
@@ -137,116 +139,6 @@ pub fn on_error(object: Arc<GpuProfile>, error: &ProfileError, context: Arc<Cont
     context.metrics.errors.with_label_values(&[CONTROLLER, "status"]).inc();
     tracing::warn!(profile = object.name_any(), error = error as &dyn std::error::Error, "reconcile failed");
     Action::requeue(std::time::Duration::from_secs(5))
-}
-
-fn compute_profile_status(
-    profile: &GpuProfile,
-    all: &[&GpuProfile],
-    nodes: &[&NodeView],
-    in_use: i32,
-    now: Timestamp,
-) -> GpuProfileStatus {
-    let resource = &profile.spec.resource_name;
-    let matched: Vec<ProfileNode> = nodes
-        .iter()
-        .filter_map(|node| {
-            let matched = match_node(profile, node)?;
-            let allocatable = node.allocatable.get(resource).copied().unwrap_or(0);
-            Some(ProfileNode {
-                name: node.name.clone(),
-                cards: matched.cards,
-                allocatable: i32::try_from(allocatable).unwrap_or(i32::MAX).min(matched.cards),
-            })
-        })
-        .collect();
-    let problems = unambiguous_problems(profile, all, nodes);
-    let previous = profile.status.clone().unwrap_or_default();
-    let condition = |type_: ProfileCondition, status: &str, reason: &str, message: String| {
-        let before = previous.conditions.iter().find(|c| c.type_ == type_.as_str() && c.status == status);
-        Condition {
-            type_: type_.as_str().to_owned(),
-            status: status.to_owned(),
-            reason: reason.to_owned(),
-            message,
-            observed_generation: profile.metadata.generation,
-            last_transition_time: before
-                .map_or_else(|| Time(whole_seconds(now)), |c| c.last_transition_time.clone()),
-        }
-    };
-    let nodes_matched = if matched.is_empty() {
-        let message = format!(
-            "no node has {}: check the node labeller's flags and match of this profile",
-            describe_match(profile)
-        );
-        condition(ProfileCondition::NodesMatched, "False", "NoMatchingNode", message)
-    } else {
-        let count = matched.len();
-        condition(
-            ProfileCondition::NodesMatched,
-            "True",
-            "Matched",
-            format!("{count} node(s) carry this card"),
-        )
-    };
-    let unambiguous = if problems.is_empty() {
-        condition(
-            ProfileCondition::Unambiguous,
-            "True",
-            "OneKind",
-            "no matched node has another card or profile".into(),
-        )
-    } else {
-        let message = format!("{}: engines check their card at start", problems.join("; "));
-        condition(ProfileCondition::Unambiguous, "False", "Ambiguous", message)
-    };
-    let labels = label_problems(profile, nodes);
-    let labels_consistent = if labels.is_empty() {
-        condition(
-            ProfileCondition::LabelsConsistent,
-            "True",
-            "Consistent",
-            "labels and counts of the matched nodes agree".into(),
-        )
-    } else {
-        condition(ProfileCondition::LabelsConsistent, "False", "Inconsistent", labels.join("; "))
-    };
-    let (state, reason, message) = describe_drivers(&judge_drivers(profile, nodes));
-    let driver_validated = condition(ProfileCondition::DriverValidated, state, reason, message);
-    GpuProfileStatus {
-        observed_generation: profile.metadata.generation,
-        matched_nodes: i32::try_from(matched.len()).unwrap_or(i32::MAX),
-        capacity: matched.iter().map(|node| node.allocatable).sum(),
-        nodes: matched,
-        in_use,
-        conditions: vec![nodes_matched, unambiguous, labels_consistent, driver_validated],
-    }
-}
-
-/// Status, reason and message of `DriverValidated`.
-fn describe_drivers(verdict: &DriverVerdict) -> (&'static str, &'static str, String) {
-    match verdict {
-        DriverVerdict::NotListed => {
-            ("Unknown", "NotListed", "spec.validatedDrivers names no driver to compare with".to_owned())
-        }
-        DriverVerdict::Untold => (
-            "Unknown",
-            "Untold",
-            "no matched node tells its driver: switch the label driver-version of the node labeller on; the kernel's own driver has no version"
-                .to_owned(),
-        ),
-        DriverVerdict::Validated => {
-            ("True", "Validated", "every matched node that tells its driver runs a validated one".to_owned())
-        }
-        DriverVerdict::Other(nodes) => {
-            let nodes: Vec<String> =
-                nodes.iter().map(|(node, version)| format!("node {node} runs {version}")).collect();
-            let message = format!(
-                "{}: install a driver of spec.validatedDrivers, or add this one once you have tried it",
-                nodes.join(", ")
-            );
-            ("False", "NotValidated", message)
-        }
-    }
 }
 
 /// Creates the missing default profiles, again and again until it succeeds: what exists is reconciled meanwhile, and

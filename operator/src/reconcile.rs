@@ -9,10 +9,7 @@ use std::{
 };
 
 use atlas_crds::{AtlasModel, GpuProfile, names, status::AtlasModelStatus};
-use atlas_operator_core::{
-    inventory::NodeView,
-    tiers::{RolloutStep, TierRollout},
-};
+use atlas_operator_core::inventory::{NodeView, OtherWorkloads};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -23,22 +20,20 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    apply::{Applied, Applier, Ownership, is_behind},
+    act::act,
+    apply::Applier,
     busy::measured,
-    desired::{Desired, Settings, Template, build_objects, build_pod_template, template_hash},
+    desired::Settings,
     engine_pods::EnginePods,
     error::{ReconcileError, Retry, backoff},
     events::{Events, build_edit_event, build_events},
-    fit::{is_refused, plan_tiers},
     headers::Headers,
-    kinds::Kind,
     metrics::Metrics,
-    observe::{EngineStatus, TierPods, is_past_grace, view_rollout, view_tiers},
-    plan::{Plan, PlanInputs, plan},
+    observe::{EngineStatus, TierPods, is_past_grace, view_tiers},
     probe::{GatewayViews, fetch_status},
     status::{Move, MoveKind, Observed, Verdict, compute_status},
     stores::Stores,
-    validate::{ValidatedModel, validate},
+    validate::validate,
 };
 
 const CONTROLLER: &str = "atlasmodel";
@@ -46,7 +41,7 @@ const CONTROLLER: &str = "atlasmodel";
 const ENGINE_PATIENCE: Duration = Duration::from_millis(300);
 /// While something starts, its progress is asked for this often.
 const WHILE_STARTING: Duration = Duration::from_secs(1);
-/// Names that somebody else holds are not watched.
+/// Names that somebody else holds are not watched, and a container that does not start is given up in time.
 const WHILE_TAKEN: Duration = Duration::from_secs(15);
 /// Safety net; every change has a watch.
 const RESYNC: Duration = Duration::from_secs(600);
@@ -89,11 +84,17 @@ pub struct Memory {
 }
 
 /// Everything that a pass reads.
-struct Inputs {
-    profiles: Vec<Arc<GpuProfile>>,
-    nodes: Vec<Arc<NodeView>>,
-    models: Vec<Arc<AtlasModel>>,
-    engine_pods: Arc<EnginePods>,
+pub struct Inputs {
+    /// Every profile.
+    pub profiles: Vec<Arc<GpuProfile>>,
+    /// Every node.
+    pub nodes: Vec<Arc<NodeView>>,
+    /// What pods of others hold.
+    pub others: Arc<OtherWorkloads>,
+    /// Every model.
+    pub models: Vec<Arc<AtlasModel>>,
+    /// Every engine pod.
+    pub engine_pods: Arc<EnginePods>,
     own_pods: Vec<Arc<Pod>>,
 }
 
@@ -103,6 +104,7 @@ fn gather(object: &AtlasModel, stores: &Stores) -> Inputs {
     Inputs {
         profiles: stores.profiles.state(),
         nodes: stores.nodes(),
+        others: stores.others(),
         models: stores.models.state(),
         engine_pods,
         own_pods,
@@ -139,8 +141,9 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let inputs = gather(object, &context.stores);
     let mut tiers = view_tiers(object, &inputs.own_pods);
     let validated = validate(object, &inputs.profiles);
+    let gateways = context.gateways.of_model(&namespace, &object.name_any());
     let outcome = match &validated {
-        Ok(model) => match act(model, &inputs, &tiers, context).await? {
+        Ok(model) => match act(model, &inputs, &tiers, &gateways, context).await? {
             Some(outcome) => Some(outcome),
             None => {
                 tracing::info!("objects were made from a newer generation than the one seen: waiting for it");
@@ -167,7 +170,7 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         previous: &previous,
         verdict,
         tiers: &tiers,
-        gateways: &context.gateways.of_model(&namespace, &object.name_any()),
+        gateways: &gateways,
         host: format!("{}.{namespace}.svc", object.name_any()),
         now: Timestamp::now(),
     };
@@ -182,96 +185,15 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let reading = outcome.as_ref().is_some_and(|(plan, _)| plan.waits_for_header());
     let starting =
         reading || tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
+    let stuck = tiers.iter().flat_map(TierPods::current).any(|pod| pod.waiting.is_some());
     let draining = inputs.own_pods.iter().any(|pod| pod.metadata.deletion_timestamp.is_some());
     Ok(Action::requeue(if starting || draining {
         WHILE_STARTING
-    } else if own_taken {
+    } else if own_taken || stuck {
         WHILE_TAKEN
     } else {
         RESYNC
     }))
-}
-
-/// Plans and applies an accepted model; nothing where what is seen of it is older than what it made.
-async fn act(
-    model: &ValidatedModel,
-    inputs: &Inputs,
-    tiers: &[TierPods],
-    context: &Context,
-) -> Result<Option<(Plan, Applied)>, ReconcileError> {
-    let stores = &context.stores;
-    let live: Vec<_> = model
-        .tiers
-        .iter()
-        .map(|tier| {
-            let name = names::tier_object_name(&model.name, &tier.name);
-            stores.child(Kind::Deployment, &model.namespace, &name)
-        })
-        .collect();
-    let mut templates = Vec::with_capacity(model.tiers.len());
-    for tier in &model.tiers {
-        let body = build_pod_template(model, tier, &context.settings).map_err(ReconcileError::Render)?;
-        let hash = template_hash(&body);
-        templates.push(Template { body, hash });
-    }
-    let rollouts: Vec<TierRollout> = tiers
-        .iter()
-        .zip(&live)
-        .zip(&templates)
-        .map(|((tier, live), template)| view_rollout(tier, live.as_deref(), &template.hash))
-        .collect();
-    let started: Vec<bool> = live
-        .iter()
-        .map(|live| {
-            let replicas = live.as_ref().and_then(|live| live.data.pointer("/spec/replicas")?.as_i64());
-            replicas.is_some_and(|replicas| replicas > 0)
-        })
-        .collect();
-    let plan = plan(
-        model,
-        &PlanInputs {
-            profiles: &inputs.profiles,
-            nodes: &inputs.nodes,
-            models: &inputs.models,
-            pods: &inputs.engine_pods,
-            rollouts: &rollouts,
-            started: &started,
-            vram: plan_tiers(model, &inputs.profiles, context.headers.as_ref()),
-            refused: &|other, index, profile| {
-                context.headers.as_ref().is_some_and(|headers| is_refused(other, index, profile, headers))
-            },
-        },
-    );
-    for (tier, planned) in model.tiers.iter().zip(&plan.tiers) {
-        stores.note_contention(&tier.profile.name_any(), planned.contended);
-    }
-    // A tier that waits keeps its live template, so that everything else of it can still change.
-    for ((planned, live), template) in plan.tiers.iter().zip(&live).zip(&mut templates) {
-        if let (RolloutStep::Hold(_), Some(live)) = (&planned.step, live) {
-            template.body = live.data.pointer("/spec/template").cloned().unwrap_or_default();
-            template.hash =
-                live.annotations().get(crate::desired::TEMPLATE_ANNOTATION).cloned().unwrap_or_default();
-        }
-    }
-    let mut desired: Vec<Desired> =
-        build_objects(model, &plan, templates, &context.settings).map_err(ReconcileError::Render)?;
-    if is_behind(&desired, model, stores) {
-        return Ok(None);
-    }
-    for object in &mut desired {
-        object.note_generation(model.generation);
-    }
-    let applied = context
-        .applier
-        .apply_objects(&desired, Ownership::ControlledBy(&model.uid))
-        .await
-        .map_err(ReconcileError::Apply)?;
-    context
-        .applier
-        .delete_leftovers(&model.namespace, &model.name, &model.uid, &desired)
-        .await
-        .map_err(ReconcileError::Apply)?;
-    Ok(Some((plan, applied)))
 }
 
 /// Deletes pods that outlived their grace on a node that is lost: nobody else does, and a Recreate rollout waits.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use atlas_crds::{AtlasModel, GpuProfile, names};
-use atlas_operator_core::inventory::{NodeView, match_node};
+use atlas_operator_core::inventory::{NodeView, OtherWorkloads, match_node};
 use futures::channel::mpsc::UnboundedSender;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
@@ -50,6 +50,8 @@ pub struct Stores {
     /// Profiles whose cards do not suffice for what models want of them.
     contended: Mutex<BTreeSet<String>>,
     nodes: RwLock<BTreeMap<String, Arc<NodeView>>>,
+    others: RwLock<Arc<OtherWorkloads>>,
+    others_ready: tokio::sync::watch::Sender<bool>,
     nodes_ready: tokio::sync::watch::Sender<bool>,
     queues: OnceLock<Queues>,
 }
@@ -81,6 +83,8 @@ impl Stores {
             engine_pods: EnginePodsCache::default(),
             contended: Mutex::default(),
             nodes: RwLock::new(BTreeMap::new()),
+            others: RwLock::default(),
+            others_ready: tokio::sync::watch::Sender::new(false),
             nodes_ready: tokio::sync::watch::Sender::new(false),
             queues: OnceLock::new(),
         });
@@ -144,6 +148,16 @@ impl Stores {
                 }
             }
         });
+        // Pods that are not ours count for the cards that they hold, and only that is kept of them.
+        let bound = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed";
+        let theirs = watcher::Config::default()
+            .labels(&format!("{}!={}", names::LABEL_MANAGED_BY, names::FIELD_MANAGER))
+            .fields(bound);
+        spawn.watch(Api::all(client.clone()), theirs, None, {
+            let stores = Arc::clone(&stores);
+            let mut listed = OtherWorkloads::default();
+            move |event: &watcher::Event<Pod>| stores.other_pod_event(event, &mut listed)
+        });
         spawn.watch(Api::all(client.clone()), any, None, {
             let stores = Arc::clone(&stores);
             let mut listed = BTreeMap::new();
@@ -179,6 +193,7 @@ impl Stores {
         }
         // The sender lives as long as this object, so waiting cannot fail.
         let _ = self.nodes_ready.subscribe().wait_for(|ready| *ready).await;
+        let _ = self.others_ready.subscribe().wait_for(|ready| *ready).await;
         Ok(())
     }
 
@@ -214,6 +229,12 @@ impl Stores {
     #[must_use]
     pub fn nodes(&self) -> Vec<Arc<NodeView>> {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// What pods of others hold.
+    #[must_use]
+    pub fn others(&self) -> Arc<OtherWorkloads> {
+        Arc::clone(&self.others.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Asks for a reconcile of one model.
@@ -342,6 +363,40 @@ impl Stores {
             }
             _ => self.trigger_namespace(namespace),
         }
+    }
+
+    fn other_pod_event(&self, event: &watcher::Event<Pod>, listed: &mut OtherWorkloads) {
+        let change = |change: &dyn Fn(&mut OtherWorkloads) -> Option<String>| {
+            let mut others = self.others.write().unwrap_or_else(PoisonError::into_inner);
+            change(Arc::make_mut(&mut others))
+        };
+        let node = match event {
+            watcher::Event::Init => {
+                *listed = OtherWorkloads::default();
+                None
+            }
+            watcher::Event::InitApply(pod) => {
+                listed.put(pod);
+                None
+            }
+            watcher::Event::InitDone => {
+                let now = Arc::new(std::mem::take(listed));
+                let before = std::mem::replace(
+                    &mut *self.others.write().unwrap_or_else(PoisonError::into_inner),
+                    Arc::clone(&now),
+                );
+                self.others_ready.send_replace(true);
+                if before != now {
+                    self.trigger_everything();
+                }
+                None
+            }
+            watcher::Event::Apply(pod) => change(&|others| others.put(pod)),
+            watcher::Event::Delete(pod) => change(&|others| others.remove(pod)),
+        };
+        let Some(node) = node else { return };
+        let view = self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned();
+        self.node_changed(None, view.as_deref());
     }
 
     fn node_event(&self, event: &watcher::Event<Node>, listed: &mut BTreeMap<String, Arc<NodeView>>) {

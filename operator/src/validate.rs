@@ -33,6 +33,8 @@ pub struct ValidatedModel {
     pub pinned: Option<String>,
     /// How changes roll.
     pub strategy: RolloutStrategy,
+    /// Longest time from a change to its readiness.
+    pub ready_timeout: Duration,
     /// Grace of an engine.
     pub drain_timeout: Duration,
     /// Longest request.
@@ -64,6 +66,8 @@ pub struct ValidatedTier {
     pub max_batch: i32,
     /// Wanted pods.
     pub replicas: i32,
+    /// How ready it is kept while a tier before it serves; the first tier is always hot.
+    pub standby: Standby,
     /// Overrides of the container.
     pub engine: EngineOverrides,
     /// What it asks of the model.
@@ -216,6 +220,7 @@ pub fn validate(model: &AtlasModel, profiles: &[Arc<GpuProfile>]) -> Result<Vali
             FailoverMode::Pinned => spec.failover.pinned_tier.clone(),
         },
         strategy: spec.rollout.strategy,
+        ready_timeout: spec.rollout.ready_timeout.into(),
         drain_timeout: spec.rollout.drain_timeout.into(),
         request_timeout: spec.requests.timeout.into(),
         queue: spec.requests.queue,
@@ -238,8 +243,8 @@ fn validate_tier(
     if tier.kv_cache_type == KvCacheType::Q8_0 {
         not_implemented(field("kvCacheType"), "Q8_0".into(), "use F16");
     }
-    if tier.standby != Standby::Hot {
-        not_implemented(field("standby"), format!("{:?}", tier.standby), "use Hot");
+    if tier.standby == Standby::Warm {
+        not_implemented(field("standby"), "Warm".into(), "use Hot or Cold");
     }
     let source = match tier.model.source.parse::<ModelSource>() {
         Ok(ModelSource::S3 { .. }) => {
@@ -302,6 +307,7 @@ fn validate_tier(
             context_tokens: tier.context_tokens,
             max_batch: tier.max_batch,
             replicas: if index == 0 { model.spec.replicas } else { tier.replicas.unwrap_or(1) },
+            standby: if index == 0 { Standby::Hot } else { tier.standby },
             engine: tier.engine.clone().unwrap_or_default(),
             setting: crate::fit::setting_of(tier),
             available_bytes: atlas_operator_core::vram::available_bytes(&profile.spec, tier),

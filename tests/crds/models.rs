@@ -41,7 +41,7 @@ pub const CASES: &[Case] = &[
             ("/spec/tiers/1/standby", "Hot"),
             ("/spec/tiers/1/replicas", "null"),
             ("/spec/failover", "{mode: Auto, unhealthyAfter: 1s, failbackAfter: 60s}"),
-            ("/spec/rollout", "{strategy: ShiftThenRecreate, drainTimeout: 300s}"),
+            ("/spec/rollout", "{strategy: ShiftThenRecreate, drainTimeout: 300s, readyTimeout: 3600s}"),
             ("/spec/requests", "{timeout: 300s, queue: 64, maxBodyBytes: 8Mi}"),
             ("/spec/resume", "{acrossModels: false}"),
             ("/spec/expose", "{type: ClusterIP}"),
@@ -225,6 +225,12 @@ pub const CASES: &[Case] = &[
         "a negative duration",
         &[("/spec/rollout", "{drainTimeout: -5s}")],
         &["spec.rollout.drainTimeout", "expected a duration such as 500ms, 60s or 5m"],
+    ),
+    refused(
+        MODEL,
+        "no time to become ready",
+        &[("/spec/rollout", "{readyTimeout: 0s}")],
+        &["spec.rollout.readyTimeout", POSITIVE_DURATION],
     ),
     refused(
         MODEL,

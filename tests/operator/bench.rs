@@ -43,7 +43,7 @@ pub fn kind(name: &str) -> ApiResource {
 
 /// An API server and the operator that runs against it.
 pub struct Bench {
-    _server: ApiServer,
+    server: ApiServer,
     folder: tempfile::TempDir,
     hub: Hub,
     /// What operators reach the API server with.
@@ -73,7 +73,7 @@ impl Bench {
         let client = server.client();
         let hub = Hub::start().await?;
         let kubeconfig = server.kubeconfig_path().to_owned();
-        let bench = Self { _server: server, folder, hub, kubeconfig, client, operator: Mutex::new(None) };
+        let bench = Self { server, folder, hub, kubeconfig, client, operator: Mutex::new(None) };
         bench.write_profiles(PROFILES)?;
         bench.create("Namespace", None, json!({"metadata": {"name": "atlas-system"}})).await?;
         Ok(bench)
@@ -125,6 +125,13 @@ impl Bench {
     pub fn log(&self, pod_name: &str) -> String {
         let path: PathBuf = self.folder.path().join(format!("{pod_name}.log"));
         std::fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// Runs the real kubectl; what it refuses is an error.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.server.kubectl(arguments).await?;
+        anyhow::ensure!(output.success, "kubectl {arguments:?}: {}", output.stderr);
+        Ok(output.stdout)
     }
 
     /// A counter of the operator's metrics.

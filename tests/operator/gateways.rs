@@ -54,7 +54,7 @@ pub async fn a_name_that_the_gateway_needs_is_never_forced(bench: &Bench) -> Res
 }
 
 /// A gateway that says what a test wants it to say.
-struct FakeGateway {
+pub struct FakeGateway {
     address: SocketAddr,
     says: Arc<Mutex<Value>>,
     server: JoinHandle<()>,
@@ -83,7 +83,35 @@ impl FakeGateway {
         bail!("no free address in 127.0.0.0/8")
     }
 
-    fn say(&self, active: Option<&str>, switches: &[(&str, &str, &str, &str)]) {
+    /// Starts one and makes it a pod of a namespace.
+    pub async fn join(bench: &Bench, namespace: &str, node: &str, active: Option<&str>) -> Result<Self> {
+        let fake = Self::start().await?;
+        fake.say(active, &[]);
+        let labels = json!({
+            "app.kubernetes.io/name": "atlas-gateway", "app.kubernetes.io/component": "gateway",
+            "app.kubernetes.io/managed-by": "atlas-operator",
+        });
+        let pod = json!({
+            "metadata": {"name": "atlas-gateway-0", "namespace": namespace, "labels": labels},
+            "spec": {"nodeName": node, "containers": [{"name": "gateway", "image": "example/atlas-operator:t"}]},
+        });
+        bench.create("Pod", Some(namespace), pod).await?;
+        let ip = fake.address.ip().to_string();
+        let status = json!({
+            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        });
+        bench.patch_status("Pod", (Some(namespace), "atlas-gateway-0"), status).await?;
+        Ok(fake)
+    }
+
+    /// Ends it, as a gateway that is taken down.
+    pub async fn leave(self, bench: &Bench, namespace: &str) -> Result<()> {
+        self.server.abort();
+        bench.remove_pod((namespace, "atlas-gateway-0")).await
+    }
+
+    pub fn say(&self, active: Option<&str>, switches: &[(&str, &str, &str, &str)]) {
         let switches: Vec<Value> = switches
             .iter()
             .enumerate()
@@ -100,23 +128,7 @@ pub async fn what_gateways_measure_becomes_status_and_events(bench: &Bench) -> R
     let at = ("moves", "code");
     bench.namespace(at.0).await?;
     bench.model(at, &[tier("primary", "big"), tier("fallback", "small")], json!({})).await?;
-    let fake = FakeGateway::start().await?;
-    fake.say(Some("primary"), &[]);
-    let labels = json!({
-        "app.kubernetes.io/name": "atlas-gateway", "app.kubernetes.io/component": "gateway",
-        "app.kubernetes.io/managed-by": "atlas-operator",
-    });
-    let pod = json!({
-        "metadata": {"name": "atlas-gateway-0", "namespace": at.0, "labels": labels},
-        "spec": {"nodeName": "xtx", "containers": [{"name": "gateway", "image": "example/atlas-operator:t"}]},
-    });
-    bench.create("Pod", Some(at.0), pod).await?;
-    let ip = fake.address.ip().to_string();
-    let status = json!({
-        "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
-        "conditions": [{"type": "Ready", "status": "True"}],
-    });
-    bench.patch_status("Pod", (Some(at.0), "atlas-gateway-0"), status).await?;
+    let fake = FakeGateway::join(bench, at.0, "xtx", Some("primary")).await?;
     bench.condition(at, "Ready", "True", "Serving", &["primary"]).await?;
     bench.condition(at, "Degraded", "False", "FirstTierServes", &[]).await?;
 
@@ -142,7 +154,6 @@ pub async fn what_gateways_measure_becomes_status_and_events(bench: &Bench) -> R
     bench.event(at.0, at.1, "FailedBack").await?;
     let model = bench.api("AtlasModel", Some(at.0)).get(at.1).await?;
     counted(&model).map_err(anyhow::Error::msg).context("a failback is no failover")?;
-    fake.server.abort();
-    bench.remove_pod((at.0, "atlas-gateway-0")).await?;
+    fake.leave(bench, at.0).await?;
     bench.remove_model(at).await
 }

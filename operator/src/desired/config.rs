@@ -8,7 +8,16 @@ use super::{
     Desired, RenderError, Settings,
     meta::{Labels, Parts, assemble, base_labels, controller_of},
 };
-use crate::{kinds::Kind, validate::ValidatedModel};
+use super::{Template, engine::tier_labels};
+use crate::{
+    kinds::Kind,
+    validate::{ValidatedModel, ValidatedTier},
+};
+
+/// Key of the record of a tier's last good revision.
+pub const GOOD: &str = "last-good";
+/// Key of the record of a tier's change that was taken back.
+pub const TAKEN_BACK: &str = "taken-back";
 
 const GIB: u64 = 1 << 30;
 
@@ -41,4 +50,29 @@ pub fn build_llm_config(model: &ValidatedModel, settings: &Settings) -> Result<D
         annotations: Labels::new(),
         fields: json!({"data": {FILE_NAME: render(&gpus, &server).map_err(RenderError::LlmConfig)?}}),
     }))
+}
+
+/// What a tier remembers of its revisions, once there is anything.
+///
+/// An object of its own: an annotation of the Deployment would count as a change of it and look like a rollout.
+pub fn build_revision_record(
+    model: &ValidatedModel,
+    tier: &ValidatedTier,
+    template: &Template,
+) -> Option<Desired> {
+    let mut data = Labels::new();
+    for (key, record) in [(GOOD, &template.good), (TAKEN_BACK, &template.taken_back)] {
+        data.extend(record.as_ref().map(|record| (key.to_owned(), record.as_str().into())));
+    }
+    (!data.is_empty()).then(|| {
+        assemble(Parts {
+            kind: Kind::ConfigMap,
+            namespace: &model.namespace,
+            name: names::tier_object_name(&model.name, &tier.name),
+            labels: tier_labels(model, tier),
+            owners: &controller_of(model),
+            annotations: Labels::new(),
+            fields: json!({"data": data}),
+        })
+    })
 }

@@ -44,10 +44,13 @@ pub fn tier_labels(model: &ValidatedModel, tier: &ValidatedTier) -> Labels {
     all
 }
 
-/// Hash of a rendered pod template.
+/// Hash of a rendered pod template, which its pods carry too.
 #[must_use]
 pub fn template_hash(template: &Value) -> String {
-    hash_of(template)
+    template
+        .pointer(&format!("/metadata/annotations/{}", TEMPLATE_ANNOTATION.replace('/', "~1")))
+        .and_then(Value::as_str)
+        .map_or_else(|| hash_of(template), str::to_owned)
 }
 
 pub fn build_deployment(
@@ -67,7 +70,7 @@ pub fn build_deployment(
             "replicas": replicas,
             // Never two pods that want one card.
             "strategy": {"type": "Recreate"},
-            "progressDeadlineSeconds": STARTUP_SECONDS,
+            "progressDeadlineSeconds": whole_seconds(model.ready_timeout).max(1),
             "revisionHistoryLimit": 2,
             "selector": {"matchLabels": selector(model, tier)},
             "template": template.body,
@@ -117,8 +120,8 @@ pub fn build_pod_template(
             "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS,
         }));
     }
-    Ok(json!({
-        "metadata": {"labels": tier_labels(model, tier)},
+    let mut template = json!({
+        "metadata": {"labels": tier_labels(model, tier), "annotations": {}},
         "spec": {
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
@@ -160,7 +163,9 @@ pub fn build_pod_template(
             }],
             "volumes": [model_volume(&profile.model_cache)],
         },
-    }))
+    });
+    template["metadata"]["annotations"][TEMPLATE_ANNOTATION] = hash_of(&template).into();
+    Ok(template)
 }
 
 /// The engine's command line, as `docs/contracts.md` promises it.

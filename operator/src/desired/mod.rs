@@ -3,7 +3,7 @@
 //! Pure: a model and settings in, JSON out. Only what the operator decides is in them; defaults are the server's.
 
 mod access;
-mod config;
+pub mod config;
 mod engine;
 pub mod gateway;
 mod meta;
@@ -73,6 +73,10 @@ pub struct Template {
     pub body: Value,
     /// Hash of the template as the operator rendered it.
     pub hash: String,
+    /// The last good one, as its record holds it.
+    pub good: Option<String>,
+    /// The change that was taken back, as its record holds it.
+    pub taken_back: Option<String>,
 }
 
 /// Everything that one model owns.
@@ -88,6 +92,7 @@ pub fn build_objects(
 ) -> Result<Vec<Desired>, RenderError> {
     let mut objects = Vec::with_capacity(4 + 2 * model.tiers.len());
     for ((tier, planned), template) in model.tiers.iter().zip(&plan.tiers).zip(templates) {
+        objects.extend(config::build_revision_record(model, tier, &template));
         objects.push(engine::build_deployment(model, tier, planned.replicas, template));
         objects.push(service::build_tier_service(model, tier));
     }

@@ -69,10 +69,13 @@ fn objects() -> Vec<Desired> {
                 replicas: tier.replicas,
                 placement: Placement::Possible,
                 contended: false,
+                refused: Vec::new(),
                 ambiguities: Vec::new(),
                 vram: TierVram::Unread(Arc::from("nobody looked")),
                 admission: Admission::Run,
                 step: RolloutStep::Apply,
+                taken_back: None,
+                stands_by: false,
             })
             .collect(),
     };
@@ -81,7 +84,7 @@ fn objects() -> Vec<Desired> {
         .iter()
         .map(|tier| {
             let body = build_pod_template(&model, tier, &settings()).unwrap();
-            Template { hash: template_hash(&body), body }
+            Template { hash: template_hash(&body), body, good: None, taken_back: None }
         })
         .collect();
     build_objects(&model, &plan, templates, &settings()).unwrap()

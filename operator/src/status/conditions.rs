@@ -147,9 +147,10 @@ fn vram_fits(observed: &Observed<'_>) -> Draft {
 }
 
 fn model_cached(observed: &Observed<'_>) -> Draft {
-    if let Err(unknown) = planned(observed) {
-        return unknown;
-    }
+    let (_, plan) = match planned(observed) {
+        Ok(found) => found,
+        Err(unknown) => return unknown,
+    };
     if let Some(found) = failure(observed, ModelCondition::ModelCached) {
         return failure_draft(found);
     }
@@ -176,8 +177,13 @@ fn model_cached(observed: &Observed<'_>) -> Draft {
                     .is_some_and(|e| matches!(e.phase.as_str(), "Loading" | "WarmingUp" | "Serving"))
             })
     };
-    let missing: Vec<&str> =
-        observed.tiers.iter().filter(|tier| !cached(tier)).map(|tier| tier.tier.as_str()).collect();
+    let missing: Vec<&str> = observed
+        .tiers
+        .iter()
+        .zip(&plan.tiers)
+        .filter(|(tier, planned)| !planned.stands_by && !cached(tier))
+        .map(|(tier, _)| tier.tier.as_str())
+        .collect();
     if missing.is_empty() {
         draft(State::True, "Cached", "the weights of every tier are on their nodes")
     } else {
@@ -282,6 +288,14 @@ fn progressing(observed: &Observed<'_>) -> Draft {
     {
         return draft(State::False, "ContainerNotStarted", format!("tier {}: {reason}", tier.tier));
     }
+    let taken_back = model.tiers.iter().zip(&plan.tiers).filter_map(|(tier, planned)| {
+        let failure = planned.taken_back.as_ref()?;
+        Some(format!(
+            "tier {} is back at its last good revision, since the change failed: {}; edit the tier to try again",
+            tier.name, failure.reason
+        ))
+    });
+    let taken_back: Vec<String> = taken_back.collect();
     let held: Vec<String> = model
         .tiers
         .iter()
@@ -291,6 +305,10 @@ fn progressing(observed: &Observed<'_>) -> Draft {
             RolloutStep::Apply => None,
         })
         .collect();
+    if !taken_back.is_empty() {
+        let all: Vec<String> = taken_back.into_iter().chain(held).collect();
+        return draft(State::False, "RolledBack", all.join("; "));
+    }
     if !held.is_empty() {
         return draft(State::True, "RollingOut", held.join("; "));
     }
@@ -321,6 +339,10 @@ pub fn tier_message(observed: &Observed<'_>, index: usize) -> Option<String> {
     let (model, plan) = planned(observed).ok()?;
     if model.suspended {
         return Some("suspended".to_owned());
+    }
+    if plan.tiers.get(index).is_some_and(|planned| planned.stands_by) {
+        let standby = model.tiers.get(index).map(|tier| tier.standby).unwrap_or_default();
+        return Some(format!("it stands by ({standby:?}) and starts when no tier before it serves"));
     }
     if let Some(stopped) = stopped_message(model, plan, index) {
         return Some(stopped);

@@ -32,24 +32,38 @@ pub fn scheduled(observed: &Observed<'_>) -> Draft {
     };
     for (index, tier) in observed.tiers.iter().enumerate() {
         if let Some(problem) = placement_problem(model, plan, index, tier) {
-            return draft(problem.state, problem.reason, problem.message);
+            return draft(problem.state, problem.reason, with_refused(problem.message, plan, [index]));
         }
     }
-    let waiting: Vec<String> = observed
+    let (indices, waiting): (Vec<usize>, Vec<String>) = observed
         .tiers
         .iter()
         .zip(&plan.tiers)
-        .filter_map(|(tier, planned)| {
+        .enumerate()
+        .filter_map(|(index, (tier, planned))| {
             let bound = tier.current().filter(|pod| pod.node.is_some()).count();
             (i32::try_from(bound).unwrap_or(i32::MAX) < planned.replicas)
-                .then(|| format!("{} ({bound} of {})", tier.tier, planned.replicas))
+                .then(|| (index, format!("{} ({bound} of {})", tier.tier, planned.replicas)))
         })
-        .collect();
+        .unzip();
     if waiting.is_empty() {
         draft(State::True, "AllScheduled", "every wanted pod has a node".to_owned())
     } else {
-        draft(State::Unknown, "Scheduling", format!("pods wait for the scheduler: {}", waiting.join(", ")))
+        let message = format!("pods wait for the scheduler: {}", waiting.join(", "));
+        draft(State::Unknown, "Scheduling", with_refused(message, plan, indices))
     }
+}
+
+/// A message with the nodes that refuse these tiers' pods, each once.
+fn with_refused(message: String, plan: &Plan, tiers: impl IntoIterator<Item = usize>) -> String {
+    let mut parts = vec![message];
+    for refused in tiers.into_iter().filter_map(|index| plan.tiers.get(index)).flat_map(|tier| &tier.refused)
+    {
+        if !parts.iter().any(|part| part.contains(refused.as_str())) {
+            parts.push(refused.clone());
+        }
+    }
+    parts.join("; ")
 }
 
 /// What makes a tier's card uncertain: worth a word, but no reason to keep a pod from a node.
@@ -71,16 +85,28 @@ pub fn placement_problem(
         return None;
     }
     let name = &tier.tier;
+    let bound = tier.current().filter(|pod| pod.node.is_some()).count();
+    let bound = i32::try_from(bound).unwrap_or(i32::MAX);
     match &planned.placement {
-        Placement::CardInUse(holders) => {
-            let who =
-                if holders.is_empty() { "this model's other tiers".to_owned() } else { holders.join(", ") };
+        Placement::CardInUse(holders) if bound < planned.wanted => {
+            let who = holders.join(", ");
             return Some(draft(
                 State::False,
                 "CardInUse",
                 format!(
                     "tier {name}: {} of {} wanted cards of GpuProfile {profile}; {who} holds the rest and keeps it: the tier starts when a card is free",
-                    planned.replicas, planned.wanted
+                    bound.min(planned.replicas),
+                    planned.wanted
+                ),
+            ));
+        }
+        Placement::TooFewCards(cards) => {
+            return Some(draft(
+                State::False,
+                "TooFewCards",
+                format!(
+                    "tier {name}: there are {cards} card(s) of GpuProfile {profile} for the {} that are wanted: lower the tier's replicas, or add a node with such a card",
+                    planned.wanted
                 ),
             ));
         }
@@ -93,18 +119,31 @@ pub fn placement_problem(
                 ),
             ));
         }
-        Placement::NoCardOffered(nodes) if tier.ready() == 0 => {
+        Placement::NoCardOffered if bound < planned.wanted => {
             return Some(draft(
                 State::False,
                 "NoCardOffered",
                 format!(
-                    "tier {name}: {} has the labels of GpuProfile {profile} but offers no {}: restart the AMD device plugin's pod there",
-                    nodes.join(", "),
-                    validated.profile.spec.resource_name
+                    "tier {name}: no node with the labels of GpuProfile {profile} offers a card: {}",
+                    planned.refused.join("; ")
                 ),
             ));
         }
-        Placement::NoCardOffered(_) | Placement::Possible => {}
+        Placement::NodesRefused if bound < planned.wanted => {
+            return Some(draft(
+                State::False,
+                "NodesRefused",
+                format!(
+                    "tier {name}: {bound} of {} wanted pods have a node of GpuProfile {profile}: {}",
+                    planned.wanted,
+                    planned.refused.join("; ")
+                ),
+            ));
+        }
+        Placement::CardInUse(_)
+        | Placement::NoCardOffered
+        | Placement::NodesRefused
+        | Placement::Possible => {}
     }
     let unschedulable = tier.current().find_map(|pod| Some((pod, pod.unschedulable.as_ref()?)))?;
     Some(draft(

@@ -3,7 +3,7 @@
 use atlas_crds::{quantity::format_bytes, status::VramStatus};
 use atlas_operator_core::{
     tiers::Admission,
-    vram::{VramPlan, mebibytes},
+    vram::{VramPlan, mebibytes, whole_mebibytes},
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -78,10 +78,10 @@ pub fn vram_status(plan: Option<&VramPlan>, available: Option<u64>) -> Option<Vr
             .map(|bytes| VramStatus { available: Some(format_bytes(bytes)), ..VramStatus::default() });
     };
     Some(VramStatus {
-        weights: Some(whole_mebibytes(plan.need.weights)),
-        kv_cache: Some(whole_mebibytes(plan.need.kv_cache)),
-        overhead: Some(whole_mebibytes(plan.overhead)),
-        required: Some(whole_mebibytes(plan.required)),
+        weights: Some(quantity(plan.need.weights)),
+        kv_cache: Some(quantity(plan.need.kv_cache)),
+        overhead: Some(quantity(plan.overhead)),
+        required: Some(quantity(plan.required)),
         available: Some(format_bytes(plan.available)),
         max_context_tokens: i32::try_from(plan.max_context_tokens).ok(),
     })
@@ -96,7 +96,7 @@ pub fn vram_column(status: &VramStatus) -> Option<String> {
     })
 }
 
-/// Bytes as whole MiB, rounded up: a status is read by people, and too much is safer than too little.
-fn whole_mebibytes(bytes: u64) -> Quantity {
-    Quantity(format!("{}Mi", bytes.div_ceil(1 << 20)))
+/// Bytes in the whole MiB that messages tell too.
+fn quantity(bytes: u64) -> Quantity {
+    Quantity(format!("{}Mi", whole_mebibytes(bytes)))
 }

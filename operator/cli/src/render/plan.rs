@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
-use atlas_operator_core::vram::{VramPlan, mebibytes};
+use atlas_operator_core::vram::{VramPlan, mebibytes, whole_mebibytes};
 
 use crate::{
     plan::{ModelReport, TierReport},
@@ -56,11 +56,11 @@ fn render_tier(out: &mut String, tier: &TierReport, terminal: &Terminal) {
         let _ = writeln!(out, "  {key} {name:<10} {:>12}", mebibytes(bytes));
     }
     let rest = if plan.fits {
-        let left = mebibytes(plan.available - plan.required);
+        let left = difference(plan.available, plan.required);
         let _ = writeln!(out, "  . {:<10} {left:>12}", "free");
         if plan.tight { terminal.warn("fits tightly") } else { terminal.good("fits") }
     } else {
-        let _ = writeln!(out, "  ! {:<10} {:>12}", "missing", mebibytes(plan.required - plan.available));
+        let _ = writeln!(out, "  ! {:<10} {:>12}", "missing", difference(plan.required, plan.available));
         terminal.bad("does not fit")
     };
     let _ = writeln!(out, "  {rest}");
@@ -145,4 +145,9 @@ fn draw_bar(plan: &VramPlan, terminal: &Terminal) -> String {
     }
     out.push(']');
     out
+}
+
+/// The difference of two amounts as they are printed, so that a table adds up.
+fn difference(more: u64, less: u64) -> String {
+    mebibytes(whole_mebibytes(more).saturating_sub(whole_mebibytes(less)) << 20)
 }

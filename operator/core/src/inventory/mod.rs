@@ -5,12 +5,16 @@
 mod consistency;
 mod labels;
 mod matching;
+mod offers;
+mod others;
 
 pub use consistency::{DRIVER_VERSION, DriverVerdict, judge_drivers, label_problems};
 pub use labels::{AMD_MARKER_KEYS, CU_COUNT, LabelForm, PREFIXES, VRAM, read_label};
 pub use matching::{
     Expression, Operator, ProfileMatch, describe_match, match_node, node_selector_terms, unambiguous_problems,
 };
+pub use offers::{NodeOffer, NodeRefusal, NodeTaint, node_offers};
+pub use others::OtherWorkloads;
 
 use std::collections::BTreeMap;
 
@@ -31,6 +35,8 @@ pub struct NodeView {
     pub ready: bool,
     /// Whether new pods may be placed on it.
     pub schedulable: bool,
+    /// Taints that keep pods away, besides those that tell of the two fields above.
+    pub taints: Vec<NodeTaint>,
 }
 
 impl NodeView {
@@ -62,6 +68,13 @@ impl NodeView {
                 .and_then(|s| s.conditions.as_ref())
                 .is_some_and(|list| list.iter().any(|c| c.type_ == "Ready" && c.status == "True")),
             schedulable: !node.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false),
+            taints: node
+                .spec
+                .iter()
+                .filter_map(|spec| spec.taints.as_ref())
+                .flatten()
+                .filter_map(NodeTaint::from_taint)
+                .collect(),
         }
     }
 

@@ -12,6 +12,8 @@ pub struct CardClaim {
     pub wanted: i32,
     /// Cards that its running pods hold.
     pub holding: i32,
+    /// Cards that it was given before: it keeps them while its pods are replaced.
+    pub granted: i32,
 }
 
 /// Cards for each claim, in the order of the claims.
@@ -26,10 +28,13 @@ pub fn allot_cards(capacity: i32, claims: &[CardClaim]) -> Vec<i32> {
     let mut free = capacity - given.iter().sum::<i32>();
     let mut order: Vec<usize> = (0..claims.len()).collect();
     order.sort_by(|a, b| claims[*a].age.cmp(&claims[*b].age));
-    for index in order {
-        let more = (claims[index].wanted - given[index]).min(free).max(0);
-        given[index] += more;
-        free -= more;
+    // Between the end of a pod and its successor nobody holds the card: what was given before comes first.
+    for limit in [|claim: &CardClaim| claim.wanted.min(claim.granted), |claim: &CardClaim| claim.wanted] {
+        for &index in &order {
+            let more = (limit(&claims[index]) - given[index]).min(free).max(0);
+            given[index] += more;
+            free -= more;
+        }
     }
     given
 }
@@ -40,11 +45,13 @@ mod tests {
 
     #[test]
     fn the_holder_keeps_its_card_and_the_older_gets_the_free_one() {
-        let claim = |at: i64, wanted, holding| CardClaim {
+        let granted = |at: i64, wanted, holding, granted| CardClaim {
             age: (at, "ns".into(), format!("m{at}"), 0),
             wanted,
             holding,
+            granted,
         };
+        let claim = |at, wanted, holding| granted(at, wanted, holding, 0);
         let check = |capacity, claims: &[CardClaim], expected: &[i32]| {
             assert_eq!(allot_cards(capacity, claims), expected, "{capacity} for {claims:?}");
         };
@@ -55,5 +62,10 @@ mod tests {
         check(0, &[claim(1, 1, 0), claim(2, 1, 0)], &[1, 1]);
         check(1, &[claim(1, 0, 1), claim(2, 1, 0)], &[0, 1]);
         check(1, &[claim(1, 1, 1), claim(2, 1, 1)], &[1, 1]);
+        // A younger model's pod is being replaced: the older one goes on waiting.
+        check(1, &[claim(1, 1, 0), granted(2, 1, 0, 1)], &[0, 1]);
+        check(1, &[granted(1, 1, 0, 1), granted(2, 1, 0, 1)], &[1, 0]);
+        check(2, &[claim(1, 2, 0), granted(2, 1, 0, 1)], &[1, 1]);
+        check(1, &[claim(1, 1, 0), granted(2, 0, 0, 1)], &[1, 0]);
     }
 }

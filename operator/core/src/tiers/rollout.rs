@@ -28,6 +28,8 @@ pub enum Wait {
     ChangesFirst(String),
     /// The change does not fit the tier's card.
     DoesNotFit,
+    /// The same edit's change of another tier was taken back.
+    TakenBack(String),
 }
 
 impl std::fmt::Display for Wait {
@@ -36,6 +38,9 @@ impl std::fmt::Display for Wait {
             Self::Rolls(tier) => write!(f, "waits for tier {tier}, which rolls"),
             Self::NotReady(tier) => write!(f, "waits for tier {tier} to be ready to take the traffic"),
             Self::ChangesFirst(tier) => write!(f, "waits for tier {tier}, which changes first"),
+            Self::TakenBack(tier) => {
+                write!(f, "waits, since the same edit failed on tier {tier}: edit the model to try again")
+            }
             Self::DoesNotFit => f.write_str("goes on as it was, since the change does not fit its card"),
         }
     }

@@ -34,11 +34,16 @@ pub fn profile_bytes(profile: &GpuProfileSpec) -> Option<u64> {
     parse_bytes(&profile.vram)?.checked_sub(parse_bytes(&profile.reserved_vram)?)
 }
 
+/// Bytes as whole MiB, rounded up as everywhere that people read them: too much is safer than too little.
+#[must_use]
+pub fn whole_mebibytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
 /// Bytes as people read them beside a card's memory: whole MiB, with thousands apart.
 #[must_use]
 pub fn mebibytes(bytes: u64) -> String {
-    let mib = (bytes + (1 << 19)) >> 20;
-    let digits = mib.to_string();
+    let digits = whole_mebibytes(bytes).to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {

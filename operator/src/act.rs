@@ -1,0 +1,119 @@
+//! From a validated model to its applied objects: which revision of each tier, the plan, and the writes.
+
+use atlas_crds::names;
+use atlas_operator_core::tiers::{RolloutStep, TierRollout};
+use jiff::Timestamp;
+use kube::{ResourceExt, api::DynamicObject};
+
+use crate::{
+    apply::{Applied, Ownership, is_behind},
+    desired::{Desired, TEMPLATE_ANNOTATION, build_objects, build_pod_template},
+    error::ReconcileError,
+    fit::{is_refused, plan_tiers},
+    kinds::Kind,
+    observe::{TierPods, view_rollout},
+    plan::{Plan, PlanInputs, TierState, Word, plan},
+    probe::GatewayModel,
+    reconcile::{Context, Inputs},
+    revision::revise,
+    stores::Stores,
+    validate::ValidatedModel,
+};
+
+/// Plans and applies an accepted model; nothing where what is seen of it is older than what it made.
+///
+/// # Errors
+///
+/// An object cannot be rendered, or the API server refused one.
+pub async fn act(
+    model: &ValidatedModel,
+    inputs: &Inputs,
+    tiers: &[TierPods],
+    gateways: &[GatewayModel],
+    context: &Context,
+) -> Result<Option<(Plan, Applied)>, ReconcileError> {
+    let stores = &context.stores;
+    let now = Timestamp::now();
+    let mut templates = Vec::with_capacity(model.tiers.len());
+    let mut states = Vec::with_capacity(model.tiers.len());
+    let mut deployments = Vec::with_capacity(model.tiers.len());
+    for (tier, pods) in model.tiers.iter().zip(tiers) {
+        let name = names::tier_object_name(&model.name, &tier.name);
+        let live = stores.child(Kind::Deployment, &model.namespace, &name);
+        let wanted = build_pod_template(model, tier, &context.settings).map_err(ReconcileError::Render)?;
+        let record = stores.child(Kind::ConfigMap, &model.namespace, &name);
+        let revision = revise(wanted, live.as_deref(), record.as_deref(), pods, model.generation, now);
+        states.push(TierState {
+            started: live.as_deref().is_some_and(|live| replicas_of(live) > 0),
+            proven: revision.template.good.is_some(),
+            troubled: pods.current().any(|pod| pod.failure.is_some() || pod.unschedulable.is_some()),
+            taken_back: revision.taken_back,
+        });
+        templates.push(revision.template);
+        deployments.push(live);
+    }
+    let rollouts: Vec<TierRollout> = tiers
+        .iter()
+        .zip(&deployments)
+        .zip(&templates)
+        .map(|((tier, live), template)| view_rollout(tier, live.as_deref(), &template.hash))
+        .collect();
+    let plan = plan(
+        model,
+        &PlanInputs {
+            profiles: &inputs.profiles,
+            nodes: &inputs.nodes,
+            others: &inputs.others,
+            granted: &|namespace, name| granted(stores, namespace, name),
+            models: &inputs.models,
+            pods: &inputs.engine_pods,
+            rollouts: &rollouts,
+            states: &states,
+            word: Word::of(gateways, model),
+            vram: plan_tiers(model, &inputs.profiles, context.headers.as_ref()),
+            refused: &|other, index, profile| {
+                context.headers.as_ref().is_some_and(|headers| is_refused(other, index, profile, headers))
+            },
+        },
+    );
+    for (tier, planned) in model.tiers.iter().zip(&plan.tiers) {
+        stores.note_contention(&tier.profile.name_any(), planned.contended);
+    }
+    // A tier that waits keeps its live template, so that everything else of it can still change.
+    for ((planned, live), template) in plan.tiers.iter().zip(&deployments).zip(&mut templates) {
+        if let (RolloutStep::Hold(_), Some(live)) = (&planned.step, live) {
+            template.body = live.data.pointer("/spec/template").cloned().unwrap_or_default();
+            template.hash = live.annotations().get(TEMPLATE_ANNOTATION).cloned().unwrap_or_default();
+        }
+    }
+    let mut desired: Vec<Desired> =
+        build_objects(model, &plan, templates, &context.settings).map_err(ReconcileError::Render)?;
+    if is_behind(&desired, model, stores) {
+        return Ok(None);
+    }
+    for object in &mut desired {
+        object.note_generation(model.generation);
+    }
+    let applied = context
+        .applier
+        .apply_objects(&desired, Ownership::ControlledBy(&model.uid))
+        .await
+        .map_err(ReconcileError::Apply)?;
+    context
+        .applier
+        .delete_leftovers(&model.namespace, &model.name, &model.uid, &desired)
+        .await
+        .map_err(ReconcileError::Apply)?;
+    Ok(Some((plan, applied)))
+}
+
+/// Pods that a Deployment asks for.
+fn replicas_of(live: &DynamicObject) -> i32 {
+    let replicas = live.data.pointer("/spec/replicas").and_then(serde_json::Value::as_i64).unwrap_or(0);
+    i32::try_from(replicas).unwrap_or(i32::MAX)
+}
+
+/// Cards that a tier was given before.
+fn granted(stores: &Stores, namespace: &str, name: &str) -> i32 {
+    stores.child(Kind::Deployment, namespace, name).map_or(0, |live| replicas_of(&live))
+}

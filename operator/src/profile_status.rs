@@ -1,0 +1,162 @@
+//! The status of a GpuProfile: its nodes, what they offer, what contradicts itself.
+//!
+//! Pure: time is an argument.
+
+use std::collections::BTreeMap;
+
+use atlas_crds::{
+    GpuProfile, ProfileCondition,
+    profile::{GpuProfileStatus, ProfileNode},
+};
+use atlas_operator_core::inventory::{
+    DriverVerdict, NodeView, OtherWorkloads, describe_match, judge_drivers, label_problems, node_offers,
+    unambiguous_problems,
+};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use crate::status::whole_seconds;
+
+/// Refused nodes in one message.
+const MAX_TOLD: usize = 16;
+
+/// What a profile's status is computed from.
+pub struct Seen<'a> {
+    /// Every profile.
+    pub profiles: &'a [&'a GpuProfile],
+    /// Every node.
+    pub nodes: &'a [&'a NodeView],
+    /// What pods of others hold.
+    pub others: &'a OtherWorkloads,
+    /// Cards that engine pods hold.
+    pub in_use: i32,
+    /// These by node.
+    pub held: &'a BTreeMap<String, i32>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// The status of a profile.
+#[must_use]
+pub fn compute_profile_status(profile: &GpuProfile, seen: &Seen<'_>) -> GpuProfileStatus {
+    let Seen { profiles, nodes, others, in_use, held, now } = *seen;
+    let offers = node_offers(profile, nodes.iter().copied(), others);
+    let matched: Vec<ProfileNode> = offers
+        .iter()
+        .map(|offer| ProfileNode {
+            name: offer.node.clone(),
+            cards: offer.matched.cards,
+            allocatable: offer.allocatable,
+            free: offer.free(held.get(&offer.node).copied().unwrap_or(0)),
+            refused: offer.describe(),
+        })
+        .collect();
+    let problems = unambiguous_problems(profile, profiles, nodes);
+    let previous = profile.status.clone().unwrap_or_default();
+    let condition = |type_: ProfileCondition, status: &str, reason: &str, message: String| {
+        let before = previous.conditions.iter().find(|c| c.type_ == type_.as_str() && c.status == status);
+        Condition {
+            type_: type_.as_str().to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            observed_generation: profile.metadata.generation,
+            last_transition_time: before
+                .map_or_else(|| Time(whole_seconds(now)), |c| c.last_transition_time.clone()),
+        }
+    };
+    let nodes_matched = if matched.is_empty() {
+        let message = format!(
+            "no node has {}: check the node labeller's flags and match of this profile",
+            describe_match(profile)
+        );
+        condition(ProfileCondition::NodesMatched, "False", "NoMatchingNode", message)
+    } else {
+        let count = matched.len();
+        condition(
+            ProfileCondition::NodesMatched,
+            "True",
+            "Matched",
+            format!("{count} node(s) carry this card"),
+        )
+    };
+    let refused: Vec<&str> = matched.iter().filter_map(|node| node.refused.as_deref()).collect();
+    let nodes_usable = if refused.is_empty() {
+        condition(
+            ProfileCondition::NodesUsable,
+            "True",
+            "Usable",
+            "every matched node takes engine pods while it has a free card".into(),
+        )
+    } else {
+        condition(ProfileCondition::NodesUsable, "False", "NodesRefused", clip_list(&refused))
+    };
+    let unambiguous = if problems.is_empty() {
+        condition(
+            ProfileCondition::Unambiguous,
+            "True",
+            "OneKind",
+            "no matched node has another card or profile".into(),
+        )
+    } else {
+        let message = format!("{}: engines check their card at start", problems.join("; "));
+        condition(ProfileCondition::Unambiguous, "False", "Ambiguous", message)
+    };
+    let labels = label_problems(profile, nodes);
+    let labels_consistent = if labels.is_empty() {
+        condition(
+            ProfileCondition::LabelsConsistent,
+            "True",
+            "Consistent",
+            "labels and counts of the matched nodes agree".into(),
+        )
+    } else {
+        condition(ProfileCondition::LabelsConsistent, "False", "Inconsistent", labels.join("; "))
+    };
+    let (state, reason, message) = describe_drivers(&judge_drivers(profile, nodes));
+    let driver_validated = condition(ProfileCondition::DriverValidated, state, reason, message);
+    GpuProfileStatus {
+        observed_generation: profile.metadata.generation,
+        matched_nodes: i32::try_from(matched.len()).unwrap_or(i32::MAX),
+        capacity: matched.iter().map(|node| node.allocatable).sum(),
+        nodes: matched,
+        in_use,
+        conditions: vec![nodes_matched, nodes_usable, unambiguous, labels_consistent, driver_validated],
+    }
+}
+
+/// Status, reason and message of `DriverValidated`.
+fn describe_drivers(verdict: &DriverVerdict) -> (&'static str, &'static str, String) {
+    match verdict {
+        DriverVerdict::NotListed => {
+            ("Unknown", "NotListed", "spec.validatedDrivers names no driver to compare with".to_owned())
+        }
+        DriverVerdict::Untold => (
+            "Unknown",
+            "Untold",
+            "no matched node tells its driver: switch the label driver-version of the node labeller on; the kernel's own driver has no version"
+                .to_owned(),
+        ),
+        DriverVerdict::Validated => {
+            ("True", "Validated", "every matched node that tells its driver runs a validated one".to_owned())
+        }
+        DriverVerdict::Other(nodes) => {
+            let nodes: Vec<String> =
+                nodes.iter().map(|(node, version)| format!("node {node} runs {version}")).collect();
+            let message = format!(
+                "{}: install a driver of spec.validatedDrivers, or add this one once you have tried it",
+                nodes.join(", ")
+            );
+            ("False", "NotValidated", message)
+        }
+    }
+}
+
+/// A few of many problems: a condition's message holds 32 KiB, and nobody reads more than these.
+fn clip_list(problems: &[&str]) -> String {
+    let mut text = problems.iter().take(MAX_TOLD).copied().collect::<Vec<_>>().join("; ");
+    if problems.len() > MAX_TOLD {
+        text.push_str(&format!("; and {} more: see status.nodes", problems.len() - MAX_TOLD));
+    }
+    text
+}
