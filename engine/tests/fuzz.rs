@@ -51,6 +51,7 @@ const FIELDS: &[&str] = &[
     "stop",
     "stop_token_ids",
     "min_tokens",
+    "priority",
     "ignore_eos",
     "n",
     "logprobs",

@@ -22,6 +22,8 @@ struct Seen {
     text: String,
     reasoning: String,
     calls: Vec<(String, String, String)>,
+    /// Of the completion API: log-probabilities and where their tokens begin.
+    logprobs: Vec<(Value, Value)>,
     finish: Option<String>,
 }
 
@@ -33,6 +35,8 @@ fn add(seen: &mut [Seen], event: &Value) {
         own.role += &text(&delta["role"]);
         own.text += &(text(&delta["content"]) + &text(&choice["text"]));
         own.reasoning += &text(&delta["reasoning_content"]);
+        let list = |name: &str| choice["logprobs"][name].as_array().cloned().unwrap_or_default();
+        own.logprobs.extend(list("token_logprobs").into_iter().zip(list("text_offset")));
         for call in delta["tool_calls"].as_array().unwrap_or(&Vec::new()) {
             let index = call["index"].as_u64().unwrap() as usize;
             if own.calls.len() <= index {
@@ -106,6 +110,9 @@ fn a_stream_cut_at_any_token_goes_on_to_the_same_answer() {
     check(&engine, completions, prompt("Emoji: 😀 🦀 🎉 é ü 漢字", drawn), 2);
     let stopped = json!({"max_tokens": 20, "stop": [", 7, 8"], "logprobs": 1});
     check(&engine, completions, prompt("1, 2, 3,", stopped), 1);
+    // A choice that has shown nothing yet gets the prompt and its log-probabilities from the second engine.
+    let echoed = json!({"max_tokens": 4, "echo": true, "logprobs": 1, "n": 2, "temperature": 1, "seed": 1});
+    check(&engine, completions, prompt("1, 2, 3,", echoed), 2);
     check(&engine, "/v1/chat/completions", chat(json!({"max_tokens": 10, "temperature": 1, "seed": 4})), 1);
     // Held-back names of calls and a grammar's state come back too.
     let tool = json!({"type": "function", "function": {"name": "weather", "parameters": {"type": "object",

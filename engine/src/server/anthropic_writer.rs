@@ -157,8 +157,8 @@ impl Writer for MessagesWriter {
         events
     }
 
-    fn failed(&mut self, error: &ApiError) -> Event {
-        Event::named("error", &error_body(error))
+    fn failed(&mut self, error: &ApiError) -> Vec<Event> {
+        vec![Event::named("error", &error_body(error))]
     }
 
     fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {

@@ -304,7 +304,7 @@ impl Writer for ChatWriter {
         self.envelope.end(usage_json(usage))
     }
 
-    fn failed(&mut self, error: &ApiError) -> Event {
+    fn failed(&mut self, error: &ApiError) -> Vec<Event> {
         Envelope::failed(error)
     }
 

@@ -319,7 +319,7 @@ impl Writer for CompletionWriter {
         self.envelope.end(usage)
     }
 
-    fn failed(&mut self, error: &ApiError) -> Event {
+    fn failed(&mut self, error: &ApiError) -> Vec<Event> {
         Envelope::failed(error)
     }
 

@@ -119,7 +119,7 @@ impl Envelope {
     }
 
     /// The last event of an answer that fails.
-    pub fn failed(error: &ApiError) -> Event {
-        Event::data(&error.body())
+    pub fn failed(error: &ApiError) -> Vec<Event> {
+        vec![Event::data(&error.body())]
     }
 }

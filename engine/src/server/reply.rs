@@ -25,8 +25,8 @@ pub trait Writer: Send + 'static {
     fn events(&mut self, delta: Delta, usage: Usage) -> Vec<Event>;
     /// The last events.
     fn end(&mut self, usage: Usage) -> Vec<Event>;
-    /// The last event of an answer that fails.
-    fn failed(&mut self, error: &ApiError) -> Event;
+    /// The last events of an answer that fails.
+    fn failed(&mut self, error: &ApiError) -> Vec<Event>;
     /// The whole answer at once.
     fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value;
 }
@@ -48,6 +48,15 @@ impl Event {
     /// OpenAI's mark for the end.
     pub fn done() -> Self {
         Self("data: [DONE]\n\n".to_owned())
+    }
+}
+
+#[cfg(test)]
+impl Event {
+    /// What an event carries.
+    pub fn value(&self) -> Value {
+        let data = self.0.lines().find_map(|line| line.strip_prefix("data: "));
+        data.and_then(|data| serde_json::from_str(data).ok()).unwrap_or_default()
     }
 }
 
@@ -134,7 +143,11 @@ fn events(
             next = generation.next().await;
         }
         match next {
-            Err(error) => yield Ok(writer.failed(&error).0),
+            Err(error) => {
+                for Event(text) in writer.failed(&error) {
+                    yield Ok(text);
+                }
+            }
             Ok(_) => {
                 for Event(text) in writer.end(generation.usage()) {
                     yield Ok(text);

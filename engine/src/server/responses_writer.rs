@@ -212,13 +212,16 @@ impl Writer for ResponsesWriter {
         events
     }
 
-    fn failed(&mut self, error: &ApiError) -> Event {
+    fn failed(&mut self, error: &ApiError) -> Vec<Event> {
         let body = error.body();
         let error = &body["error"];
-        self.event(
-            "error",
-            json!({"code": error["code"], "message": error["message"], "param": error["param"]}),
-        )
+        let told = json!({"code": error["code"], "message": error["message"], "param": error["param"]});
+        let mut response = self.base.clone();
+        response["status"] = "failed".into();
+        response["error"] = json!({"code": "server_error", "message": error["message"]});
+        // What was finished before stays.
+        response["output"] = self.output.clone().into();
+        vec![self.event("error", told), self.event("response.failed", json!({"response": response}))]
     }
 
     fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
@@ -239,5 +242,33 @@ impl Writer for ResponsesWriter {
         }
         self.finish = Some(answer.finish);
         self.response(usage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_fails_keeps_what_was_finished() {
+        let fields = Fields::parse(br#"{"model": "m", "input": "x"}"#).unwrap();
+        let params = Params::read(&fields, None).unwrap();
+        let mut writer = ResponsesWriter::new(&fields, &params);
+        let parts = vec![Part::Reasoning("so".into()), Part::Content("he".into())];
+        let mut events = writer.events(Delta { parts, ..Delta::default() }, Usage::default());
+        events.extend(writer.failed(&ApiError::timeout(5)));
+        let seen: Vec<Value> = events.iter().map(Event::value).collect();
+        let [.., told, failed] = seen.as_slice() else { panic!("{seen:?}") };
+        assert_eq!((&told["type"], &told["code"]), (&json!("error"), &json!("request_timeout")));
+        assert_eq!(failed["type"], "response.failed");
+        let response = &failed["response"];
+        assert_eq!(
+            (&response["status"], &response["error"]["code"]),
+            (&json!("failed"), &json!("server_error"))
+        );
+        let output = response["output"].as_array().unwrap();
+        assert_eq!((output.len(), &output[0]["type"]), (1, &json!("reasoning")));
+        let numbers = seen.iter().map(|event| event["sequence_number"].as_u64().unwrap());
+        assert!(numbers.eq(0..seen.len() as u64));
     }
 }
