@@ -30,8 +30,8 @@ PROMPTS = [512, 2048]
 # Context before the first measured token, sequences, tokens measured for each of them.
 DECODES = [(128, 1, 32), (2048, 1, 16), (128, 4, 16), (128, 16, 8)]
 QUICK = ["Q4_0", "Q4_K_M"]
-# The share of the machine that others may take while a pair is measured, and how often it is tried for each one wanted.
-QUIET, ATTEMPTS = 0.1, 2
+# The share of the machine that others may take while a pair is measured.
+QUIET = 0.1
 
 
 def cache_folder():
@@ -301,14 +301,14 @@ def machine_seconds():
     return (user + nice + system + interrupts + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def least_disturbed(pairs, take):
+def least_disturbed(pairs, attempts, take):
     """Pairs of measurements, and the share of the machine that others had meanwhile.
 
     `take(side)` measures ours (0) or the peer (1) and answers with the processor time that it took itself. A pair that
-    others disturbed is measured again, a few times; the least disturbed ones count.
+    others disturbed is measured again, up to so many attempts; the least disturbed ones count.
     """
     taken = []
-    while sum(others <= QUIET for others, _ in taken) < pairs and len(taken) < pairs * ATTEMPTS:
+    while sum(others <= QUIET for others, _ in taken) < pairs and len(taken) < attempts:
         answers, others = [None, None], 0.0
         # Who goes first changes, so that neither always finds the machine as the other left it.
         for side in (0, 1) if len(taken) % 2 == 0 else (1, 0):
@@ -327,7 +327,7 @@ def ratios_of(ours, peers):
     return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def measure_kind(kind, model, commands, tests, pairs):
+def measure_kind(kind, model, commands, tests, pairs, attempts):
     """Rows of one quantization: starts, then each test by turns."""
 
     def start(side):
@@ -343,7 +343,7 @@ def measure_kind(kind, model, commands, tests, pairs):
         return {"quantization": kind, "test": test, "unit": unit, "ours": figures[0], "peer": figures[1],
                 **ratios_of(ours, peers), "others": max(others for others, _ in taken)}
 
-    rows = [row("start to first logits", "s", lambda seconds: seconds, least_disturbed(pairs, start))]
+    rows = [row("start to first logits", "s", lambda seconds: seconds, least_disturbed(pairs, attempts, start))]
     processes = [Process(command) for command in commands]
     peaks = [0, 0]
     for index, test in enumerate(tests):
@@ -357,7 +357,7 @@ def measure_kind(kind, model, commands, tests, pairs):
             # The first turn fills the cache and is not counted.
             for side in (0, 1):
                 turn(side)
-        taken = least_disturbed(pairs, turn)
+        taken = least_disturbed(pairs, attempts, turn)
         for _, answers in taken:
             peaks = [max(peak, answer["peak_bytes"]) for peak, answer in zip(peaks, answers)]
         tokens = test["tokens"] * test["sequences"]
@@ -415,12 +415,24 @@ def compare(arguments):
         shared = ["--threads", str(arguments.threads), "--tests", json.dumps(tests)]
         ours = [arguments.engine, "bench", "--turns", "--model", model, *shared]
         peer = [python, this, "peer", model, *shared]
-        rows = measure_kind(kind, model, (ours, peer), tests, arguments.pairs)
+        rows = measure_kind(kind, model, (ours, peer), tests, arguments.pairs, arguments.attempts or 2 * arguments.pairs)
         for row in rows:
             print_row(row)
         report["rows"] += rows
         output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"wrote {output}")
+
+
+def table():
+    """The results as Markdown, as docs/benchmarks.md has them."""
+    report = json.loads(Path("target/bench/cpu.json").read_text())
+    print("| type | test | ours | llama.cpp | ratio (lowest to highest) | share of the roofline |")
+    print("|---|---|---|---|---|---|")
+    for row in report["rows"]:
+        ratio = "{ratio:.2f} ({low:.2f} to {high:.2f})".format(**row) if "ratio" in row else ""
+        roofline = "{roofline:.2f}".format(**row) if "roofline" in row else ""
+        figures = "{ours:.{digits}f} {unit} | {peer:.{digits}f} {unit}".format(**row, digits=2 if row["unit"] == "s" else 0)
+        print("| {quantization} | {test} |".format(**row), figures, "|", ratio, "|", roofline, "|")
 
 
 # ---- accuracy -------------------------------------------------------------------------------------------------------
@@ -546,6 +558,7 @@ def main():
     command.add_argument("--threads", type=int, default=os.cpu_count())
     command.add_argument("--quick", action="store_true", help="two types, without the long prompt")
     command.add_argument("--pairs", type=int, default=3, help="turns that each side takes at each test")
+    command.add_argument("--attempts", type=int, help="turns at most, because others disturb some; twice the pairs by default")
     command.add_argument("--types", help="only these, such as Q4_0,F16; results of others stay")
     command = commands.add_parser("write-model")
     command.add_argument("path", type=Path)
@@ -557,6 +570,7 @@ def main():
     command.add_argument("model", type=Path)
     command.add_argument("--threads", type=int, required=True)
     command.add_argument("--tests", type=json.loads, required=True)
+    commands.add_parser("table", help="the results as Markdown")
     command = commands.add_parser("accuracy", help="both engines against products of f32, on the small real model")
     command.add_argument("--engine", default="target/debug/atlas-engine")
     command.add_argument("--threads", type=int, default=os.cpu_count())
@@ -572,6 +586,8 @@ def main():
             write_model(arguments.path)
         case "quantize":
             quantize(arguments.source, arguments.target, arguments.kind)
+        case "table":
+            table()
         case "accuracy":
             folder = cache_folder() / "peer"
             if Path(sys.prefix) != folder:
