@@ -1,6 +1,6 @@
 //! From a source to a served model: fetch, check, load, warm up.
 
-use crate::backend::select;
+use crate::backend::{host_bytes, offloaded_layers, select};
 use crate::config::{Backend as Choice, KvCacheType, Serve};
 use crate::error::Fatal;
 use crate::fetch::fetch;
@@ -12,7 +12,7 @@ use crate::status::Phase;
 use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
 use atlas_engine_core::Limits;
-use atlas_engine_core::backend::KvType;
+use atlas_engine_core::backend::{KvSpec, KvType};
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
 use atlas_engine_core::scheduler::PROMPT_ROWS;
 use atlas_engine_core::speculation::MAX_DRAFT;
@@ -115,8 +115,12 @@ fn read(
     if context_tokens > config.trained_context {
         return Err(Fatal::Context { asked: context_tokens, trained: config.trained_context });
     }
-    if arguments.backend == Choice::Cpu {
-        check_memory(&config, file.len() as u64, shape)?;
+    match arguments.backend {
+        Choice::Cpu => check_memory(&config, config.layers, file.len() as u64, shape)?,
+        Choice::Hip => {
+            let layers = offloaded_layers(arguments, &config);
+            check_memory(&config, layers, host_bytes(&header, layers), shape)?;
+        }
     }
     let tokenizer = TextTokenizer::from_gguf(&header)?;
     if tokenizer.vocabulary() != config.vocabulary {
@@ -146,8 +150,9 @@ fn read(
 }
 
 /// Refuses what exceeds the machine's or the container's memory, before it is killed for it.
-fn check_memory(config: &ModelConfig, weights: u64, shape: &ModelShape) -> Result<(), Fatal> {
+fn check_memory(config: &ModelConfig, layers: usize, weights: u64, shape: &ModelShape) -> Result<(), Fatal> {
     let spec = config.kv_spec(shape.kv_type, shape.blocks);
+    let spec = KvSpec { layers: 0..u16::try_from(layers).unwrap_or(u16::MAX), ..spec };
     let kv = spec.block_bytes().map_or(0, |bytes| bytes.saturating_mul(u64::from(shape.blocks)));
     let tokens = shape.blocks as usize * BLOCK_TOKENS;
     match memory_bytes() {

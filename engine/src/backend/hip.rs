@@ -44,12 +44,7 @@ pub fn open(
         spec.layers.start.saturating_add(u16::try_from(offloaded).unwrap_or(u16::MAX))..spec.layers.end;
     let spec = KvSpec { layers, ..spec };
     let kv = spec.block_bytes().map_or(0, |bytes| bytes.saturating_mul(u64::from(shape.blocks)));
-    // The embedding goes with the first layers, where the head has a matrix of its own.
-    let own_head = header.tensors().iter().any(|tensor| tensor.name == "output.weight");
-    let on_card = |tensor: &&TensorInfo| match layer(&tensor.name) {
-        Some(layer) => layer >= offloaded,
-        None => offloaded == 0 || !own_head || tensor.name != "token_embd.weight",
-    };
+    let on_card = |tensor: &&TensorInfo| !is_hosts(header, &tensor.name, offloaded);
     // Each begins at a multiple of 256 bytes.
     let bytes = |tensor: &TensorInfo| tensor.byte_range().map_or(0, |range| (range.end - range.start) + 255);
     let weight_bytes: u64 = header.tensors().iter().filter(on_card).map(bytes).sum();
@@ -63,6 +58,28 @@ pub fn open(
     let arena_bytes = weight_bytes.saturating_add(kv).saturating_add(scratch);
     tracing::info!(weight_bytes, kv_cache_bytes = kv, scratch_bytes = scratch, "taking memory on the card");
     Ok(Box::new(HipBackend::open(&Options { arena_bytes: Some(arena_bytes), ..options(arguments) })?))
+}
+
+/// Whether a tensor is the processor's alone when it takes so many first layers: the embedding goes with them, where the
+/// head has a matrix of its own.
+fn is_hosts(header: &Gguf, name: &str, layers: usize) -> bool {
+    match layer(name) {
+        Some(layer) => layer < layers,
+        None => layers > 0 && name == "token_embd.weight" && has_own_head(header),
+    }
+}
+
+fn has_own_head(header: &Gguf) -> bool {
+    header.tensors().iter().any(|tensor| tensor.name == "output.weight")
+}
+
+/// Bytes of the weights that the processor holds when it takes so many first layers: theirs, and the embedding.
+pub fn host_bytes(header: &Gguf, layers: usize) -> u64 {
+    let held = |tensor: &&TensorInfo| {
+        layers > 0 && (tensor.name == "token_embd.weight" || is_hosts(header, &tensor.name, layers))
+    };
+    let bytes = |tensor: &TensorInfo| tensor.byte_range().map_or(0, |range| range.end - range.start);
+    header.tensors().iter().filter(held).map(bytes).sum()
 }
 
 /// The layer that a tensor belongs to, by its name: `blk.17.ffn_up.weight`.

@@ -13,6 +13,8 @@ use atlas_kernels::hip::Card;
 /// Devices in the order of a step, and how many layers each takes at most.
 pub type Devices = Vec<(Box<dyn Backend>, usize)>;
 
+pub use hip::host_bytes;
+
 /// Refuses what this build or this machine cannot do, before anything is fetched; the answer is the card, with `hip`.
 ///
 /// # Errors
@@ -37,6 +39,11 @@ pub fn check(arguments: &Serve) -> Result<Option<Card>, Fatal> {
     }
 }
 
+/// Layers that the processor takes from a card: the head stays there, and one layer with it.
+pub fn offloaded_layers(arguments: &Serve, config: &ModelConfig) -> usize {
+    arguments.cpu_layers.min(config.layers.saturating_sub(1))
+}
+
 /// The devices that were asked for, with room for a model of these numbers, and how many layers each takes.
 ///
 /// # Errors
@@ -52,8 +59,7 @@ pub fn select(
     match arguments.backend {
         Choice::Cpu => Ok(vec![(cpu()?, usize::MAX)]),
         Choice::Hip => {
-            // The head stays on the card, and one layer with it.
-            let offloaded = arguments.cpu_layers.min(config.layers.saturating_sub(1));
+            let offloaded = offloaded_layers(arguments, config);
             let card = hip::open(arguments, header, config, offloaded, shape)?;
             if offloaded == 0 {
                 return Ok(vec![(card, usize::MAX)]);

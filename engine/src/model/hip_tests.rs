@@ -177,6 +177,17 @@ fn a_model_over_two_devices_says_what_the_reference_says() {
     }
 }
 
+/// All layers of this model are alike, and its head is the embedding, which both devices need.
+#[test]
+fn the_processor_holds_its_layers_and_the_embedding() {
+    let file = Arc::new(MappedFile::open(&path()).unwrap());
+    let header = Gguf::parse_file(&file).unwrap();
+    let [none, ten, twenty] = [0, 10, 20].map(|layers| crate::backend::host_bytes(&header, layers));
+    let layers = twenty - ten;
+    assert!(none == 0 && layers > 0 && ten > layers, "{none}, {ten}, {twenty}");
+    assert!(twenty + layers <= file.len() as u64, "{twenty} of {}", file.len());
+}
+
 /// What the card computes differs from f32 by what rounding its activations costs, layer by layer, and by no more: an
 /// error of a kernel would show as a difference that the rounded reference lacks.
 #[test]
