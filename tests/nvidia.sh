@@ -13,23 +13,23 @@ prepare() {
     ATLAS_NVIDIA_FOLDER="$PWD/$folder" cargo test --workspace --features atlas-engine/hip --test hip_cuda
     strip -o "$folder/atlas-engine" target/debug/atlas-engine
     # The files of the driver of an AMD card, which the engine looks at first; the runtime answers for that card.
-    local node=$folder/root/sys/class/kfd/kfd/topology/nodes/1 card=$folder/root/sys/bus/pci/devices/0000:03:00.0
-    mkdir -p "$node/mem_banks/0" "$card" "$folder/root/dev/dri"
+    local node=$folder/files/sys/class/kfd/kfd/topology/nodes/1 card=$folder/files/sys/bus/pci/devices/0000:03:00.0
+    mkdir -p "$node/mem_banks/0" "$card" "$folder/files/dev/dri"
     printf 'gfx_target_version 110000\nlocation_id 768\ndomain 0\ndrm_render_minor 128\n' >"$node/properties"
     echo 'size_in_bytes 25753026560' >"$node/mem_banks/0/properties"
     echo 25753026560 >"$card/mem_info_vram_total"
-    touch "$folder/root/dev/kfd" "$folder/root/dev/dri/renderD128"
+    touch "$folder/files/dev/kfd" "$folder/files/dev/dri/renderD128"
     du -sh "$folder"
 }
 
-selftest() { "$@" "$folder/atlas-engine" selftest --hip-library "$PWD/$folder/libamdhip64.so.6" --system-root "$folder/root"; }
+selftest() { "$@" "$folder/atlas-engine" selftest --hip-library "$PWD/$folder/libamdhip64.so.6" --system-root "$folder/files"; }
 
 run() {
     nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.mem --format=csv,noheader
     selftest env
     if command -v compute-sanitizer >/dev/null; then
         compute-sanitizer --error-exitcode 1 "$folder/atlas-engine" selftest --checks-only \
-            --hip-library "$PWD/$folder/libamdhip64.so.6" --system-root "$folder/root"
+            --hip-library "$PWD/$folder/libamdhip64.so.6" --system-root "$folder/files"
     else
         echo 'NOT RUN: compute-sanitizer is not on PATH'
     fi

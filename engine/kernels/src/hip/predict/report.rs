@@ -58,7 +58,7 @@ fn write(text: &mut String) -> std::fmt::Result {
     }
     writeln!(
         text,
-        "\nPredictions for this build's kernels, f16 cache. No run on a card stands behind them:\n"
+        "\nPredictions for this build's kernels with an f16 cache; no run on a card stands behind them:\n"
     )?;
     writeln!(text, "| model | card | context, batch | bound, tokens/s | predicted | fraction | goal |")?;
     writeln!(text, "|---|---|---|---|---|---|---|")?;
