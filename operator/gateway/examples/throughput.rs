@@ -36,6 +36,7 @@ async fn main() -> Result<(), Failure> {
         tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
         return Ok(());
     }
+    println!("machine: {}", machine());
     // Where there is no `taskset`, the kernel shares the cores out as it likes, and the figures are lower.
     let _ = Command::new("taskset")
         .args(["-cp", "1", &std::process::id().to_string()])
@@ -54,7 +55,6 @@ async fn main() -> Result<(), Failure> {
     });
     let (mut child, gateway) = spawn_gateway(engine).await?;
     let script = script()?;
-    println!("machine: {}", machine());
     println!("command: cargo run -p atlas-gateway --example throughput -- {connections} {seconds}");
     for (name, address) in [("the engine alone", engine), ("through the gateway", gateway)] {
         let mut wrk = pinned("1", "wrk");
@@ -75,10 +75,14 @@ fn script() -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// The program on one core, where there are two and `taskset` to choose among them.
+/// The program on a core of its own, where `taskset` can give it that one.
 fn pinned(core: &str, program: &str) -> Command {
-    let many = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
-    if !many || std::process::Command::new("taskset").arg("-V").stdout(Stdio::null()).status().is_err() {
+    let can = std::process::Command::new("taskset")
+        .args(["-c", core, "true"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if !can.is_ok_and(|status| status.success()) {
         return Command::new(program);
     }
     let mut command = Command::new("taskset");

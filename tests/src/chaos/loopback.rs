@@ -81,7 +81,14 @@ impl Loopback {
             played.push(Round { fault: at, moved: at, repaired });
         }
         let resumes = fallback.resumes_streams().await?;
-        Ok(Played { rounds: played, samples: load.finish().await, retried: 0, resumed: 0, resumes })
+        Ok(Played {
+            rounds: played,
+            samples: load.finish().await,
+            retried: 0,
+            resumed: 0,
+            deleted: 0,
+            resumes,
+        })
     }
 
     async fn play_on_engine(
@@ -119,7 +126,8 @@ impl Loopback {
         let samples = load.finish().await;
         let counts = gateway.status().await?["models"][0]["requests"].clone();
         let count = |name: &str| counts[name].as_u64().unwrap_or(0);
-        Ok(Played { rounds: played, samples, retried: count("retried"), resumed: count("resumed"), resumes })
+        let (retried, resumed) = (count("retried"), count("resumed"));
+        Ok(Played { rounds: played, samples, retried, resumed, deleted: 0, resumes })
     }
 }
 

@@ -171,6 +171,8 @@ pub struct Played {
     pub retried: u64,
     /// Breaks of streams that the other engine went on from.
     pub resumed: u64,
+    /// Gateways that a controller held to be lost and deleted.
+    pub deleted: u64,
     /// Whether the engines know how to go on with a broken stream.
     pub resumes: bool,
 }

@@ -5,11 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
+    PATIENCE,
     ask::Door,
     engine::Engine,
     gateway::Gateway,
@@ -19,6 +20,8 @@ use super::{
 
 /// Between two looks at what the gateway sees.
 const LOOK: Duration = Duration::from_millis(250);
+/// A line of progress after so many of them.
+const LOOKS_A_LINE: usize = 240;
 
 /// What it came to.
 #[derive(Debug, Default, Serialize)]
@@ -63,11 +66,16 @@ pub async fn run(minutes: f64, clients: usize, out: &Path) -> anyhow::Result<Sat
     let load = Load::start(Door::only(gateway.api), Demand { clients, pace: None }).await?;
     let mut result = Saturated { minutes, clients, ..Saturated::default() };
     let mut firsts = Vec::new();
-    let end = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
+    let began = Instant::now();
+    let end = began + Duration::from_secs_f64(minutes * 60.0);
     while Instant::now() < end {
         tokio::time::sleep(LOOK).await;
-        let status = gateway.status().await?;
+        let status = tokio::time::timeout(PATIENCE, gateway.status()).await;
+        let status = status.context("the gateway does not say what it sees")??;
         result.looks += 1;
+        if result.looks.is_multiple_of(LOOKS_A_LINE) {
+            println!("{} requests after {} s", result.requests, began.elapsed().as_secs());
+        }
         let endpoints = status["models"][0]["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
         if endpoints.iter().any(|endpoint| endpoint["health"] != "Healthy") {
             result.unhealthy_looks += 1;

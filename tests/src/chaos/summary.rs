@@ -40,6 +40,8 @@ pub struct FaultSummary {
     pub retried: u64,
     /// Breaks of streams that the other engine went on from, unseen by the client.
     pub resumed: u64,
+    /// Gateways that a controller held to be lost and deleted; more than were lost are false alarms.
+    pub gateways_deleted: u64,
     /// Whether the engines know how to go on with a broken stream; those that do not break it.
     pub resumes: bool,
     /// Requests over all rounds.
@@ -54,7 +56,7 @@ impl FaultSummary {
     /// Computes it.
     #[must_use]
     pub fn of(fault: Fault, place: &'static str, played: &Played) -> Self {
-        let Played { rounds, samples, retried, resumed, resumes } = played;
+        let Played { rounds, samples, retried, resumed, deleted, resumes } = played;
         let meets = Meets::of(fault, place);
         let mut switches: Vec<Duration> =
             rounds.iter().flat_map(|round| samples.iter().filter_map(|s| switch(meets, round, s))).collect();
@@ -83,6 +85,7 @@ impl FaultSummary {
             troubled_until_ms: whole_millis(troubled.max().unwrap_or_default()),
             retried: *retried,
             resumed: *resumed,
+            gateways_deleted: *deleted,
             resumes: *resumes,
             requests: samples.len(),
             affected: switches.len(),
@@ -181,6 +184,7 @@ pub fn render_table(summaries: &[FaultSummary]) -> String {
         "unaccepted",
         "retried",
         "resumed",
+        "gateways",
     ];
     let mut table = format!("{:<16} {:<9}", "fault", "place");
     for head in heads {
@@ -191,7 +195,7 @@ pub fn render_table(summaries: &[FaultSummary]) -> String {
         let counts =
             [s.rounds as u64, s.requests as u64, s.p50_ms, s.p99_ms, s.excess_p99_ms, s.troubled_until_ms];
         let more = [s.lost, s.broken, s.severed, s.unaccepted].map(|count| count as u64);
-        for value in counts.into_iter().chain(more).chain([s.retried, s.resumed]) {
+        for value in counts.into_iter().chain(more).chain([s.retried, s.resumed, s.gateways_deleted]) {
             table.push_str(&format!(" {value:>9}"));
         }
         if !s.resumes {
@@ -233,7 +237,8 @@ mod tests {
             sample(1_500, &[1_550], "fallback"),
             Sample { outcome: Outcome::Lost("why".into()), ..sample(4_000, &[], "primary") },
         ];
-        let played = Played { rounds: vec![round], samples, retried: 2, resumed: 1, resumes: true };
+        let played =
+            Played { rounds: vec![round], samples, retried: 2, resumed: 1, deleted: 0, resumes: true };
         let summary = FaultSummary::of(Fault::EngineKill, "loopback", &played);
         assert_eq!((summary.affected, summary.p50_ms, summary.p99_ms), (3, 170, 300));
         assert_eq!((summary.excess_p99_ms, summary.lost, summary.broken), (300, 1, 0));

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     Fault, PATIENCE, manifests,
-    site::{Behind, Site, System},
+    site::{Behind, CONTROLLERS, OPERATOR_NAMESPACE, Site, System},
 };
 use crate::{
     lab::{FALLBACK_NODE, PRIMARY_NODE},
@@ -21,9 +21,6 @@ use crate::{
     tour::{MODEL, NAMESPACE},
 };
 use atlas_crds::names;
-
-/// Where the chart is installed.
-const OPERATOR_NAMESPACE: &str = "atlas-system";
 
 /// A pod that the fault is done to.
 #[derive(Debug, Clone)]
@@ -87,10 +84,7 @@ impl Site {
                 let Behind { pod, node, .. } = behind.swap_remove(random.random_range(0..behind.len()));
                 Ok(vec![Victim { namespace: NAMESPACE, pod, node, container: "gateway" }])
             }
-            Fault::ControllerKill => {
-                let selector = "app.kubernetes.io/component=controller";
-                self.running(OPERATOR_NAMESPACE, selector, "controller").await
-            }
+            Fault::ControllerKill => self.running(OPERATOR_NAMESPACE, CONTROLLERS, "controller").await,
             _ => {
                 let (namespace, selector) = match self.system {
                     System::Atlas => {

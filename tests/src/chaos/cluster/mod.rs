@@ -96,6 +96,7 @@ async fn play(
     door: &Door,
 ) -> anyhow::Result<Played> {
     site.settled().await?;
+    site.hear_controllers().await?;
     let before = site.counts();
     let load = Load::start(door.clone(), demand).await?;
     let mut played = Vec::new();
@@ -132,12 +133,14 @@ async fn play(
     site.settled().await?;
     let resumes = site.resumes_streams().await?;
     let samples = load.finish().await;
+    site.hear_controllers().await?;
     let after = site.counts();
     Ok(Played {
         rounds: played,
         samples,
         retried: after.retried - before.retried,
         resumed: after.resumed - before.resumed,
+        deleted: after.deleted - before.deleted,
         resumes,
     })
 }

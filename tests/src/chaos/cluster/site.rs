@@ -23,6 +23,11 @@ use crate::{
 };
 use atlas_crds::names;
 
+/// Where the chart is installed.
+pub const OPERATOR_NAMESPACE: &str = "atlas-system";
+/// Label that the chart gives its controllers.
+pub const CONTROLLERS: &str = "app.kubernetes.io/component=controller";
+
 /// How long a gateway may take to say what it sees.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -68,6 +73,8 @@ pub struct Counts {
     pub retried: u64,
     /// Streams that went on elsewhere.
     pub resumed: u64,
+    /// Gateways that a controller held to be lost and deleted.
+    pub deleted: u64,
 }
 
 /// The cluster and what is deployed on it.
@@ -75,7 +82,7 @@ pub struct Site {
     pub(super) stage: LocalStage,
     pub(super) kube: kube::Client,
     pub(super) system: System,
-    /// What each gateway said last; one that was killed says nothing more.
+    /// What each gateway and controller said last; one that was killed says nothing more.
     counts: Mutex<BTreeMap<String, Counts>>,
 }
 
@@ -167,18 +174,43 @@ impl Site {
         for (gateway, view) in &views {
             let count = |name: &str| view["requests"][name].as_u64();
             if let (Some(retried), Some(resumed)) = (count("retried"), count("resumed")) {
-                counts.insert(gateway.pod.clone(), Counts { retried, resumed });
+                counts.insert(gateway.pod.clone(), Counts { retried, resumed, deleted: 0 });
             }
         }
         Ok(views)
     }
 
-    /// What the gateways counted, as far as it was heard.
+    /// Asks the controllers how many gateways they deleted because they were silent.
+    pub async fn hear_controllers(&mut self) -> anyhow::Result<()> {
+        const METRIC: &str = "atlas_silent_gateways_deleted_total ";
+        let pods = Api::<Pod>::namespaced(self.kube.clone(), OPERATOR_NAMESPACE);
+        let pods = pods.list(&ListParams::default().labels(CONTROLLERS)).await?;
+        for pod in pods.items {
+            let Some(ip) = pod.status.as_ref().and_then(|status| status.pod_ip.clone()) else { continue };
+            let netns = self.stage.lab().cluster().net().control_plane().clone();
+            let ask = async {
+                let stream =
+                    netns.connect(SocketAddr::new(ip.parse().ok()?, names::CONTROLLER_PORT)).await.ok()?;
+                let (_, body) = request_over(stream, "GET", "/metrics", "").await?;
+                let text = String::from_utf8(body).ok()?;
+                text.lines().find_map(|line| line.strip_prefix(METRIC))?.trim().parse::<u64>().ok()
+            };
+            // One that does not answer was heard the last time.
+            if let Ok(Some(deleted)) = tokio::time::timeout(STATUS_TIMEOUT, ask).await {
+                let counts = self.counts.get_mut().expect("no holder panics");
+                counts.insert(pod.name_any(), Counts { deleted, ..Counts::default() });
+            }
+        }
+        Ok(())
+    }
+
+    /// What gateways and controllers counted, as far as it was heard.
     pub fn counts(&self) -> Counts {
         let counts = self.counts.lock().expect("no holder panics");
         counts.values().fold(Counts::default(), |sum, count| Counts {
             retried: sum.retried + count.retried,
             resumed: sum.resumed + count.resumed,
+            deleted: sum.deleted + count.deleted,
         })
     }
 
