@@ -19,7 +19,7 @@ pub async fn edits_and_deletions_by_hand_are_put_back(stage: &Stage<'_>) -> Resu
     restart(stage.bench).await?;
     stage.create(&namespace).await?;
     let children = list(stage.bench, &namespace, &CHILDREN).await?;
-    ensure!(children.len() == 13, "{:?}", children.keys());
+    ensure!(children.len() == 15, "{:?}", children.keys());
     for (name, child) in &children {
         let (kind, plain) = name.split_once('/').context("no kind")?;
         let api = stage.bench.api(kind, Some(&namespace));
@@ -55,6 +55,9 @@ fn edit_of(kind: &str, child: &DynamicObject) -> Value {
             edit["spec"] = json!({"replicas": 5, "template": {"spec": {"containers": containers}}});
         }
         "Service" => edit["spec"] = json!({"selector": {"app": "edited"}}),
+        "ConfigMap" if child.data["data"]["last-good"].is_string() => {
+            edit["data"] = json!({"last-good": "edited"});
+        }
         "ConfigMap" => edit["data"] = json!({"llm_config.yaml": "edited"}),
         "PodDisruptionBudget" => edit["spec"] = json!({"maxUnavailable": 7}),
         "NetworkPolicy" => edit["spec"] = json!({"ingress": []}),
