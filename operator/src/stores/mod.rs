@@ -2,6 +2,8 @@
 //!
 //! Every replica keeps them warm, leader or not; reconciles read them instead of asking the API server.
 
+mod triggers;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
@@ -20,6 +22,8 @@ use kube::{
     },
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use triggers::Seen;
 
 use crate::{
     engine_pods::{EnginePods, EnginePodsCache},
@@ -237,99 +241,6 @@ impl Stores {
         Arc::clone(&self.others.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Asks for a reconcile of one model.
-    pub fn trigger_model(&self, model: ObjectRef<AtlasModel>) {
-        if let Some(queues) = self.queues.get() {
-            let _ = queues.models.unbounded_send(model);
-        }
-    }
-
-    fn trigger_namespace(&self, namespace: Option<String>) {
-        if let (Some(queues), Some(namespace)) = (self.queues.get(), namespace) {
-            let _ = queues.namespaces.unbounded_send(namespace);
-        }
-    }
-
-    fn trigger_profile(&self, name: &str) {
-        if let Some(queues) = self.queues.get() {
-            let _ = queues.profiles.unbounded_send(ObjectRef::new(name));
-        }
-    }
-
-    /// Profiles count what models hold of them, also of those that a model no longer names.
-    fn trigger_profiles<'a>(&self, models: impl IntoIterator<Item = &'a Seen>) {
-        for profile in models.into_iter().flat_map(|seen| &seen.profiles) {
-            self.trigger_profile(profile);
-        }
-    }
-
-    fn trigger_everything(&self) {
-        for model in self.models.state() {
-            self.trigger_namespace(model.namespace());
-            self.trigger_model(ObjectRef::from_obj(&*model));
-        }
-        // A gateway whose last model went while nobody watched.
-        for gateway in self.children.first().map(Store::state).unwrap_or_default() {
-            if gateway.metadata.name.as_deref() == Some(names::GATEWAY_NAME) {
-                self.trigger_namespace(gateway.metadata.namespace.clone());
-            }
-        }
-        for profile in self.profiles.state() {
-            self.trigger_profile(&profile.name_any());
-        }
-    }
-
-    /// Asks for a reconcile of a model, and of those that share a card with it.
-    pub fn model_changed(&self, model: &AtlasModel) {
-        self.trigger_namespace(model.namespace());
-        self.trigger_model(ObjectRef::from_obj(model));
-        // Models that share a card wait for, or make way for, this one; where there are cards for all, nobody does.
-        let profiles: Vec<&str> = model
-            .spec
-            .tiers
-            .iter()
-            .map(|tier| tier.gpu_profile.as_str())
-            .filter(|profile| self.is_contended(profile))
-            .collect();
-        if profiles.is_empty() {
-            return;
-        }
-        for other in self.models.state() {
-            if other.metadata.uid != model.metadata.uid
-                && other.spec.tiers.iter().any(|tier| profiles.contains(&tier.gpu_profile.as_str()))
-            {
-                self.trigger_model(ObjectRef::from_obj(&*other));
-            }
-        }
-    }
-
-    /// Notes whether a profile's cards suffice for everybody, as a plan has found.
-    ///
-    /// Where they no longer do, whoever was given one without holding it may have to make way.
-    pub fn note_contention(&self, profile: &str, contended: bool) {
-        let begins = {
-            let mut all = self.contended.lock().unwrap_or_else(PoisonError::into_inner);
-            if !contended {
-                all.remove(profile);
-                return;
-            }
-            all.insert(profile.to_owned())
-        };
-        if begins {
-            for model in self.models_using(profile) {
-                self.trigger_model(ObjectRef::from_obj(&*model));
-            }
-        }
-    }
-
-    fn is_contended(&self, profile: &str) -> bool {
-        self.contended.lock().unwrap_or_else(PoisonError::into_inner).contains(profile)
-    }
-
-    fn models_using(&self, profile: &str) -> Vec<Arc<AtlasModel>> {
-        self.models.state_filter(|model| model.spec.tiers.iter().any(|tier| tier.gpu_profile == profile))
-    }
-
     fn pod_changed(&self, pod: &Pod, event: &watcher::Event<Pod>) {
         let labels = pod.labels();
         let (Some(model), Some(tier), Some(namespace)) =
@@ -440,26 +351,6 @@ impl Stores {
                     self.trigger_model(ObjectRef::from_obj(&*model));
                 }
             }
-        }
-    }
-}
-
-/// What of a model makes a reconcile worth while, and which profiles it named.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
-    uid: Option<String>,
-    generation: Option<i64>,
-    deleting: bool,
-    profiles: BTreeSet<String>,
-}
-
-impl Seen {
-    fn of(model: &AtlasModel) -> Self {
-        Self {
-            uid: model.uid(),
-            generation: model.metadata.generation,
-            deleting: model.metadata.deletion_timestamp.is_some(),
-            profiles: model.spec.tiers.iter().map(|tier| tier.gpu_profile.clone()).collect(),
         }
     }
 }
