@@ -96,7 +96,7 @@ fn advice_names_every_single_change_that_helps_the_cheapest_first() {
         &[
             "contextTokens 4096 -> 2816",
             "kvCacheType F16 -> Q8_0",
-            "a Q3_K_M file of the model (about 3,213 MiB)",
+            "a Q3_K_M file of the model (about 3,214 MiB)",
             "cpuOffloadLayers 0 -> 4 (experimental, several times slower)",
             "gpuProfile rx-7900-xtx",
         ],
