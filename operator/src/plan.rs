@@ -11,8 +11,8 @@ use atlas_crds::{
 use atlas_operator_core::{
     inventory::{NodeView, OtherWorkloads, unambiguous_problems},
     tiers::{
-        Admission, Before, Failure, RolloutStep, Standing, TierRollout, Traffic, Wait, admit, plan_rollout,
-        wants_standby,
+        Admission, Before, Failure, HEADER_PATIENCE, RolloutStep, Standing, TierRollout, Traffic, Wait,
+        admit, plan_rollout, wants_standby,
     },
 };
 
@@ -104,6 +104,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether the header of a tier is being read, and for no longer than a first start waits for it.
+    #[must_use]
+    pub fn is_reading(&self) -> bool {
+        self.tiers.iter().any(|tier| matches!(tier.vram, TierVram::Reading(since) if since < HEADER_PATIENCE))
+    }
+
     /// Whether a tier has no pods only because its header is being read.
     #[must_use]
     pub fn waits_for_header(&self) -> bool {

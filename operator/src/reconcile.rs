@@ -164,7 +164,16 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         (Err(refusals), _) => Verdict::Refused(refusals),
         (Ok(_), None) => Verdict::Refused(&[]),
     };
-    let previous = context.memory_of(&uid).status.or_else(|| object.status.clone()).unwrap_or_default();
+    let remembered = context.memory_of(&uid).status;
+    // After a restart headers are read anew: what was told of this very specification stays true until they are.
+    let restarted = remembered.is_none();
+    let previous = remembered.or_else(|| object.status.clone()).unwrap_or_default();
+    let told = restarted && previous.observed_generation == object.metadata.generation;
+    let edits = outcome.iter().flat_map(|(_, applied)| &applied.hand_edits).map(build_edit_event);
+    if told && outcome.as_ref().is_some_and(|(plan, _)| plan.is_reading()) {
+        context.events.publish_all(object.object_ref(&()), edits.collect());
+        return Ok(Action::requeue(WHILE_STARTING));
+    }
     let observed = Observed {
         object,
         previous: &previous,
@@ -179,7 +188,7 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let written = written.map_err(ReconcileError::Status)?;
     let moves = context.news(&uid, moves);
     let mut events = build_events(&previous, written.as_ref().unwrap_or(&previous), &moves);
-    events.extend(outcome.iter().flat_map(|(_, applied)| &applied.hand_edits).map(build_edit_event));
+    events.extend(edits);
     context.events.publish_all(object.object_ref(&()), events);
 
     let reading = outcome.as_ref().is_some_and(|(plan, _)| plan.waits_for_header());
