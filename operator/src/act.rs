@@ -93,6 +93,13 @@ pub async fn act(
     }
     for object in &mut desired {
         object.note_generation(model.generation);
+        // What was seen may be old, and then so is what was made of it: the API server refuses it, and an engine that
+        // serves is not rolled.
+        let mut seen = deployments.iter().flatten();
+        let live = seen.find(|live| object.kind == Kind::Deployment && live.name_any() == object.name);
+        if let Some(version) = live.and_then(|live| live.resource_version()) {
+            object.expect_version(&version);
+        }
     }
     let applied = context
         .applier

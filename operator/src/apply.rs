@@ -279,6 +279,10 @@ fn is_applied(desired: &Value, live: &DynamicObject) -> bool {
     if let Some(wanted) = desired["metadata"]["annotations"].get(GENERATION_ANNOTATION) {
         metadata["annotations"][GENERATION_ANNOTATION] = wanted.clone();
     }
+    // A version is asked for where something is written, and is no reason to write.
+    if let Some(expected) = desired["metadata"].get("resourceVersion") {
+        metadata["resourceVersion"] = expected.clone();
+    }
     desired.as_object().is_some_and(|fields| {
         fields.iter().all(|(key, value)| match key.as_str() {
             "apiVersion" | "kind" => true,

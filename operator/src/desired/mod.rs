@@ -64,6 +64,11 @@ impl Desired {
     pub fn note_generation(&mut self, generation: i64) {
         self.body["metadata"]["annotations"][GENERATION_ANNOTATION] = generation.to_string().into();
     }
+
+    /// Has the API server refuse the object where it is no longer at this version.
+    pub fn expect_version(&mut self, version: &str) {
+        self.body["metadata"]["resourceVersion"] = version.into();
+    }
 }
 
 /// A tier's pod template: the wanted one, or the live one while a rollout waits.
