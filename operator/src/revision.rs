@@ -52,18 +52,19 @@ pub fn revise(
 ) -> TierRevision {
     let hash = template_hash(&wanted);
     let fresh = |body, hash| Template { body, hash, good: None, taken_back: None };
-    let Some(live) = live else {
-        return TierRevision { template: fresh(wanted, hash), taken_back: None };
-    };
-    let live_hash = live.annotations().get(TEMPLATE_ANNOTATION).cloned().unwrap_or_default();
+    // What is remembered outlives the Deployment: one that is deleted or hidden by hand comes back as it was.
+    let live_hash =
+        live.and_then(|live| live.annotations().get(TEMPLATE_ANNOTATION).cloned()).unwrap_or_default();
     let known: Option<Good> = read(record, config::GOOD);
     let failed = read::<TakenBack>(record, config::TAKEN_BACK).map(|taken| Failure {
         hash: taken.hash,
         generation: taken.generation,
         reason: taken.reason,
     });
-    let view = DeploymentView::read(live);
-    let state = judge_revision(view.complete, view.overdue, &troubles(live, pods, now));
+    let state = live.map_or(RevisionState::Underway, |live| {
+        let view = DeploymentView::read(live);
+        judge_revision(view.complete, view.overdue, &troubles(live, pods, now))
+    });
     let good = match state {
         // As it was rendered, where that can be had: what the API server adds to it is not ours to remember.
         RevisionState::Good
@@ -74,7 +75,7 @@ pub fn revise(
             let template = if live_hash == hash {
                 wanted.clone()
             } else {
-                live.data.pointer("/spec/template").cloned().unwrap_or_default()
+                live.and_then(|live| live.data.pointer("/spec/template").cloned()).unwrap_or_default()
             };
             Some(Good { hash: live_hash.clone(), template })
         }
