@@ -109,6 +109,7 @@ fn wrong_values_are_refused_by_name() -> Result<()> {
         ("images.operator.repository=", &["images/operator/repository"]),
         ("gateway.replica=2", &["gateway", "additional properties 'replica' not allowed"]),
         ("typo=1", &["additional properties 'typo' not allowed"]),
+        ("webhook.failurePolicy=Maybe", &["webhook/failurePolicy", "'Ignore', 'Fail'"]),
         ("crds.install=maybe", &["crds/install", "want boolean"]),
     ] {
         let refused = Helm::offline()?.run(&["template", "x", &chart(), "--set", setting]);
@@ -215,6 +216,28 @@ async fn plain_manifests_apply_to_an_empty_api_server() -> Result<()> {
     ] {
         let answer =
             server.kubectl(&["auth", "can-i", verb, resource, "--namespace=atlas", controller]).await?;
+        ensure!(
+            answer.stdout.trim() == if allowed { "yes" } else { "no" },
+            "can the controller {verb} {resource}? {}{}",
+            answer.stdout,
+            answer.stderr
+        );
+    }
+    for (verb, resource, allowed) in [
+        ("update", "secrets/atlas-operator-webhook", true),
+        ("create", "secrets", false),
+        ("list", "secrets", false),
+        ("get", "secrets/another", false),
+        (
+            "update",
+            "validatingwebhookconfigurations.admissionregistration.k8s.io/atlas-operator-webhook",
+            true,
+        ),
+        ("update", "validatingwebhookconfigurations.admissionregistration.k8s.io/another", false),
+    ] {
+        let answer = server
+            .kubectl(&["auth", "can-i", verb, resource, "--namespace=atlas-system", controller])
+            .await?;
         ensure!(
             answer.stdout.trim() == if allowed { "yes" } else { "no" },
             "can the controller {verb} {resource}? {}{}",

@@ -23,6 +23,8 @@ mod pace;
 mod perturb;
 #[path = "operator/scenarios.rs"]
 mod scenarios;
+#[path = "operator/webhook.rs"]
+mod webhook;
 
 use anyhow::Result;
 use bench::Bench;
@@ -52,6 +54,7 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     gateways::the_gateway_stays_while_a_model_lives(&bench).await?;
     gateways::a_name_that_the_gateway_needs_is_never_forced(&bench).await?;
     gateways::what_gateways_measure_becomes_status_and_events(&bench).await?;
+    webhook::what_cannot_fit_is_refused_and_what_may_come_is_warned_of(&bench).await?;
     pace::objects_follow_soon_and_then_all_is_quiet(&bench).await?;
     scenarios::a_second_replica_takes_over_at_once(&bench).await
 }

@@ -86,6 +86,15 @@ pub struct ControllerArgs {
     /// Range of addresses that headers may be read from besides public ones, for example 10.0.0.0/8; repeatable.
     #[arg(long, value_name = "RANGE")]
     pub header_allow_addresses: Vec<AddressRange>,
+    /// Address of the validating webhook; without it there is none.
+    #[arg(long)]
+    pub webhook_listen: Option<SocketAddr>,
+    /// Name of the webhook's Service, Secret and ValidatingWebhookConfiguration.
+    #[arg(long, default_value = "atlas-operator-webhook")]
+    pub webhook_name: String,
+    /// Further name or address of its certificate, for API servers that reach it by URL; repeatable.
+    #[arg(long, value_name = "NAME")]
+    pub webhook_dns_name: Vec<String>,
     /// Silence after which a ready gateway is deleted.
     #[arg(long, default_value = "750ms", value_parser = parse_duration)]
     pub gateway_silence: Duration,

@@ -31,6 +31,7 @@ use crate::{
     reconcile::Context,
     stores::{Queues, Stores},
     telemetry::{self, Health},
+    webhook::Webhook,
 };
 
 /// Reconciles that run at once; each waits for the API server most of its time.
@@ -42,8 +43,8 @@ pub enum ControllerError {
     /// The metrics could not be registered.
     #[error("the metrics could not be registered")]
     Metrics(#[source] prometheus::Error),
-    /// The probes' listener failed.
-    #[error("--listen {address} cannot be listened on")]
+    /// The listener of the probes or of the webhook failed.
+    #[error("{address} cannot be listened on: set another --listen or --webhook-listen")]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
@@ -110,10 +111,15 @@ pub async fn run(
     ready.store(true, Ordering::Release);
 
     let headers = build_headers(&args, &stores, &metrics)?;
+    let reviewing = tokio::spawn(run_webhook(
+        build_webhook(&args, &client, &stores, headers.as_ref(), &metrics),
+        watching.clone(),
+    ));
     let context = Arc::new(build_context(&args, &client, &stores, views, &metrics, headers));
     let led = tokio::select! {
         led = lead(&args, client, context, &stop) => led,
         ended = &mut server => Err(listen_error(listen, ended)),
+        ended = reviewing => Err(listen_error(args.webhook_listen.unwrap_or(listen), ended)),
     };
     metrics.leader.set(0);
     ready.store(false, Ordering::Release);
@@ -130,6 +136,35 @@ fn listen_error(
         Err(error) => std::io::Error::other(error),
     };
     ControllerError::Listen { address, source }
+}
+
+fn build_webhook(
+    args: &ControllerArgs,
+    client: &Client,
+    stores: &Arc<Stores>,
+    headers: Option<&Arc<Headers>>,
+    metrics: &Arc<Metrics>,
+) -> Option<Webhook> {
+    let service = format!("{}.{}.svc", args.webhook_name, args.namespace);
+    let mut dns_names = vec![format!("{service}.{}", args.cluster_domain), service];
+    dns_names.extend(args.webhook_dns_name.iter().cloned());
+    Some(Webhook {
+        listen: args.webhook_listen?,
+        name: args.webhook_name.clone(),
+        namespace: args.namespace.clone(),
+        dns_names,
+        client: client.clone(),
+        stores: Arc::clone(stores),
+        headers: headers.cloned(),
+        metrics: Arc::clone(metrics),
+    })
+}
+
+async fn run_webhook(webhook: Option<Webhook>, stop: CancellationToken) -> std::io::Result<()> {
+    match webhook {
+        Some(webhook) => webhook.run(stop).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn build_headers(

@@ -78,15 +78,7 @@ fn plan_tier(tier: &ValidatedTier, profiles: &[Arc<GpuProfile>], state: HeaderSt
     let Some(available) = tier.available_bytes else {
         return TierVram::Unread(Arc::from("an amount of memory of its profile cannot be read"));
     };
-    let own = tier.profile.name_any();
-    let other_profiles: Vec<OtherProfile> = profiles
-        .iter()
-        .filter(|profile| profile.name_any() != own && profile.spec.backend == tier.profile.spec.backend)
-        .filter_map(|profile| {
-            let card = Card::with_available(profile_bytes(&profile.spec)?);
-            Some(OtherProfile { name: profile.name_any(), card })
-        })
-        .collect();
+    let other_profiles = other_profiles(&tier.profile, profiles);
     TierVram::Planned(Box::new(plan_vram(&Question {
         shape: &known.shape,
         setting: tier.setting,
@@ -94,6 +86,20 @@ fn plan_tier(tier: &ValidatedTier, profiles: &[Arc<GpuProfile>], state: HeaderSt
         other_profiles: &other_profiles,
         other_files: &known.other_files,
     })))
+}
+
+/// The profiles that a tier could move to.
+#[must_use]
+pub fn other_profiles(own: &GpuProfile, profiles: &[Arc<GpuProfile>]) -> Vec<OtherProfile> {
+    let name = own.name_any();
+    profiles
+        .iter()
+        .filter(|profile| profile.name_any() != name && profile.spec.backend == own.spec.backend)
+        .filter_map(|profile| {
+            let card = Card::with_available(profile_bytes(&profile.spec)?);
+            Some(OtherProfile { name: profile.name_any(), card })
+        })
+        .collect()
 }
 
 /// Whether a tier of any model is known not to fit: such a tier wants no card.

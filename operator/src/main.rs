@@ -32,6 +32,7 @@ mod stores;
 mod telemetry;
 mod validate;
 mod watch;
+mod webhook;
 
 use std::time::Duration;
 

@@ -23,6 +23,10 @@ pub struct Metrics {
     pub header_errors: IntCounterVec,
     /// Bytes of headers that were read.
     pub header_bytes: IntCounter,
+    /// Reviews of the webhook by verdict.
+    pub reviews: IntCounterVec,
+    /// When the webhook's certificate is renewed, in seconds since 1970.
+    pub webhook_renewal: IntGauge,
     /// 1 while this replica reconciles.
     pub leader: IntGauge,
 }
@@ -65,7 +69,14 @@ impl Metrics {
         registry.register(Box::new(header_bytes.clone()))?;
         let leader = IntGauge::new("atlas_leader", "1 while this replica reconciles.")?;
         registry.register(Box::new(leader.clone()))?;
+        let webhook_renewal = IntGauge::new(
+            "atlas_webhook_certificate_renewal_timestamp_seconds",
+            "When the webhook's certificate is renewed; 0 before it has one.",
+        )?;
+        registry.register(Box::new(webhook_renewal.clone()))?;
         Ok(Self {
+            reviews: by("atlas_webhook_reviews_total", "Reviews of the webhook by verdict.", &["verdict"])?,
+            webhook_renewal,
             reconciles: by("atlas_reconciles_total", "Reconciles by controller.", &["controller"])?,
             errors: by("atlas_reconcile_errors_total", "Failed reconciles.", &["controller", "error"])?,
             writes: by("atlas_writes_total", "Writes to the API server by kind.", &["kind"])?,

@@ -4,7 +4,7 @@ use std::{net::TcpListener, path::PathBuf, process::Stdio, sync::Mutex, time::Du
 
 use anyhow::{Context, Result, bail};
 use atlas_tests::{
-    cluster::ApiServer,
+    cluster::{ApiServer, KubectlOutput},
     support::{binary, wait_until},
 };
 use kube::{
@@ -32,6 +32,7 @@ pub fn kind(name: &str) -> ApiResource {
         "RoleBinding" => ("rbac.authorization.k8s.io", "v1"),
         "Lease" => ("coordination.k8s.io", "v1"),
         "Event" => ("events.k8s.io", "v1"),
+        "ValidatingWebhookConfiguration" => ("admissionregistration.k8s.io", "v1"),
         _ => ("", "v1"),
     };
     let mut resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, name));
@@ -39,6 +40,11 @@ pub fn kind(name: &str) -> ApiResource {
         resource.plural = "networkpolicies".into();
     }
     resource
+}
+
+/// A port of loopback that was free a moment ago.
+pub fn free_address() -> Result<String> {
+    Ok(format!("127.0.0.1:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?.port()))
 }
 
 /// An API server and the operator that runs against it.
@@ -91,8 +97,12 @@ impl Bench {
 
     /// Starts an operator process and waits until its stores are filled.
     pub async fn spawn_operator(&self, pod_name: &str) -> Result<Operator> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let address = format!("127.0.0.1:{port}");
+        self.spawn_operator_with(pod_name, &[]).await
+    }
+
+    /// The same with further flags.
+    pub async fn spawn_operator_with(&self, pod_name: &str, flags: &[&str]) -> Result<Operator> {
+        let address = free_address()?;
         let log = std::fs::File::create(self.folder.path().join(format!("{pod_name}.log")))?;
         let child = Command::new(binary("atlas-operator")?)
             .args(["controller", "--namespace", "atlas-system", "--pod-name", pod_name, "--listen", &address])
@@ -105,6 +115,7 @@ impl Bench {
             .args(["--engine-cpu-image", "example/atlas-engine-cpu:t", "--default-profiles"])
             .arg(self.folder.path().join("profiles.yaml"))
             .args(["--hub", &self.hub.url, "--header-allow-addresses", "127.0.0.1"])
+            .args(flags)
             .env("KUBECONFIG", &self.kubeconfig)
             .stdin(Stdio::null())
             .stderr(log)
@@ -120,6 +131,18 @@ impl Bench {
         .await
         .with_context(|| self.log(pod_name))?;
         Ok(operator)
+    }
+
+    /// What the real kubectl says as administrator, refused or not.
+    pub async fn try_kubectl(&self, arguments: &[&str]) -> Result<KubectlOutput> {
+        Ok(self.server.kubectl(arguments).await?)
+    }
+
+    /// Writes a file into the bench's folder, and returns its path.
+    pub fn write(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
     }
 
     pub fn log(&self, pod_name: &str) -> String {

@@ -1,0 +1,129 @@
+//! What is said of an AtlasModel before it is stored: a refusal of what is known not to fit, warnings of the rest.
+//!
+//! Pure. It refuses only what this very change makes wrong, and nothing that another order of `kubectl apply` would
+//! make right: an unknown profile may come next.
+
+use std::sync::Arc;
+
+use atlas_crds::{AtlasModel, GpuProfile, Tier};
+use atlas_operator_core::vram::{Card, Question, VramPlan, available_bytes, plan_vram};
+use kube::ResourceExt;
+
+use crate::{
+    fit::{describe_misfit, other_profiles, setting_of},
+    headers::Known,
+};
+
+/// Models of this many weights and more exceed every card that there is a profile for.
+const EXPERIMENTAL_PARAMETERS: u64 = 60_000_000_000;
+/// What the names of such files say.
+const EXPERIMENTAL_NAMES: [&str; 3] = ["65b", "70b", "72b"];
+
+/// What the API server is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Opinion {
+    /// Why it is refused.
+    pub refusal: Option<String>,
+    /// What the client is told although it is accepted.
+    pub warnings: Vec<String>,
+}
+
+/// What is known besides the object.
+pub struct Knowledge<'a> {
+    /// Every profile.
+    pub profiles: &'a [Arc<GpuProfile>],
+    /// What the header of a source says, where it was read before.
+    pub header: &'a dyn Fn(&str) -> Option<Arc<Known>>,
+}
+
+/// Judges a model that is created, or changed from `old`.
+#[must_use]
+pub fn review(model: &AtlasModel, old: Option<&AtlasModel>, known: &Knowledge<'_>) -> Opinion {
+    let mut opinion = Opinion::default();
+    if model.metadata.deletion_timestamp.is_some() || old.is_some_and(|old| old.spec == model.spec) {
+        return opinion;
+    }
+    let mut misfits = Vec::new();
+    for tier in &model.spec.tiers {
+        let field = format!("spec.tiers[{}]", tier.name);
+        let header = (known.header)(&tier.model.source);
+        opinion.warnings.extend(experimental(&field, tier, header.as_deref()));
+        let Some(profile) = known.profiles.iter().find(|profile| profile.name_any() == tier.gpu_profile)
+        else {
+            opinion.warnings.push(unknown_profile(&field, tier, known.profiles));
+            continue;
+        };
+        let Some(plan) = header.and_then(|header| plan_raw(tier, profile, known.profiles, &header)) else {
+            continue;
+        };
+        if !plan.fits {
+            let text = format!("{field}: {}", describe_misfit(&profile.spec.product, &plan));
+            // What was so before, or does not start, is no reason to refuse what else is changed.
+            if model.spec.suspend || old.is_some_and(|old| asked_for_before(tier, old)) {
+                opinion.warnings.push(text);
+            } else {
+                misfits.push(text);
+            }
+        }
+    }
+    if !misfits.is_empty() {
+        opinion.refusal = Some(misfits.join("; "));
+    }
+    opinion
+}
+
+fn experimental(field: &str, tier: &Tier, header: Option<&Known>) -> Option<String> {
+    if tier.cpu_offload_layers > 0 {
+        return Some(format!(
+            "{field}.cpuOffloadLayers: layers on the CPU are experimental, and slow: a smaller model or quantization on the card serves faster"
+        ));
+    }
+    let name = tier.model.source.to_ascii_lowercase();
+    let large = match header {
+        Some(header) => header.shape.parameters >= EXPERIMENTAL_PARAMETERS,
+        None => EXPERIMENTAL_NAMES.iter().any(|size| name.contains(size)),
+    };
+    large.then(|| {
+        format!("{field}.model: models of this size are experimental: no known card holds one without layers on the CPU")
+    })
+}
+
+fn unknown_profile(field: &str, tier: &Tier, profiles: &[Arc<GpuProfile>]) -> String {
+    let mut names: Vec<String> = profiles.iter().map(|profile| profile.name_any()).collect();
+    names.sort();
+    let there = if names.is_empty() {
+        "there are none yet".to_owned()
+    } else {
+        format!("there are {}", names.join(", "))
+    };
+    format!(
+        "{field}.gpuProfile: GpuProfile {:?} does not exist yet ({there}): the tier waits for it",
+        tier.gpu_profile
+    )
+}
+
+/// Whether a tier of this name wanted the same memory of the same kind of card before.
+fn asked_for_before(tier: &Tier, old: &AtlasModel) -> bool {
+    old.spec.tiers.iter().any(|before| {
+        before.name == tier.name
+            && before.gpu_profile == tier.gpu_profile
+            && before.model.source == tier.model.source
+            && setting_of(before) == setting_of(tier)
+            && before.max_vram == tier.max_vram
+    })
+}
+
+fn plan_raw(
+    tier: &Tier,
+    profile: &GpuProfile,
+    profiles: &[Arc<GpuProfile>],
+    known: &Known,
+) -> Option<VramPlan> {
+    Some(plan_vram(&Question {
+        shape: &known.shape,
+        setting: setting_of(tier),
+        card: Card::with_available(available_bytes(&profile.spec, tier)?),
+        other_profiles: &other_profiles(profile, profiles),
+        other_files: &known.other_files,
+    }))
+}
