@@ -7,6 +7,8 @@
 mod bench;
 #[path = "operator/cards.rs"]
 mod cards;
+#[path = "operator/claims.rs"]
+mod claims;
 #[path = "operator/gateways.rs"]
 mod gateways;
 #[path = "operator/hub.rs"]
@@ -25,6 +27,8 @@ mod perturb;
 mod scenarios;
 #[path = "operator/webhook.rs"]
 mod webhook;
+#[path = "operator/wrong_card.rs"]
+mod wrong_card;
 
 use anyhow::Result;
 use bench::Bench;
@@ -51,6 +55,11 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     lifecycle::a_change_that_fails_is_taken_back_and_says_why(&bench).await?;
     lifecycle::what_an_edit_broke_on_one_tier_it_does_not_break_on_the_next(&bench).await?;
     lifecycle::a_cold_tier_starts_when_it_is_needed_and_goes_when_it_is_not(&bench).await?;
+    lifecycle::a_pod_on_a_lost_node_is_given_up_after_its_grace(&bench).await?;
+    lifecycle::every_object_of_a_model_goes_with_it(&bench).await?;
+    claims::cards_of_one_node_are_told_apart_by_claims(&bench).await?;
+    wrong_card::a_wrong_card_excludes_its_node_until_the_profile_is_mended(&bench).await?;
+    wrong_card::on_a_node_with_two_kinds_the_pod_is_made_anew(&bench).await?;
     gateways::the_gateway_stays_while_a_model_lives(&bench).await?;
     gateways::a_name_that_the_gateway_needs_is_never_forced(&bench).await?;
     gateways::what_gateways_measure_becomes_status_and_events(&bench).await?;

@@ -25,6 +25,11 @@ pub const GATEWAY_NAME: &str = "atlas-gateway";
 /// ClusterRole that the chart ships and that each namespace's gateway is bound to.
 pub const GATEWAY_CLUSTER_ROLE: &str = "atlas-gateway";
 
+/// API that resource claims belong to.
+pub const CLAIMS_API: &str = "resource.k8s.io/v1";
+/// DeviceClass, and driver, of AMD cards that are allocated by claims.
+pub const DEVICE_CLASS: &str = "gpu.amd.com";
+
 /// Port of the Service URL and of the gateway's API listener.
 pub const GATEWAY_PORT: u16 = 8080;
 /// Port of the gateway's own `/healthz`, `/readyz`, `/metrics` and `/internal/status`.

@@ -1,7 +1,10 @@
 //! `GpuProfile`: one kind of card, and how its nodes are found.
 
 use k8s_openapi::api::core::v1::Toleration;
-use k8s_openapi::apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition};
+use k8s_openapi::apimachinery::pkg::{
+    api::resource::Quantity,
+    apis::meta::v1::{Condition, Time},
+};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -199,10 +202,32 @@ pub struct GpuProfileStatus {
     /// Cards that engine pods of Atlas hold.
     #[serde(default)]
     pub in_use: i32,
+    /// Nodes on which an engine found another card than this profile's; none is tried again before its time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub excluded: Vec<ExcludedNode>,
     /// `NodesMatched`, `NodesUsable`, `Unambiguous`, `LabelsConsistent`, `DriverValidated`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::cel::ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A node on which an engine found another card.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ExcludedNode {
+    /// The node's name.
+    pub name: String,
+    /// Whether it takes no pods now; otherwise it may be tried again.
+    pub active: bool,
+    /// How often an engine found another card there.
+    pub failures: i32,
+    /// When the last one did.
+    pub since: Time,
+    /// When it may be tried again.
+    pub until: Time,
+    /// What the engine said.
+    pub message: String,
 }
 
 /// One node with the card.

@@ -7,7 +7,7 @@ use kube::{ResourceExt, api::DynamicObject};
 
 use crate::{
     apply::{Applied, Ownership, is_behind},
-    desired::{Desired, TEMPLATE_ANNOTATION, build_objects, build_pod_template},
+    desired::{Desired, TEMPLATE_ANNOTATION, build_objects, build_pod_template, excluded_nodes},
     error::ReconcileError,
     fit::{is_refused, plan_tiers},
     kinds::Kind,
@@ -17,7 +17,7 @@ use crate::{
     reconcile::{Context, Inputs},
     revision::revise,
     stores::Stores,
-    validate::ValidatedModel,
+    validate::{ValidatedModel, ValidatedTier},
 };
 
 /// Plans and applies an accepted model; nothing where what is seen of it is older than what it made.
@@ -40,7 +40,9 @@ pub async fn act(
     for (tier, pods) in model.tiers.iter().zip(tiers) {
         let name = names::tier_object_name(&model.name, &tier.name);
         let live = stores.child(Kind::Deployment, &model.namespace, &name);
-        let wanted = build_pod_template(model, tier, &context.settings).map_err(ReconcileError::Render)?;
+        let excluded = keep_from(tier, pods, live.as_deref());
+        let wanted =
+            build_pod_template(model, tier, &excluded, &context.settings).map_err(ReconcileError::Render)?;
         let record = stores.child(Kind::ConfigMap, &model.namespace, &name);
         let revision = revise(wanted, live.as_deref(), record.as_deref(), pods, model.generation, now);
         states.push(TierState {
@@ -112,6 +114,17 @@ pub async fn act(
         .await
         .map_err(ReconcileError::Apply)?;
     Ok(Some((plan, applied)))
+}
+
+/// Nodes that a tier's pods are kept from. While one of them serves, that is what it was: no pod rolls for another's sake.
+fn keep_from(tier: &ValidatedTier, pods: &TierPods, live: Option<&DynamicObject>) -> Vec<String> {
+    match live {
+        Some(live) if pods.ready() > 0 => excluded_nodes(&live.data),
+        _ => {
+            let excluded = tier.profile.status.iter().flat_map(|status| &status.excluded);
+            excluded.filter(|node| node.active).map(|node| node.name.clone()).collect()
+        }
+    }
 }
 
 /// Pods that a Deployment asks for.

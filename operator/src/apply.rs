@@ -209,10 +209,13 @@ impl Applier {
         uid: &str,
         desired: &[Desired],
     ) -> Result<(), ApplyError> {
-        for kind in [Kind::Deployment, Kind::Service, Kind::ConfigMap] {
+        for kind in [Kind::Deployment, Kind::Service, Kind::ConfigMap, Kind::ResourceClaimTemplate] {
             for live in self.stores.children_of(kind, namespace, model) {
                 let Some(name) = live.metadata.name.as_deref() else { continue };
-                let wanted = desired.iter().any(|object| object.kind == kind && object.name == name);
+                // A tier that keeps, or may return to, an older revision needs that revision's claim template.
+                let wanted = desired.iter().any(|object| object.kind == kind && object.name == name)
+                    || (kind == Kind::ResourceClaimTemplate
+                        && desired.iter().any(|object| object.body.to_string().contains(name)));
                 if wanted
                     || live.metadata.deletion_timestamp.is_some()
                     || !Ownership::ControlledBy(uid).holds(&live)

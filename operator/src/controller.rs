@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use atlas_crds::names;
 use atlas_headers::{Guard, HeaderReader, Limits, Options};
 use futures::{StreamExt, channel::mpsc::unbounded};
 use jiff::Timestamp;
@@ -21,6 +22,7 @@ use crate::{
     apply::Applier,
     config::ControllerArgs,
     desired::Settings,
+    error::backoff,
     events::Events,
     gateway_set,
     headers::Headers,
@@ -92,7 +94,12 @@ pub async fn run(
     let listen = args.listen;
     let mut server = tokio::spawn(telemetry::serve(listen, health, watching.clone()));
 
-    let stores = Stores::start(&watching_client, &tasks, &watching);
+    let serves_claims = tokio::select! {
+        served = find_claims(&client) => served,
+        ended = &mut server => return Err(listen_error(listen, ended)),
+        () = stop.cancelled() => return Ok(()),
+    };
+    let stores = Stores::start(&watching_client, &tasks, &watching, serves_claims);
     let views = Arc::new(GatewayViews::default());
     let prober = GatewayProber {
         client: client.clone(),
@@ -124,6 +131,28 @@ pub async fn run(
     metrics.leader.set(0);
     ready.store(false, Ordering::Release);
     led
+}
+
+/// Asks whether the cluster serves resource claims, until there is an answer.
+async fn find_claims(client: &Client) -> bool {
+    let mut tries = 0;
+    loop {
+        match client.list_api_group_resources(names::CLAIMS_API).await {
+            Ok(list) => {
+                return list.resources.iter().any(|resource| resource.name == "resourceclaimtemplates");
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return false,
+            Err(error) => {
+                tries += 1;
+                tracing::warn!(
+                    tries,
+                    error = &error as &dyn std::error::Error,
+                    "the API server was asked in vain"
+                );
+                tokio::time::sleep(backoff(tries)).await;
+            }
+        }
+    }
 }
 
 fn listen_error(

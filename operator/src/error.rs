@@ -33,8 +33,8 @@ pub enum ReconcileError {
     /// An object could not be rendered.
     #[error("an object could not be rendered")]
     Render(#[source] crate::desired::RenderError),
-    /// A pod on a lost node could not be deleted.
-    #[error("pod {pod} on a lost node could not be deleted")]
+    /// A pod on a lost node, or with another card, could not be deleted.
+    #[error("pod {pod} could not be deleted")]
     DeletePod {
         /// Its name.
         pod: String,

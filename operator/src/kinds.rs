@@ -6,6 +6,7 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
     rbac::v1::RoleBinding,
+    resource::v1::ResourceClaimTemplate,
 };
 use kube::{
     Resource,
@@ -30,11 +31,13 @@ pub enum Kind {
     ServiceAccount,
     /// What the gateway may read.
     RoleBinding,
+    /// How a pod claims its card, where a profile allocates by claims.
+    ResourceClaimTemplate,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Deployment,
         Self::Service,
         Self::ConfigMap,
@@ -42,6 +45,7 @@ impl Kind {
         Self::NetworkPolicy,
         Self::ServiceAccount,
         Self::RoleBinding,
+        Self::ResourceClaimTemplate,
     ];
 
     /// The waves in which objects are applied, in order.
@@ -52,7 +56,7 @@ impl Kind {
     pub const fn wave(self) -> u8 {
         match self {
             // Without its account a pod is refused, and the ReplicaSet tries again later and later.
-            Self::ServiceAccount | Self::RoleBinding => 0,
+            Self::ServiceAccount | Self::RoleBinding | Self::ResourceClaimTemplate => 0,
             Self::Deployment => 1,
             Self::Service | Self::ConfigMap | Self::PodDisruptionBudget | Self::NetworkPolicy => 2,
         }
@@ -72,6 +76,7 @@ impl Kind {
             Self::NetworkPolicy => of::<NetworkPolicy>(),
             Self::ServiceAccount => of::<ServiceAccount>(),
             Self::RoleBinding => of::<RoleBinding>(),
+            Self::ResourceClaimTemplate => of::<ResourceClaimTemplate>(),
         }
     }
 
@@ -86,7 +91,14 @@ impl Kind {
             Self::NetworkPolicy => "NetworkPolicy",
             Self::ServiceAccount => "ServiceAccount",
             Self::RoleBinding => "RoleBinding",
+            Self::ResourceClaimTemplate => "ResourceClaimTemplate",
         }
+    }
+
+    /// Whether the cluster knows the kind: claims came with Kubernetes 1.34, everything else is older.
+    #[must_use]
+    pub const fn is_served(self, serves_claims: bool) -> bool {
+        serves_claims || !matches!(self, Self::ResourceClaimTemplate)
     }
 
     /// Place of the kind in [`Kind::ALL`].

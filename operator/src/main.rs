@@ -33,6 +33,7 @@ mod telemetry;
 mod validate;
 mod watch;
 mod webhook;
+mod wrong_card;
 
 use std::time::Duration;
 

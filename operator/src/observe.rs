@@ -42,6 +42,8 @@ pub struct EngineDownload {
 pub struct PodView {
     /// Its name.
     pub name: String,
+    /// Its uid.
+    pub uid: Option<String>,
     /// The node it is bound to.
     pub node: Option<String>,
     /// Its address.
@@ -75,6 +77,8 @@ pub struct Failure {
     pub code: i32,
     /// The last line of its error, from the termination log.
     pub message: String,
+    /// When.
+    pub at: Option<Timestamp>,
 }
 
 /// The pods of one tier.
@@ -135,7 +139,9 @@ pub fn view_tiers(model: &AtlasModel, pods: &[Arc<Pod>]) -> Vec<TierPods> {
         .collect()
 }
 
-fn view_pod(pod: &Pod) -> PodView {
+/// What matters of a pod.
+#[must_use]
+pub fn view_pod(pod: &Pod) -> PodView {
     let status = pod.status.as_ref();
     let condition = |type_: &str| {
         status.and_then(|s| s.conditions.as_ref()).and_then(|list| list.iter().find(|c| c.type_ == type_))
@@ -150,11 +156,13 @@ fn view_pod(pod: &Pod) -> PodView {
         Some(Failure {
             exit: EngineExit::from_code(ended.exit_code)?,
             code: ended.exit_code,
+            at: ended.finished_at.as_ref().map(|at| at.0).or_else(|| pod.creation_timestamp().map(|at| at.0)),
             message: ended.message.as_deref().unwrap_or_default().trim().chars().take(512).collect(),
         })
     });
     PodView {
         name: pod.name_any(),
+        uid: pod.uid(),
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         address: status.and_then(|s| s.pod_ip.clone()),
         ready,

@@ -4,7 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use atlas_crds::{GpuProfile, model::Standby, names, profile::Backend};
+use atlas_crds::{
+    GpuProfile,
+    model::Standby,
+    names,
+    profile::{Allocation, Backend},
+};
 use atlas_operator_core::{
     inventory::{NodeOffer, NodeRefusal, NodeView, describe_match, node_offers},
     tiers::{CardClaim, allot_cards},
@@ -46,6 +51,10 @@ pub fn place(
     let refused = refused_nodes(&offers);
     let placed =
         |replicas, placement| Placed { replicas, placement, contended: false, refused: refused.clone() };
+    // The scheduler finds the cards of claims, on nodes without labels too, and says where there is none.
+    if profile.spec.backend == Backend::Hip && profile.spec.allocation == Allocation::ResourceClaim {
+        return placed(wanted, Placement::Possible);
+    }
     if offers.is_empty() {
         return placed(wanted, Placement::NoMatchingNode(describe_match(profile)));
     }

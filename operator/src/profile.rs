@@ -2,11 +2,15 @@
 //!
 //! It writes nothing but the status, and creates missing default profiles once, at start.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use atlas_crds::{GpuProfile, names};
-use atlas_operator_core::inventory::NodeView;
+use atlas_operator_core::{
+    engine_contract::EngineExit,
+    inventory::{CardReports, NodeView, WrongCard, match_node},
+};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
@@ -18,7 +22,7 @@ use serde_json::json;
 use crate::{
     error::backoff,
     events::build_profile_events,
-    observe::TierPods,
+    observe::{TierPods, view_pod},
     profile_status::{Seen, compute_profile_status},
     reconcile::Context,
 };
@@ -87,6 +91,12 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     let name = object.name_any();
     let mut in_use = 0;
     let mut held = BTreeMap::new();
+    let mut reports = CardReports::default();
+    for node in &nodes {
+        if match_node(&object, node).is_some_and(|matched| !matched.mixed) {
+            reports.unmixed.insert(node.name.clone());
+        }
+    }
     let engine_pods = context.stores.engine_pods();
     for model in context.stores.models.state() {
         let pods = engine_pods.of(&model.namespace().unwrap_or_default(), &model.name_any());
@@ -95,6 +105,7 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
                 pod.labels().get(names::LABEL_TIER) == Some(&tier.name) && TierPods::holds_card(pod)
             });
             for pod in holding {
+                report_card(pod, &mut reports);
                 in_use += 1;
                 let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
                 *held.entry(node).or_insert(0) += 1;
@@ -107,6 +118,7 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
         others: &context.stores.others(),
         in_use,
         held: &held,
+        reports: &reports,
         now: Timestamp::now(),
     };
     let status = compute_profile_status(&object, &seen);
@@ -131,7 +143,28 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
             Err(source) => return Err(ProfileError::Status { name, source }),
         }
     }
-    Ok(Action::await_change())
+    // An exclusion ends by itself, and is forgotten later by itself.
+    let ends = status.excluded.iter().flat_map(|node| {
+        let lasted = node.until.0.duration_since(node.since.0);
+        [Some(node.until.0), node.until.0.checked_add(lasted).ok()].into_iter().flatten()
+    });
+    let now = Timestamp::now();
+    Ok(match ends.filter(|at| *at > now).min() {
+        Some(at) => Action::requeue(at.duration_since(now).unsigned_abs() + Duration::from_secs(1)),
+        None => Action::await_change(),
+    })
+}
+
+/// Notes what an engine found about its card.
+fn report_card(pod: &Pod, reports: &mut CardReports) {
+    let view = view_pod(pod);
+    let Some(node) = view.node else { return };
+    if view.ready {
+        reports.confirmed.insert(node);
+    } else if let Some(failure) = view.failure.filter(|failure| failure.exit == EngineExit::WrongCard) {
+        let at = failure.at.unwrap_or_default();
+        reports.wrong.push(WrongCard { node, at, message: failure.message });
+    }
 }
 
 /// When a failed reconcile is tried again.

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 
 use atlas_crds::{
     GpuProfile, ProfileCondition,
-    profile::{GpuProfileStatus, ProfileNode},
+    profile::{Allocation, GpuProfileStatus, ProfileNode},
 };
 use atlas_operator_core::inventory::{
-    DriverVerdict, NodeView, OtherWorkloads, describe_match, judge_drivers, label_problems, node_offers,
-    unambiguous_problems,
+    CardReports, DriverVerdict, NodeView, OtherWorkloads, describe_match, judge_drivers, label_problems,
+    node_offers, unambiguous_problems, update_exclusions,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -32,6 +32,8 @@ pub struct Seen<'a> {
     pub in_use: i32,
     /// These by node.
     pub held: &'a BTreeMap<String, i32>,
+    /// What engines found about their cards.
+    pub reports: &'a CardReports,
     /// Now.
     pub now: Timestamp,
 }
@@ -39,8 +41,17 @@ pub struct Seen<'a> {
 /// The status of a profile.
 #[must_use]
 pub fn compute_profile_status(profile: &GpuProfile, seen: &Seen<'_>) -> GpuProfileStatus {
-    let Seen { profiles, nodes, others, in_use, held, now } = *seen;
-    let offers = node_offers(profile, nodes.iter().copied(), others);
+    let Seen { profiles, nodes, others, in_use, held, reports, now } = *seen;
+    // An edit of the profile may be what mends it: then every node is tried anew.
+    let before = profile
+        .status
+        .as_ref()
+        .filter(|status| status.observed_generation == profile.metadata.generation)
+        .map_or(&[][..], |status| status.excluded.as_slice());
+    let excluded = update_exclusions(before, reports, now);
+    let mut current = profile.clone();
+    current.status.get_or_insert_default().excluded.clone_from(&excluded);
+    let offers = node_offers(&current, nodes.iter().copied(), others);
     let matched: Vec<ProfileNode> = offers
         .iter()
         .map(|offer| ProfileNode {
@@ -65,7 +76,10 @@ pub fn compute_profile_status(profile: &GpuProfile, seen: &Seen<'_>) -> GpuProfi
                 .map_or_else(|| Time(whole_seconds(now)), |c| c.last_transition_time.clone()),
         }
     };
-    let nodes_matched = if matched.is_empty() {
+    let nodes_matched = if matched.is_empty() && profile.spec.allocation == Allocation::ResourceClaim {
+        let message = "no node is labelled, and none has to be: the scheduler finds the cards of claims";
+        condition(ProfileCondition::NodesMatched, "Unknown", "ByClaim", message.into())
+    } else if matched.is_empty() {
         let message = format!(
             "no node has {}: check the node labeller's flags and match of this profile",
             describe_match(profile)
@@ -121,6 +135,7 @@ pub fn compute_profile_status(profile: &GpuProfile, seen: &Seen<'_>) -> GpuProfi
         capacity: matched.iter().map(|node| node.allocatable).sum(),
         nodes: matched,
         in_use,
+        excluded,
         conditions: vec![nodes_matched, nodes_usable, unambiguous, labels_consistent, driver_validated],
     }
 }

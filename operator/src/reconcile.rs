@@ -33,7 +33,8 @@ use crate::{
     probe::{GatewayViews, fetch_status},
     status::{Move, MoveKind, Observed, Verdict, compute_status},
     stores::Stores,
-    validate::validate,
+    validate::{ValidatedModel, check_claims, validate},
+    wrong_card::{Tries, choose_retries},
 };
 
 const CONTROLLER: &str = "atlasmodel";
@@ -81,6 +82,8 @@ pub struct Memory {
     last_failback: Option<Timestamp>,
     /// Failures in a row.
     failures: u32,
+    /// New pods in the place of some that got another card.
+    tries: Tries,
 }
 
 /// Everything that a pass reads.
@@ -140,7 +143,8 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     }
     let inputs = gather(object, &context.stores);
     let mut tiers = view_tiers(object, &inputs.own_pods);
-    let validated = validate(object, &inputs.profiles);
+    let validated = validate(object, &inputs.profiles)
+        .and_then(|model| check_claims(model, context.stores.serves_claims));
     let gateways = context.gateways.of_model(&namespace, &object.name_any());
     let outcome = match &validated {
         Ok(model) => match act(model, &inputs, &tiers, &gateways, context).await? {
@@ -153,6 +157,9 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         Err(_) => None,
     };
     delete_lost_pods(&namespace, &inputs, context).await?;
+    if let Ok(model) = &validated {
+        retry_wrong_cards(object, model, &inputs, &tiers, context).await?;
+    }
     ask_engines(&mut tiers).await;
 
     // The gateway's names are every model's of the namespace.
@@ -226,6 +233,34 @@ async fn delete_lost_pods(namespace: &str, inputs: &Inputs, context: &Context) -
             }
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
             Err(source) => return Err(ReconcileError::DeletePod { pod: pod.name_any(), source }),
+        }
+    }
+    Ok(())
+}
+
+/// Deletes pods that got another card of a node with several kinds, so that their successors may get the right one.
+async fn retry_wrong_cards(
+    object: &AtlasModel,
+    model: &ValidatedModel,
+    inputs: &Inputs,
+    tiers: &[TierPods],
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    let mut chosen = Vec::new();
+    context.remember(object, |memory| {
+        let profile_of = |index: usize| model.tiers.get(index).map(|tier| tier.profile.as_ref());
+        chosen = choose_retries(tiers, profile_of, &inputs.nodes, &mut memory.tries, Timestamp::now());
+    });
+    for pod in chosen {
+        let api: Api<Pod> = Api::namespaced(context.client.clone(), &model.namespace);
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: pod.uid.clone(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match api.delete(&pod.name, &params).await {
+            Ok(_) => tracing::info!(pod = pod.name, node = pod.node, "made a pod anew that got another card"),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(source) => return Err(ReconcileError::DeletePod { pod: pod.name.clone(), source }),
         }
     }
     Ok(())

@@ -108,6 +108,13 @@ pub enum Refusal {
         /// What works today.
         remedy: &'static str,
     },
+    /// A profile allocates by claims, and the cluster does not know them.
+    ClaimsNotServed {
+        /// The tier.
+        tier: String,
+        /// The profile.
+        profile: String,
+    },
     /// A source that cannot be read.
     InvalidSource {
         /// The tier.
@@ -132,6 +139,7 @@ impl Refusal {
             Self::ProfileNotFound { .. } => "ProfileNotFound",
             Self::BatchTooLarge { .. } => "BatchTooLarge",
             Self::NotImplemented { .. } => "NotImplemented",
+            Self::ClaimsNotServed { .. } => "ClaimsNotServed",
             Self::InvalidSource { .. } => "InvalidSource",
             Self::InvalidQuantity { .. } => "InvalidQuantity",
         }
@@ -155,12 +163,31 @@ impl fmt::Display for Refusal {
             Self::NotImplemented { field, value, remedy } => {
                 write!(f, "{field}: {value} is not implemented yet: {remedy}")
             }
+            Self::ClaimsNotServed { tier, profile } => write!(
+                f,
+                "tier {tier}: GpuProfile {profile} has allocation ResourceClaim, and this cluster does not serve {}: use Kubernetes 1.34 or later (restart the operator after an upgrade), or allocation DevicePlugin",
+                atlas_crds::names::CLAIMS_API
+            ),
             Self::InvalidSource { tier, error } => write!(f, "tier {tier}: {error}"),
             Self::InvalidQuantity { field, value } => {
                 write!(f, "{field}: {value:?} is no number of bytes: write for example 8Mi")
             }
         }
     }
+}
+
+/// Checks that the cluster can allocate what the model's profiles ask for.
+///
+/// # Errors
+///
+/// Every tier whose profile allocates by claims, where the cluster serves none.
+pub fn check_claims(model: ValidatedModel, serves_claims: bool) -> Result<ValidatedModel, Vec<Refusal>> {
+    let claimed = model.tiers.iter().filter(|tier| tier.profile.spec.allocation == Allocation::ResourceClaim);
+    let refusals: Vec<Refusal> = claimed
+        .filter(|_| !serves_claims)
+        .map(|tier| Refusal::ClaimsNotServed { tier: tier.name.clone(), profile: tier.profile.name_any() })
+        .collect();
+    if refusals.is_empty() { Ok(model) } else { Err(refusals) }
 }
 
 /// Checks a model against the profiles that exist.
@@ -273,13 +300,6 @@ fn validate_tier(
             });
         }
         Some(profile) => {
-            if profile.spec.allocation == Allocation::ResourceClaim {
-                refusals.push(Refusal::NotImplemented {
-                    field: format!("GpuProfile {}: allocation", profile.name_any()),
-                    value: "ResourceClaim".into(),
-                    remedy: "use DevicePlugin",
-                });
-            }
             if tier.cpu_offload_layers > 0 && profile.spec.backend == Backend::Cpu {
                 refusals.push(Refusal::NotImplemented {
                     field: field("cpuOffloadLayers"),

@@ -30,6 +30,7 @@ pub fn kind(name: &str) -> ApiResource {
         "PodDisruptionBudget" => ("policy", "v1"),
         "NetworkPolicy" => ("networking.k8s.io", "v1"),
         "RoleBinding" => ("rbac.authorization.k8s.io", "v1"),
+        "ResourceClaimTemplate" => ("resource.k8s.io", "v1"),
         "Lease" => ("coordination.k8s.io", "v1"),
         "Event" => ("events.k8s.io", "v1"),
         "ValidatingWebhookConfiguration" => ("admissionregistration.k8s.io", "v1"),

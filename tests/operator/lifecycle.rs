@@ -1,7 +1,7 @@
-//! A model's life: changes that fail are taken back, standby tiers start when they are needed.
+//! A model's life: changes that fail are taken back, standby tiers start when they are needed, lost nodes hold nothing up.
 
-use anyhow::{Result, ensure};
-use kube::api::DynamicObject;
+use anyhow::{Context, Result, ensure};
+use kube::api::{DeleteParams, DynamicObject, ListParams};
 use serde_json::{Value, json};
 
 use crate::{
@@ -168,13 +168,13 @@ pub async fn a_cold_tier_starts_when_it_is_needed_and_goes_when_it_is_not(bench:
     bench.namespace(at.0).await?;
     let mut fallback = tier("fallback", "small");
     fallback["standby"] = "Cold".into();
-    bench.model(at, &[with_context("primary", "big", 1024), fallback], json!({})).await?;
+    bench.model(at, &[with_context("primary", "big", 1024), fallback.clone()], json!({})).await?;
     let (first, second) = ((Some(at.0), "code-t-primary"), (Some(at.0), "code-t-fallback"));
     bench.wait_for("Deployment", first, replicas(1)).await?;
     // A first start is waited for.
     bench.wait_for("Deployment", second, replicas(0)).await?;
     bench.condition(at, "Ready", "False", "NoTierServes", &["tier fallback: it stands by (Cold)"]).await?;
-    recreate(bench, at, "primary", "xtx", running()).await?;
+    let pod = recreate(bench, at, "primary", "xtx", running()).await?;
     proven(bench, at, "primary").await?;
     bench.condition(at, "ModelCached", "True", "Cached", &[]).await?;
     bench.condition(at, "Progressing", "False", "Settled", &[]).await?;
@@ -192,9 +192,93 @@ pub async fn a_cold_tier_starts_when_it_is_needed_and_goes_when_it_is_not(bench:
     bench.wait_for("Deployment", second, replicas(1)).await?;
     gateway.say(Some("primary"), &[]);
     bench.wait_for("Deployment", second, replicas(0)).await?;
+    bench.remove_pod((at.0, "code-t-fallback-0")).await?;
+
+    // A change of the first tier starts it too, waits for it, and lets it go afterwards.
+    let tiers = json!({"spec": {"tiers": [with_context("primary", "big", 2048), fallback]}});
+    bench.patch("AtlasModel", at, tiers).await?;
+    bench.wait_for("Deployment", second, replicas(1)).await?;
+    bench.condition(at, "Progressing", "True", "RollingOut", &["waits for tier fallback"]).await?;
+    let held = bench.api("Deployment", Some(at.0)).get("code-t-primary").await?;
+    has_context(1024)(&held).map_err(anyhow::Error::msg)?;
+    recreate(bench, at, "fallback", "rx", running()).await?;
+    settle(bench, at.0, "code-t-fallback").await?;
+    bench.wait_for("Deployment", first, has_context(2048)).await?;
+    bench.remove_pod((at.0, &pod)).await?;
+    gateway.say(Some("fallback"), &[]);
+    recreate(bench, at, "primary", "xtx", running()).await?;
+    proven(bench, at, "primary").await?;
+    bench.wait_for("Deployment", second, replicas(1)).await?;
+    gateway.say(Some("primary"), &[]);
+    bench.wait_for("Deployment", second, replicas(0)).await?;
     gateway.leave(bench, at.0).await?;
     for tier in ["primary", "fallback"] {
         bench.remove_pod((at.0, &format!("code-t-{tier}-0"))).await?;
     }
+    bench.remove_model(at).await
+}
+
+pub async fn a_pod_on_a_lost_node_is_given_up_after_its_grace(bench: &Bench) -> Result<()> {
+    let at = ("lost", "code");
+    bench.namespace(at.0).await?;
+    bench.card_node("gone", "24G", "96").await?;
+    bench.model(at, &[tier("primary", "big")], json!({})).await?;
+    bench.wait_for("Deployment", (Some(at.0), "code-t-primary"), replicas(1)).await?;
+    let pod = recreate(bench, at, "primary", "gone", running()).await?;
+    bench.condition(at, "Ready", "True", "Serving", &["gone"]).await?;
+    // A pod of a node that answers is left to it, however long it takes.
+    let api = bench.api("Pod", Some(at.0));
+    api.delete(&pod, &DeleteParams::default().grace_period(1)).await?;
+    let past = |object: &DynamicObject| {
+        let at = object.metadata.deletion_timestamp.as_ref().map(|at| at.0);
+        if at.is_some_and(|at| at < jiff::Timestamp::now()) { Ok(()) } else { Err(format!("{at:?}")) }
+    };
+    bench.wait_for("Pod", (Some(at.0), &pod), past).await?;
+    bench.condition(at, "Ready", "False", "NoTierServes", &[]).await?;
+    ensure!(api.get_opt(&pod).await?.is_some(), "a pod of a living node was deleted");
+    let lost = json!({"conditions": [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": ""}]});
+    bench.patch_status("Node", (None, "gone"), lost).await?;
+    atlas_tests::support::wait_until("the pod to be given up", crate::bench::LONG, async || {
+        match api.get_opt(&pod).await {
+            Ok(None) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await?;
+    bench.api("Node", None).delete("gone", &DeleteParams::default()).await?;
+    bench.remove_model(at).await
+}
+
+/// What garbage collection needs: every object of a model names it as owner, and none waits for a finalizer.
+pub async fn every_object_of_a_model_goes_with_it(bench: &Bench) -> Result<()> {
+    let at = ("owned", "code");
+    bench.namespace(at.0).await?;
+    let uid = bench
+        .model(at, &[tier("primary", "big"), tier("fallback", "small")], json!({}))
+        .await?
+        .metadata
+        .uid
+        .context("uid")?;
+    bench.condition(at, "Accepted", "True", "Valid", &[]).await?;
+    bench.wait_for("Deployment", (Some(at.0), "atlas-gateway"), |_| Ok(())).await?;
+    let mut seen = 0;
+    for kind in [
+        "Deployment",
+        "Service",
+        "ConfigMap",
+        "PodDisruptionBudget",
+        "NetworkPolicy",
+        "ServiceAccount",
+        "RoleBinding",
+    ] {
+        for object in bench.api(kind, Some(at.0)).list(&ListParams::default()).await? {
+            let name = object.metadata.name.clone().unwrap_or_default();
+            let owners = object.metadata.owner_references.clone().unwrap_or_default();
+            ensure!(owners.iter().any(|owner| owner.uid == uid), "{kind} {name} has no owner");
+            ensure!(object.metadata.finalizers.unwrap_or_default().is_empty(), "{kind} {name} waits");
+            seen += 1;
+        }
+    }
+    ensure!(seen >= 13, "{seen} objects");
     bench.remove_model(at).await
 }

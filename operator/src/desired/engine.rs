@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     Desired, RenderError, Settings, Template,
+    claim::{CLAIM, claim_template_name, is_claimed},
     meta::{Labels, Parts, TEMPLATE_ANNOTATION, assemble, base_labels, controller_of, hash_of, labels},
 };
 use crate::{
@@ -27,6 +28,9 @@ const CACHE_DIR: &str = "/models";
 const UNREACHABLE_SECONDS: i64 = 30;
 /// Fetching and loading may take this many seconds before the kubelet gives up on a start.
 const STARTUP_SECONDS: i64 = 3600;
+
+/// Annotation of a pod template: the nodes that it keeps its pods from, since their card is another one.
+const EXCLUDED_ANNOTATION: &str = "atlas.gillsystems.com/excluded-nodes";
 
 /// Labels that select a tier's pods.
 pub fn selector(model: &ValidatedModel, tier: &ValidatedTier) -> Labels {
@@ -86,6 +90,7 @@ pub fn build_deployment(
 pub fn build_pod_template(
     model: &ValidatedModel,
     tier: &ValidatedTier,
+    excluded_nodes: &[String],
     settings: &Settings,
 ) -> Result<Value, RenderError> {
     let profile = &tier.profile.spec;
@@ -164,8 +169,41 @@ pub fn build_pod_template(
             "volumes": [model_volume(&profile.model_cache)],
         },
     });
+    if !excluded_nodes.is_empty() {
+        exclude(&mut template, excluded_nodes);
+    }
+    if is_claimed(profile) {
+        // The scheduler finds the card by the claim; labels would only keep nodes without a labeller away.
+        if let Some(affinity) = template["spec"]["affinity"].as_object_mut() {
+            affinity.remove("nodeAffinity");
+        }
+        template["spec"]["resourceClaims"] =
+            json!([{"name": CLAIM, "resourceClaimTemplateName": claim_template_name(model, tier)}]);
+    }
     template["metadata"]["annotations"][TEMPLATE_ANNOTATION] = hash_of(&template).into();
     Ok(template)
+}
+
+/// Keeps a template's pods from nodes whose card is another one. A requirement on a node's name takes one value.
+fn exclude(template: &mut Value, nodes: &[String]) {
+    let pointer =
+        "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let fields: Vec<Value> = nodes
+        .iter()
+        .map(|node| json!({"key": "metadata.name", "operator": "NotIn", "values": [node]}))
+        .collect();
+    for term in template.pointer_mut(pointer).and_then(Value::as_array_mut).into_iter().flatten() {
+        term["matchFields"] = fields.clone().into();
+    }
+    template["metadata"]["annotations"][EXCLUDED_ANNOTATION] = nodes.join(",").into();
+}
+
+/// The nodes that a live Deployment's pods are kept from.
+#[must_use]
+pub fn excluded_nodes(deployment: &Value) -> Vec<String> {
+    let pointer = format!("/spec/template/metadata/annotations/{}", EXCLUDED_ANNOTATION.replace('/', "~1"));
+    let text = deployment.pointer(&pointer).and_then(Value::as_str).unwrap_or_default();
+    text.split(',').filter(|node| !node.is_empty()).map(str::to_owned).collect()
 }
 
 /// The engine's command line, as `docs/contracts.md` promises it.
@@ -215,7 +253,9 @@ fn resources(tier: &ValidatedTier) -> Result<Value, RenderError> {
         Some(own) => serde_json::to_value(own).map_err(RenderError::Json)?,
         None => json!({"requests": {"cpu": "250m", "memory": "512Mi"}}),
     };
-    if tier.profile.spec.backend == Backend::Hip {
+    if is_claimed(&tier.profile.spec) {
+        resources["claims"] = json!([{"name": CLAIM}]);
+    } else if tier.profile.spec.backend == Backend::Hip {
         let name = &tier.profile.spec.resource_name;
         resources["limits"][name] = "1".into();
         if resources.get("requests").is_some_and(|requests| requests.get(name).is_some()) {

@@ -3,6 +3,7 @@
 //! Pure: a model and settings in, JSON out. Only what the operator decides is in them; defaults are the server's.
 
 mod access;
+mod claim;
 pub mod config;
 mod engine;
 pub mod gateway;
@@ -13,7 +14,7 @@ mod tests;
 
 use serde_json::Value;
 
-pub use engine::{build_pod_template, template_hash};
+pub use engine::{build_pod_template, excluded_nodes, template_hash};
 pub use meta::{APPLIED_ANNOTATION, GENERATION_ANNOTATION, Owner, TEMPLATE_ANNOTATION};
 
 use crate::{kinds::Kind, plan::Plan, validate::ValidatedModel};
@@ -99,6 +100,7 @@ pub fn build_objects(
     for ((tier, planned), template) in model.tiers.iter().zip(&plan.tiers).zip(templates) {
         objects.extend(config::build_revision_record(model, tier, &template));
         objects.push(engine::build_deployment(model, tier, planned.replicas, template));
+        objects.extend(claim::build_claim_template(model, tier));
         objects.push(service::build_tier_service(model, tier));
     }
     objects.push(service::build_url_service(model));

@@ -9,6 +9,7 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
     rbac::v1::RoleBinding,
+    resource::v1::ResourceClaimTemplate,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -83,7 +84,7 @@ fn objects() -> Vec<Desired> {
         .tiers
         .iter()
         .map(|tier| {
-            let body = build_pod_template(&model, tier, &settings()).unwrap();
+            let body = build_pod_template(&model, tier, &[], &settings()).unwrap();
             Template { hash: template_hash(&body), body, good: None, taken_back: None }
         })
         .collect();
@@ -122,7 +123,7 @@ fn layers_that_the_card_cannot_hold_go_to_the_processor() {
     let mut model = sample();
     model.tiers[0].setting.offload_layers = 7;
     let args = |index: usize| {
-        let template = build_pod_template(&model, &model.tiers[index], &settings()).unwrap();
+        let template = build_pod_template(&model, &model.tiers[index], &[], &settings()).unwrap();
         template["spec"]["containers"][0]["args"].to_string()
     };
     assert!(args(0).contains(r#""--cpu-layers","7""#), "{}", args(0));
@@ -143,6 +144,7 @@ fn every_field_is_one_that_kubernetes_knows() {
             Kind::NetworkPolicy => known::<NetworkPolicy>(&body),
             Kind::ServiceAccount => known::<ServiceAccount>(&body),
             Kind::RoleBinding => known::<RoleBinding>(&body),
+            Kind::ResourceClaimTemplate => known::<ResourceClaimTemplate>(&body),
         };
         assert_eq!(typed, body, "{kind:?} {name}");
     }

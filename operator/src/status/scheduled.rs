@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use atlas_crds::ModelCondition;
-use atlas_operator_core::tiers::Admission;
+use atlas_operator_core::{engine_contract::EngineExit, tiers::Admission};
 
 use super::{
     Observed,
     conditions::{Draft, State, draft, failure, failure_draft, planned},
 };
 use crate::{
-    observe::TierPods,
+    observe::{Failure, TierPods},
     plan::{Placement, Plan},
     validate::ValidatedModel,
 };
@@ -22,7 +22,7 @@ pub fn scheduled(observed: &Observed<'_>) -> Draft {
         Err(unknown) => return unknown,
     };
     if let Some(found) = failure(observed, ModelCondition::Scheduled) {
-        return failure_draft(found);
+        return with_advice(failure_draft(found), found.2, plan, observed, &found.0.tier);
     }
     if model.suspended {
         return draft(State::True, "Suspended", "spec.suspend is true: no pod is wanted");
@@ -52,6 +52,17 @@ pub fn scheduled(observed: &Observed<'_>) -> Draft {
         let message = format!("pods wait for the scheduler: {}", waiting.join(", "));
         draft(State::Unknown, "Scheduling", with_refused(message, plan, indices))
     }
+}
+
+/// A wrong card of a node with several kinds is not excluded but tried again: says so, and what ends it.
+fn with_advice(draft: Draft, failure: &Failure, plan: &Plan, observed: &Observed<'_>, tier: &str) -> Draft {
+    let index = observed.tiers.iter().position(|pods| pods.tier == tier);
+    let ambiguities = index.and_then(|index| plan.tiers.get(index)).map_or(&[][..], |tier| &tier.ambiguities);
+    if failure.exit != EngineExit::WrongCard || ambiguities.is_empty() {
+        return draft;
+    }
+    let advice = "the pod is made anew, later each time, until it gets the right card";
+    Draft { message: format!("{}; {}: {advice}", draft.message, ambiguities.join("; ")), ..draft }
 }
 
 /// A message with the nodes that refuse these tiers' pods, each once.

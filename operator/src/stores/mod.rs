@@ -58,12 +58,19 @@ pub struct Stores {
     others_ready: tokio::sync::watch::Sender<bool>,
     nodes_ready: tokio::sync::watch::Sender<bool>,
     queues: OnceLock<Queues>,
+    /// Whether the cluster serves resource claims (`resource.k8s.io/v1`).
+    pub serves_claims: bool,
 }
 
 impl Stores {
     /// Starts every watch; each ends when the token is cancelled.
     #[must_use]
-    pub fn start(client: &Client, tasks: &TaskTracker, stop: &CancellationToken) -> Arc<Self> {
+    pub fn start(
+        client: &Client,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+        serves_claims: bool,
+    ) -> Arc<Self> {
         let ours = watcher::Config::default().labels(&format!(
             "{}={}",
             names::LABEL_MANAGED_BY,
@@ -91,6 +98,7 @@ impl Stores {
             others_ready: tokio::sync::watch::Sender::new(false),
             nodes_ready: tokio::sync::watch::Sender::new(false),
             queues: OnceLock::new(),
+            serves_claims,
         });
 
         let spawn = Spawn { tasks, stop };
@@ -125,9 +133,11 @@ impl Stores {
             let stores = Arc::clone(&stores);
             move |event: &watcher::Event<GpuProfile>| match event {
                 watcher::Event::Apply(profile) => {
-                    let generation = profile.metadata.generation;
+                    // What engines found about their cards decides where pods may go.
+                    let excluded = profile.status.as_ref().map(|status| status.excluded.clone());
+                    let key = Some((profile.metadata.generation, excluded.unwrap_or_default()));
                     // Every profile and model is concerned: they say which others there are and which share nodes.
-                    if generations.insert(profile.name_any(), generation) != Some(generation) {
+                    if generations.insert(profile.name_any(), key.clone()) != Some(key) {
                         stores.trigger_everything();
                     }
                 }
@@ -168,6 +178,9 @@ impl Stores {
             move |event: &watcher::Event<Node>| stores.node_event(event, &mut listed)
         });
         for (kind, writer) in writers {
+            if !kind.is_served(serves_claims) {
+                continue;
+            }
             let stores = Arc::clone(&stores);
             let api = Api::all_with(client.clone(), &kind.api_resource());
             spawn.watch_with(
@@ -192,8 +205,10 @@ impl Stores {
         self.models.wait_until_ready().await?;
         self.profiles.wait_until_ready().await?;
         self.pods.wait_until_ready().await?;
-        for store in &self.children {
-            store.wait_until_ready().await?;
+        for (kind, store) in Kind::ALL.iter().zip(&self.children) {
+            if kind.is_served(self.serves_claims) {
+                store.wait_until_ready().await?;
+            }
         }
         // The sender lives as long as this object, so waiting cannot fail.
         let _ = self.nodes_ready.subscribe().wait_for(|ready| *ready).await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use atlas_crds::profile::{Backend, GpuProfile, NodeMatch};
+use atlas_crds::profile::{Allocation, Backend, GpuProfile, NodeMatch};
 
 use super::{AMD_MARKER_KEYS, CU_COUNT, NodeView, PREFIXES, VRAM};
 
@@ -27,10 +27,13 @@ pub fn match_node(profile: &GpuProfile, node: &NodeView) -> Option<ProfileMatch>
     let capacity = node.capacity.get(&profile.spec.resource_name).copied().unwrap_or(0);
     let capacity = i32::try_from(capacity).unwrap_or(i32::MAX);
     let counted = [by_vram.count, by_units.count].into_iter().flatten().min();
-    Some(ProfileMatch {
-        cards: counted.map_or(capacity, |count| count.min(capacity)),
-        mixed: by_vram.mixed || by_units.mixed,
-    })
+    let cards = if profile.spec.allocation == Allocation::ResourceClaim {
+        // No device plugin has to count the cards there: a plain label says that there is one at least.
+        counted.unwrap_or_else(|| capacity.max(1))
+    } else {
+        counted.map_or(capacity, |count| count.min(capacity))
+    };
+    Some(ProfileMatch { cards, mixed: by_vram.mixed || by_units.mixed })
 }
 
 /// What the labels of one kind say of one value.
@@ -166,9 +169,13 @@ pub fn unambiguous_problems(profile: &GpuProfile, all: &[&GpuProfile], nodes: &[
     }
     for node in nodes {
         let Some(matched) = match_node(profile, node) else { continue };
+        // A claim gets the right card of several.
+        if matched.mixed && profile.spec.allocation == Allocation::ResourceClaim {
+            continue;
+        }
         if matched.mixed {
             problems.push(format!(
-                "node {} carries several kinds of card, which the device plugin cannot tell apart",
+                "node {} carries several kinds of card, which the device plugin cannot tell apart (allocation: ResourceClaim can)",
                 node.name
             ));
             continue;

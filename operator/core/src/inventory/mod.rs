@@ -3,12 +3,14 @@
 //! It does not ask any device: a label is a claim, and the engine confirms its own card at start.
 
 mod consistency;
+mod exclusion;
 mod labels;
 mod matching;
 mod offers;
 mod others;
 
 pub use consistency::{DRIVER_VERSION, DriverVerdict, judge_drivers, label_problems};
+pub use exclusion::{CardReports, WrongCard, update_exclusions};
 pub use labels::{AMD_MARKER_KEYS, CU_COUNT, LabelForm, PREFIXES, VRAM, read_label};
 pub use matching::{
     Expression, Operator, ProfileMatch, describe_match, match_node, node_selector_terms, unambiguous_problems,

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use atlas_crds::profile::{Backend, GpuProfile};
+use atlas_crds::profile::{Allocation, Backend, GpuProfile};
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use super::{NodeView, OtherWorkloads, ProfileMatch, match_node};
@@ -74,6 +74,13 @@ pub enum NodeRefusal {
     Cordoned,
     /// A taint that the profile does not tolerate.
     Tainted(NodeTaint),
+    /// An engine found another card there.
+    WrongCard {
+        /// What it said.
+        message: String,
+        /// When the node may be tried again.
+        until: String,
+    },
     /// It has cards and hands none out.
     NoneOffered {
         /// The extended resource.
@@ -129,6 +136,9 @@ impl NodeOffer {
             NodeRefusal::Tainted(taint) => {
                 format!("its taint {taint} is not among spec.tolerations of the GpuProfile")
             }
+            NodeRefusal::WrongCard { message, until } => format!(
+                "an engine found another card there ({message}): correct the node's labels or match of the GpuProfile; it is tried again after {until}"
+            ),
             NodeRefusal::NoneOffered { resource, capacity: 0 } => {
                 format!("it has no {resource} (install the AMD device plugin there)")
             }
@@ -167,8 +177,17 @@ fn offer(profile: &GpuProfile, node: &NodeView, matched: ProfileMatch, others: &
     }
     let taints = node.taints.iter().filter(|taint| !taint.is_tolerated(&profile.spec.tolerations));
     refusals.extend(taints.cloned().map(NodeRefusal::Tainted));
-    if profile.spec.backend == Backend::Cpu {
-        return NodeOffer { node: node.name.clone(), matched, allocatable: 0, held_by_others: 0, refusals };
+    let excluded = profile.status.iter().flat_map(|status| &status.excluded);
+    refusals.extend(excluded.filter(|excluded| excluded.active && excluded.name == node.name).map(
+        |excluded| NodeRefusal::WrongCard {
+            message: excluded.message.clone(),
+            until: excluded.until.0.to_string(),
+        },
+    ));
+    let claimed = profile.spec.allocation == Allocation::ResourceClaim;
+    if profile.spec.backend == Backend::Cpu || claimed {
+        let allocatable = if claimed { matched.cards } else { 0 };
+        return NodeOffer { node: node.name.clone(), matched, allocatable, held_by_others: 0, refusals };
     }
     let count = |from: &std::collections::BTreeMap<String, i64>| from.get(resource).copied().unwrap_or(0);
     let (capacity, allocatable) = (count(&node.capacity), count(&node.allocatable));
