@@ -159,6 +159,7 @@ async fn run(mut collector: Collector, mut inbox: mpsc::Receiver<Errand>) {
             if spans.len() >= BATCH || !told.is_empty() {
                 break;
             }
+            // Late is like closed here: what has been gathered is sent.
             next = tokio::time::timeout_at(gathered, inbox.recv()).await.unwrap_or_default();
         }
         if !spans.is_empty() {

@@ -78,6 +78,7 @@ fn speeds(options: &Options, megabytes: Option<u64>) -> Result<String, Fatal> {
     let mut text = format!("speed     fastest of {} runs over {} MiB\n", work.runs, work.bytes >> 20);
     for speed in &speeds {
         let rate = speed.gigabytes_per_second();
+        // Writing to a string does not fail.
         let _ = writeln!(text, "  {:<44} {rate:>8.1} GB/s  {:>5.2} of copy", speed.name, rate / whole);
     }
     Ok(text)

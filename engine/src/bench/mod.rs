@@ -268,6 +268,7 @@ fn table(report: &Report) -> String {
         report.products_per_second / 1e9,
         report.load_seconds
     );
+    // Writing to a string does not fail.
     let _ = writeln!(
         text,
         "{:8} {:>6} {:>9} {:>7} {:>10} {:>9}",

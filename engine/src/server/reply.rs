@@ -55,6 +55,7 @@ impl Event {
 impl Event {
     /// What an event carries.
     pub fn value(&self) -> Value {
+        // An event without JSON, such as `[DONE]`, carries nothing.
         let data = self.0.lines().find_map(|line| line.strip_prefix("data: "));
         data.and_then(|data| serde_json::from_str(data).ok()).unwrap_or_default()
     }

@@ -42,6 +42,7 @@ fn instructions(work: &dyn Fn()) -> u64 {
             if traced.is_ok() {
                 work();
             }
+            // The parent sees how this process ends, whatever the answer is.
             let _ = raise(Signal::SIGKILL);
             unreachable!("nobody outlives this signal")
         }
