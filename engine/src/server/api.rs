@@ -140,7 +140,9 @@ async fn answer(
         Endpoint::Responses => responses::answer(app, engine, fields, in_flight).await,
         Endpoint::Messages => anthropic::answer(app, engine, fields, in_flight).await,
         Endpoint::CountTokens => Ok(Json(anthropic::count_tokens(engine, &fields).await?).into_response()),
-        Endpoint::Embeddings => Ok(Json(embeddings::answer(app, engine, &fields).await?).into_response()),
+        Endpoint::Embeddings => {
+            Ok(Json(embeddings::answer(app, engine, &fields, in_flight.origin).await?).into_response())
+        }
         Endpoint::Tokenize => Ok(Json(tokenize::tokenize(engine, &fields).await?).into_response()),
         Endpoint::Detokenize => Ok(Json(tokenize::detokenize(engine, &fields)?).into_response()),
     }

@@ -2,6 +2,8 @@
 
 use super::fields::Fields;
 use super::openai::ApiError;
+use super::reply::Origin;
+use super::trace::{Outcome, Recording, Timeline};
 use super::{App, Engine};
 use crate::runtime::Pooling;
 use atlas_engine_core::TokenId;
@@ -15,7 +17,7 @@ const MAX_INPUTS: usize = 128;
 ///
 /// # Errors
 /// A field is wrong, a text does not fit, the queue is full, or the time is over.
-pub async fn answer(app: &App, engine: &Engine, fields: &Fields) -> Result<Value, ApiError> {
+pub async fn answer(app: &App, engine: &Engine, fields: &Fields, origin: Origin) -> Result<Value, ApiError> {
     let model = fields.required("model", fields.string("model")?, "the model's id")?;
     let as_base64 = match fields.string("encoding_format")? {
         None | Some("float") => false,
@@ -31,7 +33,18 @@ pub async fn answer(app: &App, engine: &Engine, fields: &Fields) -> Result<Value
     let inputs = inputs(engine, fields.get("input")).await?;
     let tokens: usize = inputs.iter().map(Vec::len).sum();
     app.metrics.prompt_tokens.inc_by(tokens as u64);
-    let vectors = tokio::time::timeout(app.request_timeout, vectors(engine, inputs, pooling)).await;
+    let mut recording = Recording {
+        timeline: Timeline::new(origin.trace, "embeddings", model.to_owned(), origin.clock, origin.arrived),
+        outcome: Outcome { end: "client", prompt_tokens: tokens, cached_tokens: 0, completion_tokens: 0 },
+        spans: app.spans.clone(),
+    };
+    let vectors = vectors(engine, inputs, pooling, &mut recording.timeline);
+    let vectors = tokio::time::timeout(app.request_timeout, vectors).await;
+    recording.outcome.end = match &vectors {
+        Ok(Ok(_)) => "answered",
+        Ok(Err(_)) => "engine",
+        Err(_) => "timeout",
+    };
     let vectors = vectors.map_err(|_| ApiError::timeout(app.request_timeout.as_secs()))??;
     let data = vectors.into_iter().enumerate().map(|(index, vector)| {
         let embedding = if as_base64 { Value::String(base64(&vector)) } else { json!(vector) };
@@ -46,6 +59,7 @@ async fn vectors(
     engine: &Engine,
     inputs: Vec<Vec<TokenId>>,
     pooling: Pooling,
+    timeline: &mut Timeline,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
     let mut vectors = Vec::with_capacity(inputs.len());
     for input in inputs {
@@ -53,8 +67,9 @@ async fn vectors(
             Refusal::QueueFull { waiting } => ApiError::queue_full(waiting),
             Refusal::NeverFits { .. } => ApiError::invalid(Some("input"), refusal.to_string()),
         })?;
-        let vector = vector.await.map_err(|_| ApiError::internal("the model failed while embedding"))?;
-        vectors.push(normalized(vector));
+        let embedded = vector.await.map_err(|_| ApiError::internal("the model failed while embedding"))?;
+        timeline.begin(embedded.began);
+        vectors.push(normalized(embedded.vector));
     }
     Ok(vectors)
 }

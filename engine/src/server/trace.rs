@@ -3,7 +3,7 @@
 //! A request's span belongs to the trace that its `traceparent` header names (W3C Trace Context), else to one of its
 //! own. Nothing here sends anything.
 
-use crate::otlp::{Attribute, Span};
+use crate::otlp::{Attribute, Exporter, Span};
 use axum::http::HeaderMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -69,6 +69,24 @@ pub struct Outcome {
     pub cached_tokens: usize,
     /// Tokens of the answer.
     pub completion_tokens: usize,
+}
+
+/// A request under way, whose spans leave when it is dropped; its client has left unless `outcome` says otherwise.
+pub struct Recording {
+    /// What it was doing when.
+    pub timeline: Timeline,
+    /// How it went.
+    pub outcome: Outcome,
+    /// Where its spans go.
+    pub spans: Option<Exporter>,
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if let Some(spans) = &self.spans {
+            spans.send(self.timeline.spans(self.outcome, Instant::now()));
+        }
+    }
 }
 
 impl Timeline {
