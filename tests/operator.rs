@@ -15,6 +15,8 @@ mod gateways;
 mod hub;
 #[path = "operator/inventory.rs"]
 mod inventory;
+#[path = "operator/late.rs"]
+mod late;
 #[path = "operator/lifecycle.rs"]
 mod lifecycle;
 #[path = "operator/memory.rs"]
@@ -71,4 +73,10 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_breaks_the_cluster_comes_to_the_same_rest() -> Result<()> {
     perturb::everything().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_late_is_acted_on_when_it_comes() -> Result<()> {
+    let bench = Bench::start().await?;
+    late::a_header_that_comes_late_needs_no_second_look(&bench).await
 }

@@ -78,7 +78,9 @@ impl Headers {
         let now = Instant::now();
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if entries.len() >= MAX_SOURCES && !entries.contains_key(uri) {
-            let oldest = entries.iter().min_by_key(|(_, entry)| entry.used).map(|(uri, _)| uri.clone());
+            // One that is being read has somebody who waits for it.
+            let idle = entries.iter().filter(|(_, entry)| !entry.reading);
+            let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(uri, _)| uri.clone());
             if let Some(oldest) = oldest {
                 entries.remove(&oldest);
             }

@@ -2,7 +2,7 @@
 //!
 //! After this stage nobody reads nodes. Which node a pod lands on is the scheduler's decision, not ours.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use atlas_crds::{
     AtlasModel, GpuProfile,
@@ -104,18 +104,16 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether the header of a tier is being read, and for no longer than a first start waits for it.
+    /// How long headers that are being read are still waited for; `None` where none is, or no longer.
+    ///
+    /// Only the end of the wait needs a clock: a header that comes asks for a reconcile itself.
     #[must_use]
-    pub fn is_reading(&self) -> bool {
-        self.tiers.iter().any(|tier| matches!(tier.vram, TierVram::Reading(since) if since < HEADER_PATIENCE))
-    }
-
-    /// Whether a tier has no pods only because its header is being read.
-    #[must_use]
-    pub fn waits_for_header(&self) -> bool {
-        self.tiers.iter().any(|tier| {
-            tier.admission == Admission::Stop && matches!(tier.vram, TierVram::Reading(_)) && tier.wanted > 0
-        })
+    pub fn header_patience(&self) -> Option<Duration> {
+        let left = self.tiers.iter().filter_map(|tier| match tier.vram {
+            TierVram::Reading(since) => HEADER_PATIENCE.checked_sub(since).filter(|left| !left.is_zero()),
+            TierVram::Unread(_) | TierVram::Planned(_) => None,
+        });
+        left.min()
     }
 }
 

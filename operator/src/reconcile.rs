@@ -177,9 +177,10 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let previous = remembered.or_else(|| object.status.clone()).unwrap_or_default();
     let told = restarted && previous.observed_generation == object.metadata.generation;
     let edits = outcome.iter().flat_map(|(_, applied)| &applied.hand_edits).map(build_edit_event);
-    if told && outcome.as_ref().is_some_and(|(plan, _)| plan.is_reading()) {
+    let patience = outcome.as_ref().and_then(|(plan, _)| plan.header_patience());
+    if let Some(patience) = patience.filter(|_| told) {
         context.events.publish_all(object.object_ref(&()), edits.collect());
-        return Ok(Action::requeue(WHILE_STARTING));
+        return Ok(Action::requeue(patience));
     }
     let observed = Observed {
         object,
@@ -198,18 +199,24 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     events.extend(edits);
     context.events.publish_all(object.object_ref(&()), events);
 
-    let reading = outcome.as_ref().is_some_and(|(plan, _)| plan.waits_for_header());
-    let starting =
-        reading || tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
+    let starting = tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
     let stuck = tiers.iter().flat_map(TierPods::current).any(|pod| pod.waiting.is_some());
-    let draining = inputs.own_pods.iter().any(|pod| pod.metadata.deletion_timestamp.is_some());
-    Ok(Action::requeue(if starting || draining {
-        WHILE_STARTING
-    } else if own_taken || stuck {
-        WHILE_TAKEN
-    } else {
-        RESYNC
-    }))
+    // What is looked at again because nobody tells of it, and what has a time of its own.
+    let looks = [
+        starting.then_some(WHILE_STARTING),
+        (own_taken || stuck).then_some(WHILE_TAKEN),
+        patience,
+        end_of_grace(&inputs.own_pods, observed.now),
+    ];
+    Ok(Action::requeue(looks.into_iter().flatten().fold(RESYNC, Duration::min)))
+}
+
+/// Time until the first pod outlives its grace; what happens to it before then is told by its watch.
+fn end_of_grace(pods: &[Arc<Pod>], now: Timestamp) -> Option<Duration> {
+    let ends = pods.iter().filter_map(|pod| pod.metadata.deletion_timestamp.as_ref()).map(|at| at.0);
+    let next = ends.filter(|at| *at >= now).min()?;
+    // Timestamps are of whole seconds.
+    Some(next.duration_since(now).unsigned_abs() + Duration::from_secs(1))
 }
 
 /// Deletes pods that outlived their grace on a node that is lost: nobody else does, and a Recreate rollout waits.

@@ -52,7 +52,7 @@ pub fn free_address() -> Result<String> {
 pub struct Bench {
     server: ApiServer,
     folder: tempfile::TempDir,
-    hub: Hub,
+    pub hub: Hub,
     /// What operators reach the API server with.
     kubeconfig: PathBuf,
     pub client: Client,

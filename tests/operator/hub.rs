@@ -1,12 +1,20 @@
-//! A hub on loopback that has one repository: a model whose header is read, and nothing else.
+//! A hub on loopback that has one repository: a model whose header is read, one that comes when the test says so.
 
 use anyhow::Result;
 use atlas_tests::support::wide_header;
-use axum::{Router, extract::Path, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::{Path, State},
+    http::StatusCode,
+    response::IntoResponse,
+    routing::get,
+};
+use tokio::sync::watch;
 
 /// The hub; dropping it ends it.
 pub struct Hub {
     pub url: String,
+    late: watch::Sender<Option<Vec<u8>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -20,19 +28,33 @@ impl Hub {
     pub async fn start() -> Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let app = Router::new().route("/acme/models/resolve/main/{file}", get(serve));
+        let late = watch::Sender::new(None);
+        let app =
+            Router::new().route("/acme/models/resolve/main/{file}", get(serve)).with_state(late.subscribe());
         let task = tokio::spawn(async move {
             // It ends with the test.
             let _ = axum::serve(listener, app).await;
         });
-        Ok(Self { url, task })
+        Ok(Self { url, late, task })
+    }
+
+    /// What `late.gguf` is from now on; while it is nothing, whoever asks for it waits.
+    pub fn put_late(&self, header: Option<Vec<u8>>) {
+        self.late.send_replace(header);
     }
 }
 
-/// `wide.gguf` is hard to fit; every other name is not there.
-async fn serve(Path(file): Path<String>) -> axum::response::Response {
-    if file != "wide.gguf" {
-        return StatusCode::NOT_FOUND.into_response();
+/// `wide.gguf` is hard to fit, `late.gguf` comes when it is there; every other name is not there.
+async fn serve(
+    Path(file): Path<String>,
+    State(mut late): State<watch::Receiver<Option<Vec<u8>>>>,
+) -> axum::response::Response {
+    match file.as_str() {
+        "wide.gguf" => wide_header().into_response(),
+        "late.gguf" => match late.wait_for(Option::is_some).await {
+            Ok(header) => header.clone().unwrap_or_default().into_response(),
+            Err(_) => StatusCode::NOT_FOUND.into_response(),
+        },
+        _ => StatusCode::NOT_FOUND.into_response(),
     }
-    wide_header().into_response()
 }

@@ -6,6 +6,15 @@ use atlas_format::HeaderWriter;
 ///
 /// So 24 GB hold four sequences of 4,096 tokens, and 8 GB not even one.
 pub fn wide_header() -> Vec<u8> {
+    header_of_width(51200)
+}
+
+/// The same with a tenth of the weights, which 8 GB hold with two sequences.
+pub fn narrow_header() -> Vec<u8> {
+    header_of_width(5120)
+}
+
+fn header_of_width(width: u64) -> Vec<u8> {
     let mut header = HeaderWriter::default()
         .text("general.architecture", "llama")
         .number("llama.block_count", 32)
@@ -14,7 +23,7 @@ pub fn wide_header() -> Vec<u8> {
         .number("llama.feed_forward_length", 11008)
         .number("llama.attention.head_count", 32);
     for layer in 0..32 {
-        header = header.tensor(&format!("blk.{layer}.ffn_up.weight"), &[4096, 51200], 12);
+        header = header.tensor(&format!("blk.{layer}.ffn_up.weight"), &[4096, width], 12);
     }
     header.finish()
 }
