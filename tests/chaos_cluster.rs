@@ -21,7 +21,7 @@ async fn neither_a_lost_node_nor_lost_controllers_lose_an_answer() -> anyhow::Re
         share: 0.5,
         seed: 1,
         faults: vec![Fault::NodeKill, Fault::ControllerKill],
-        cluster: false,
+        loopback: false,
         peer: false,
         saturate: None,
         out: folder.path().to_owned(),

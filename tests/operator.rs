@@ -27,6 +27,8 @@ mod pace;
 mod perturb;
 #[path = "operator/scenarios.rs"]
 mod scenarios;
+#[path = "operator/silence.rs"]
+mod silence;
 #[path = "operator/webhook.rs"]
 mod webhook;
 #[path = "operator/wrong_card.rs"]
@@ -79,4 +81,9 @@ async fn whatever_breaks_the_cluster_comes_to_the_same_rest() -> Result<()> {
 async fn what_comes_late_is_acted_on_when_it_comes() -> Result<()> {
     let bench = Bench::start().await?;
     late::a_header_that_comes_late_needs_no_second_look(&bench).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_or_dead_gateway_is_deleted_and_a_starved_controller_deletes_none() -> Result<()> {
+    silence::silent_and_starved().await
 }

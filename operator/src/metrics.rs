@@ -1,7 +1,8 @@
 //! Every metric of the controllers, registered in one place.
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Counter, Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
 };
 
 /// The controllers' metrics.
@@ -19,6 +20,8 @@ pub struct Metrics {
     pub writes: IntCounterVec,
     /// Gateways that were deleted because they stayed silent.
     pub silent_gateways: IntCounter,
+    /// Seconds in which the watch over the gateways did not run on time, which count as nobody's silence.
+    pub watch_stalled: Counter,
     /// Headers of model files that could not be read, by kind of failure.
     pub header_errors: IntCounterVec,
     /// Bytes of headers that were read.
@@ -64,6 +67,11 @@ impl Metrics {
             "Gateway pods deleted because they stayed silent.",
         )?;
         registry.register(Box::new(silent_gateways.clone()))?;
+        let watch_stalled = Counter::new(
+            "atlas_gateway_watch_stalled_seconds_total",
+            "Seconds in which this process did not run on time; they count as no gateway's silence.",
+        )?;
+        registry.register(Box::new(watch_stalled.clone()))?;
         let header_bytes =
             IntCounter::new("atlas_header_bytes_total", "Bytes read of the headers of model files.")?;
         registry.register(Box::new(header_bytes.clone()))?;
@@ -89,6 +97,7 @@ impl Metrics {
             seconds,
             busy,
             silent_gateways,
+            watch_stalled,
             leader,
             registry,
         })

@@ -134,6 +134,18 @@ impl Bench {
         Ok(operator)
     }
 
+    /// What other processes reach the API server with.
+    pub fn kubeconfig(&self) -> &std::path::Path {
+        &self.kubeconfig
+    }
+
+    /// The running operator's process.
+    pub fn operator_process(&self) -> Result<nix::unistd::Pid> {
+        let running = self.operator.lock().unwrap();
+        let id = running.as_ref().and_then(|operator| operator.child.id()).context("no operator")?;
+        Ok(nix::unistd::Pid::from_raw(i32::try_from(id)?))
+    }
+
     /// What the real kubectl says as administrator, refused or not.
     pub async fn try_kubectl(&self, arguments: &[&str]) -> Result<KubectlOutput> {
         Ok(self.server.kubectl(arguments).await?)

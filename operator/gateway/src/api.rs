@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use serde_json::json;
@@ -13,6 +13,7 @@ use crate::{
     body::{self, AnswerBody},
     call::{Call, Needs},
     config::Timing,
+    detached,
     dialect::Dialect,
     error::ApiError,
     forward,
@@ -123,8 +124,8 @@ impl Api {
                     model: Arc::clone(model),
                     metrics: Arc::clone(&self.metrics),
                     method: head.method,
-                    uri: origin_form(&head.uri),
-                    headers: headers::for_engine(&head.headers),
+                    uri: detached::origin_form(&head.uri),
+                    headers: detached::headers(&headers::for_engine(&head.headers)),
                     body,
                     needs,
                     required_tier,
@@ -134,8 +135,7 @@ impl Api {
                     received,
                     deadline: received + limit,
                 };
-                // On the heap and gone with the answer's head: the connection keeps room for its largest future as
-                // long as it lives, and a stream lives long.
+                // Apart from this future, which most refusals never grow beyond.
                 Box::pin(forward::forward(Arc::new(call))).await
             }
         };
@@ -148,11 +148,6 @@ impl Api {
 struct Admitted {
     caller: String,
     running: Option<limits::Running>,
-}
-
-/// Path and query, as an engine expects them.
-fn origin_form(uri: &Uri) -> Uri {
-    uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from)
 }
 
 async fn read_body(incoming: Incoming, limit_bytes: usize, timing: Timing) -> Result<bytes::Bytes, ApiError> {

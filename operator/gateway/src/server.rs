@@ -40,7 +40,9 @@ pub async fn accept(listener: TcpListener, api: Arc<Api>, stop: CancellationToke
         running.spawn(async move {
             let service = service_fn(move |request| {
                 let api = Arc::clone(&api);
-                async move { Ok::<_, Infallible>(api.answer(request).await) }
+                // On the heap and gone with the answer's head: the connection keeps room for its largest future as long
+                // as it lives, and a stream lives long.
+                Box::pin(async move { Ok::<_, Infallible>(api.answer(request).await) })
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -89,10 +89,16 @@ pub struct Demand {
 /// Clients at work.
 pub struct Load {
     clients: JoinSet<()>,
+    /// Nothing more is asked.
     stop: CancellationToken,
+    /// Nothing more is waited for.
+    give_up: CancellationToken,
     samples: Arc<Mutex<Vec<Sample>>>,
     midway: Midway,
 }
+
+/// How long requests may take that are under way when no more are made; they come to rest within a few seconds.
+const LAST_WAIT: Duration = Duration::from_secs(60);
 
 /// Streams that have begun and are not over.
 pub type Midway = Arc<AtomicUsize>;
@@ -132,31 +138,32 @@ impl Load {
             }
             expected.push(both);
         }
-        let (expected, samples): (Expected, Arc<Mutex<Vec<Sample>>>) = (Arc::new(expected), Arc::default());
-        let (stop, midway) = (CancellationToken::new(), Midway::default());
-        let mut tasks = JoinSet::new();
-        for client in 0..demand.clients {
-            let (stop, samples, expected) = (stop.clone(), Arc::clone(&samples), Arc::clone(&expected));
-            let (midway, door) = (Arc::clone(&midway), door.clone());
-            tasks.spawn(async move {
-                let mut number = client / 2;
-                while !stop.is_cancelled() {
-                    let began = Instant::now();
-                    let (at, streams) = (number % PROMPTS.len(), client % 2 == 0);
-                    let wanted = expected[at][usize::from(streams)].as_str();
-                    let question = Question { prompt: PROMPTS[at], streams, expected: Some(wanted) };
-                    let sample = ask(&door, question, &mut String::new(), &midway).await;
-                    samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
-                    number += 1;
-                    let until = began + distance(demand.pace);
-                    tokio::select! {
-                        () = tokio::time::sleep_until(until.into()) => {}
-                        () = stop.cancelled() => {}
-                    }
-                }
-            });
+        Ok(Self::begin(&door, demand, &Arc::new(expected)))
+    }
+
+    /// Starts the clients, which know the answers.
+    fn begin(door: &Door, demand: Demand, expected: &Expected) -> Self {
+        let mut load = Self {
+            clients: JoinSet::new(),
+            stop: CancellationToken::new(),
+            give_up: CancellationToken::new(),
+            samples: Arc::default(),
+            midway: Midway::default(),
+        };
+        for number in 0..demand.clients {
+            let client = Client {
+                number,
+                door: door.clone(),
+                pace: demand.pace,
+                expected: Arc::clone(expected),
+                stop: load.stop.clone(),
+                give_up: load.give_up.clone(),
+                samples: Arc::clone(&load.samples),
+                midway: Arc::clone(&load.midway),
+            };
+            load.clients.spawn(client.run());
         }
-        Ok(Self { clients: tasks, stop, samples, midway })
+        load
     }
 
     /// Answers since the given time that this tier gave.
@@ -185,11 +192,65 @@ impl Load {
         std::mem::take(&mut *self.samples.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Lets every client finish what it is at, and returns everything that was seen.
-    pub async fn finish(mut self) -> Vec<Sample> {
+    /// Lets every client finish what it is at, and returns everything that was seen. It ends however the requests do: what
+    /// is not over after a while is lost.
+    pub async fn finish(self) -> Vec<Sample> {
+        self.finish_within(LAST_WAIT).await
+    }
+
+    async fn finish_within(mut self, limit: Duration) -> Vec<Sample> {
         self.stop.cancel();
-        while self.clients.join_next().await.is_some() {}
+        let over = async { while self.clients.join_next().await.is_some() {} };
+        if tokio::time::timeout(limit, over).await.is_err() {
+            self.give_up.cancel();
+            while self.clients.join_next().await.is_some() {}
+        }
         self.take()
+    }
+}
+
+/// One client.
+struct Client {
+    number: usize,
+    door: Door,
+    pace: Option<Duration>,
+    expected: Expected,
+    stop: CancellationToken,
+    give_up: CancellationToken,
+    samples: Arc<Mutex<Vec<Sample>>>,
+    midway: Midway,
+}
+
+impl Client {
+    async fn run(self) {
+        let mut number = self.number / 2;
+        while !self.stop.is_cancelled() {
+            let began = Instant::now();
+            let (at, streams) = (number % PROMPTS.len(), self.number.is_multiple_of(2));
+            let sample = self.ask(at, streams).await;
+            self.samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+            number += 1;
+            let until = began + distance(self.pace);
+            tokio::select! {
+                () = tokio::time::sleep_until(until.into()) => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn ask(&self, at: usize, streams: bool) -> Sample {
+        let expected = self.expected[at][usize::from(streams)].as_str();
+        let question = Question { prompt: PROMPTS[at], streams, expected: Some(expected) };
+        let (begun, mut text) = (Sample::begin(streams), String::new());
+        tokio::select! {
+            biased;
+            sample = ask(&self.door, question, &mut text, &self.midway) => sample,
+            () = self.give_up.cancelled() => Sample {
+                ended: Instant::now(),
+                outcome: Outcome::Lost(format!("no end long after everybody stopped asking: {:?}", begun.started.elapsed())),
+                ..begun
+            },
+        }
     }
 }
 
@@ -216,4 +277,27 @@ pub async fn pace_of(door: &Door, clients: usize, share: f64) -> anyhow::Result<
     load.finish().await;
     ensure!(answered > 0, "not one of {clients} clients was answered within {MEASURED:?}");
     Ok(took.mul_f64(clients as f64 / answered as f64 / share))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_load_ends_although_nobody_answers_and_says_what_is_lost() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let door = Door::only(listener.local_addr().unwrap());
+        let answers = PROMPTS.map(|_| [String::new(), String::new()]).to_vec();
+        let load = Load::begin(&door, Demand { clients: 4, pace: None }, &Arc::new(answers));
+        // Each client has its connection, and waits for an answer on it.
+        let mut accepted = Vec::new();
+        for _ in 0..4 {
+            accepted.push(listener.accept().await.unwrap());
+        }
+        let samples = load.finish_within(Duration::from_millis(10)).await;
+        assert_eq!(samples.len(), 4);
+        assert!(samples.iter().all(|sample| matches!(sample.outcome, Outcome::Lost(_))), "{samples:?}");
+    }
 }

@@ -87,6 +87,7 @@ impl Loopback {
             retried: 0,
             resumed: 0,
             deleted: 0,
+            gateways_lost: 0,
             resumes,
         })
     }
@@ -127,7 +128,7 @@ impl Loopback {
         let counts = gateway.status().await?["models"][0]["requests"].clone();
         let count = |name: &str| counts[name].as_u64().unwrap_or(0);
         let (retried, resumed) = (count("retried"), count("resumed"));
-        Ok(Played { rounds: played, samples, retried, resumed, deleted: 0, resumes })
+        Ok(Played { rounds: played, samples, retried, resumed, deleted: 0, gateways_lost: 0, resumes })
     }
 }
 

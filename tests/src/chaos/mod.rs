@@ -48,45 +48,44 @@ pub enum Fault {
     GpuHang,
     /// SIGKILL of one of two gateways.
     GatewayKill,
-    /// Its whole node is lost, link first; every second time a gateway is lost with it.
+    /// Its whole node is lost, link first; in the second half of the rounds a gateway is lost with it.
     NodeKill,
     /// SIGKILL of every controller at once.
     ControllerKill,
 }
 
 impl Fault {
-    /// Every fault.
-    pub const ALL: [Self; 8] = [
+    /// Every fault that is played where none is named.
+    pub const USUAL: [Self; 7] = [
         Self::EngineKill,
-        Self::EngineCrash,
+        Self::NodeKill,
         Self::NodeFreeze,
         Self::NetCut,
         Self::GpuHang,
         Self::GatewayKill,
-        Self::NodeKill,
         Self::ControllerKill,
     ];
-    /// Every fault of an engine or of the way to it, which need no cluster.
+    /// Every fault of an engine or of the way to it.
     pub const OF_ENGINES: [Self; 5] =
         [Self::EngineKill, Self::EngineCrash, Self::NodeFreeze, Self::NetCut, Self::GpuHang];
-    /// Every fault that needs no cluster.
-    pub const ON_LOOPBACK: [Self; 6] = [
-        Self::EngineKill,
-        Self::EngineCrash,
-        Self::NodeFreeze,
-        Self::NetCut,
-        Self::GpuHang,
-        Self::GatewayKill,
-    ];
-    /// Every fault that a cluster can play.
-    pub const ON_CLUSTER: [Self; 6] = [
-        Self::EngineKill,
-        Self::NodeKill,
-        Self::NodeFreeze,
-        Self::NetCut,
-        Self::GatewayKill,
-        Self::ControllerKill,
-    ];
+
+    /// Whether it needs a cluster.
+    #[must_use]
+    pub const fn needs_cluster(self) -> bool {
+        matches!(self, Self::NodeKill | Self::ControllerKill)
+    }
+
+    /// Whether it can be played on the cluster, where nobody can hold a thread of an engine.
+    #[must_use]
+    pub const fn fits_cluster(self) -> bool {
+        !matches!(self, Self::EngineCrash | Self::GpuHang)
+    }
+
+    /// Whether a whole node is lost, on a cluster with whatever else stands there.
+    #[must_use]
+    pub const fn takes_a_node(self) -> bool {
+        matches!(self, Self::NodeKill | Self::NodeFreeze | Self::NetCut)
+    }
 
     /// The id in the summary.
     #[must_use]
@@ -119,17 +118,17 @@ pub struct Args {
     /// Where the random times of the faults begin.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// The faults; all of them where none is named.
+    /// The faults; all but the crash of an engine where none is named.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub faults: Vec<Fault>,
-    /// Play on the local cluster what can be played there, instead of only what needs one.
-    #[arg(long)]
-    pub cluster: bool,
+    /// Play on loopback what needs no cluster, without root; otherwise only what cannot be played on the cluster.
+    #[arg(long, conflicts_with = "peer")]
+    pub loopback: bool,
     /// Play the faults on plain Kubernetes too, on the same cluster: a Service over two Deployments, without the operator.
     #[arg(long)]
     pub peer: bool,
     /// Break nothing: for so many minutes let the clients ask for all that an engine can answer, and fail when traffic moves.
-    #[arg(long, value_name = "MINUTES", conflicts_with_all = ["faults", "cluster", "peer", "rounds", "share"])]
+    #[arg(long, value_name = "MINUTES", conflicts_with_all = ["faults", "loopback", "peer", "rounds", "share"])]
     pub saturate: Option<f64>,
     /// Where the summary and the plot are left.
     #[arg(long, default_value = "target/chaos")]
@@ -139,14 +138,9 @@ pub struct Args {
 impl Args {
     /// What is played on loopback and what on the cluster.
     fn places(&self) -> (Vec<Fault>, Vec<Fault>) {
-        let everything =
-            if self.cluster || self.peer { Fault::ON_CLUSTER.to_vec() } else { Fault::ALL.to_vec() };
-        let faults = if self.faults.is_empty() { everything } else { self.faults.clone() };
-        let on_cluster = |fault: &Fault| {
-            !Fault::ON_LOOPBACK.contains(fault)
-                || (self.cluster || self.peer) && Fault::ON_CLUSTER.contains(fault)
-        };
-        faults.into_iter().partition(|fault| !on_cluster(fault))
+        let faults = if self.faults.is_empty() { Fault::USUAL.to_vec() } else { self.faults.clone() };
+        let on_loopback = |fault: &Fault| !fault.needs_cluster() && (self.loopback || !fault.fits_cluster());
+        faults.into_iter().partition(on_loopback)
     }
 }
 
@@ -173,12 +167,11 @@ pub struct Played {
     pub resumed: u64,
     /// Gateways that a controller held to be lost and deleted.
     pub deleted: u64,
+    /// Gateways that were lost with their node.
+    pub gateways_lost: u64,
     /// Whether the engines know how to go on with a broken stream.
     pub resumes: bool,
 }
-
-/// Summaries and what they were made of, for the plot.
-type Panels = Vec<(FaultSummary, Played)>;
 
 /// Plays the faults one after another, prints the table and leaves summary and plot.
 ///
@@ -193,31 +186,46 @@ pub async fn run(args: &Args) -> anyhow::Result<Vec<FaultSummary>> {
     ensure!(args.share > 0.0 && args.share <= 1.0, "--share is {}, not above 0 and at most 1", args.share);
     let mut random = StdRng::seed_from_u64(args.seed);
     let (on_loopback, on_cluster) = args.places();
-    let mut panels = Panels::new();
+    let mut panels = Panels { played: Vec::new(), out: args.out.clone() };
     if !on_loopback.is_empty() {
         let mut loopback = Loopback::start(args.clients, args.share).await?;
         println!("on loopback: {}", describe_demand(args.clients, loopback.pace()));
         for fault in on_loopback {
             let played = loopback.play(fault, args.rounds, &mut random).await.context(fault.id())?;
-            panels.push(finished(fault, "loopback", played));
+            panels.add(fault, "loopback", played)?;
         }
     }
     if !on_cluster.is_empty() {
-        panels.extend(cluster::run(args, &on_cluster, &mut random).await?);
+        cluster::run(args, &on_cluster, &mut random, &mut panels).await?;
     }
-    let summaries: Vec<FaultSummary> = panels.iter().map(|(summary, _)| summary.clone()).collect();
+    let summaries = panels.summaries();
     println!("{}", render_table(&summaries));
-    std::fs::create_dir_all(&args.out)?;
-    std::fs::write(args.out.join("summary.json"), serde_json::to_string_pretty(&summaries)? + "\n")?;
-    std::fs::write(args.out.join("latency.svg"), plot::render(&panels))?;
     Ok(summaries)
 }
 
-/// Sums a fault up and shows it.
-fn finished(fault: Fault, place: &'static str, played: Played) -> (FaultSummary, Played) {
-    let summary = FaultSummary::of(fault, place, &played);
-    println!("{}", render_table(std::slice::from_ref(&summary)));
-    (summary, played)
+/// Summaries and what they were made of, for the plot; written anew after every fault, so that a run that is ended leaves
+/// what it has seen.
+struct Panels {
+    played: Vec<(FaultSummary, Played)>,
+    out: PathBuf,
+}
+
+impl Panels {
+    /// Sums a fault up, shows it and writes it down with those before it.
+    fn add(&mut self, fault: Fault, place: &'static str, played: Played) -> anyhow::Result<()> {
+        let summary = FaultSummary::of(fault, place, &played);
+        println!("{}", render_table(std::slice::from_ref(&summary)));
+        self.played.push((summary, played));
+        std::fs::create_dir_all(&self.out)?;
+        let summaries = serde_json::to_string_pretty(&self.summaries())? + "\n";
+        std::fs::write(self.out.join("summary.json"), summaries)?;
+        std::fs::write(self.out.join("latency.svg"), plot::render(&self.played))?;
+        Ok(())
+    }
+
+    fn summaries(&self) -> Vec<FaultSummary> {
+        self.played.iter().map(|(summary, _)| summary.clone()).collect()
+    }
 }
 
 fn describe_demand(clients: usize, pace: Option<Duration>) -> String {
@@ -247,26 +255,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_needs_a_cluster_is_played_on_one_and_the_rest_only_when_asked() {
-        use Fault::{ControllerKill, EngineKill, GpuHang, NodeKill};
-        let check = |faults: &[Fault], cluster: bool, loopback: usize, on_cluster: usize| {
+    fn what_fits_the_cluster_is_played_there_unless_it_is_not_wanted() {
+        use Fault::{ControllerKill, EngineCrash, EngineKill, GpuHang, NodeKill};
+        let check = |faults: &[Fault], loopback: bool, on_loopback: usize, on_cluster: usize| {
             let args = Args {
                 rounds: 1,
                 clients: 1,
                 share: 0.5,
                 seed: 1,
                 faults: faults.to_vec(),
-                cluster,
+                loopback,
                 peer: false,
                 saturate: None,
                 out: PathBuf::new(),
             };
             let (a, b) = args.places();
-            assert_eq!((a.len(), b.len()), (loopback, on_cluster), "{faults:?} {cluster}");
+            assert_eq!((a.len(), b.len()), (on_loopback, on_cluster), "{faults:?} {loopback}");
         };
-        check(&[], false, 6, 2);
-        check(&[], true, 0, 6);
-        check(&[EngineKill, NodeKill], false, 1, 1);
-        check(&[EngineKill, GpuHang, ControllerKill], true, 1, 2);
+        check(&[], false, 1, 6);
+        check(&[], true, 5, 2);
+        check(&[EngineKill, EngineCrash, NodeKill], false, 1, 2);
+        check(&[EngineKill, GpuHang, ControllerKill], true, 2, 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, time::Instant};
 
-use super::{Panels, Played};
+use super::{FaultSummary, Played};
 
 const WIDTH: f64 = 900.0;
 const PANEL: f64 = 190.0;
@@ -13,7 +13,7 @@ const SPAN: (f64, f64) = (-1.0, 4.0);
 
 /// Draws it.
 #[must_use]
-pub fn render(panels: &Panels) -> String {
+pub fn render(panels: &[(FaultSummary, Played)]) -> String {
     let height = PANEL * panels.len() as f64 + 30.0;
     let mut svg = format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11">

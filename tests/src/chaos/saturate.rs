@@ -10,7 +10,6 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    PATIENCE,
     ask::Door,
     engine::Engine,
     gateway::Gateway,
@@ -20,8 +19,10 @@ use super::{
 
 /// Between two looks at what the gateway sees.
 const LOOK: Duration = Duration::from_millis(250);
-/// A line of progress after so many of them.
-const LOOKS_A_LINE: usize = 240;
+/// Distance of two lines of progress.
+const LINE: Duration = Duration::from_secs(15);
+/// For the gateway to say what it sees, however busy it is.
+const STATUS_LIMIT: Duration = Duration::from_secs(10);
 
 /// What it came to.
 #[derive(Debug, Default, Serialize)]
@@ -59,22 +60,30 @@ pub struct Saturated {
 /// Traffic moved, an engine was held to be unhealthy, or a request was not answered whole.
 pub async fn run(minutes: f64, clients: usize, out: &Path) -> anyhow::Result<Saturated> {
     let model = model_path()?;
+    println!("saturation: two engines start");
     let (primary, fallback) = (Engine::start(&model).await?, Engine::start(&model).await?);
     let gateway = Gateway::start([primary.api, primary.internal], [fallback.api, fallback.internal]).await?;
     gateway.active("primary").await?;
     gateway.all_healthy().await?;
+    println!("saturation: every answer is learned, then {clients} clients ask for {minutes} minutes");
     let load = Load::start(Door::only(gateway.api), Demand { clients, pace: None }).await?;
     let mut result = Saturated { minutes, clients, ..Saturated::default() };
     let mut firsts = Vec::new();
     let began = Instant::now();
-    let end = began + Duration::from_secs_f64(minutes * 60.0);
+    let (end, mut next_line) = (began + Duration::from_secs_f64(minutes * 60.0), began + LINE);
     while Instant::now() < end {
         tokio::time::sleep(LOOK).await;
-        let status = tokio::time::timeout(PATIENCE, gateway.status()).await;
-        let status = status.context("the gateway does not say what it sees")??;
+        let status = status_of(&gateway).await?;
         result.looks += 1;
-        if result.looks.is_multiple_of(LOOKS_A_LINE) {
-            println!("{} requests after {} s", result.requests, began.elapsed().as_secs());
+        if Instant::now() >= next_line {
+            next_line += LINE;
+            println!(
+                "saturation: {} requests after {} s, {} lost, {} broken",
+                result.requests,
+                began.elapsed().as_secs(),
+                result.lost,
+                result.broken
+            );
         }
         let endpoints = status["models"][0]["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
         if endpoints.iter().any(|endpoint| endpoint["health"] != "Healthy") {
@@ -83,8 +92,9 @@ pub async fn run(minutes: f64, clients: usize, out: &Path) -> anyhow::Result<Sat
         }
         result.add(load.take(), &mut firsts);
     }
-    let status = gateway.status().await?;
+    let status = status_of(&gateway).await?;
     result.switches = status["models"][0]["switches"].as_array().map_or(0, Vec::len);
+    println!("saturation: nothing more is asked, {clients} clients finish");
     result.add(load.finish().await, &mut firsts);
     firsts.sort_unstable();
     let at = |share: f64| firsts.get((firsts.len() as f64 * share) as usize).copied().unwrap_or_default();
@@ -112,6 +122,11 @@ pub async fn run(minutes: f64, clients: usize, out: &Path) -> anyhow::Result<Sat
         status["models"][0]
     );
     Ok(result)
+}
+
+async fn status_of(gateway: &Gateway) -> anyhow::Result<Value> {
+    let status = tokio::time::timeout(STATUS_LIMIT, gateway.status()).await;
+    status.with_context(|| format!("the gateway did not say what it sees within {STATUS_LIMIT:?}"))?
 }
 
 impl Saturated {

@@ -1,7 +1,7 @@
 //! Random faults every few seconds for a long time: nothing may be lost, and memory stays flat.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -78,6 +78,14 @@ impl Soaked {
         }
     }
 
+    /// Leaves what was seen so far, so that a run that is ended has not been for nothing.
+    fn write(&self, out: &Path) -> anyhow::Result<()> {
+        if let Some(folder) = out.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        Ok(std::fs::write(out, serde_json::to_string_pretty(self)? + "\n")?)
+    }
+
     /// How memory grew from the first quarter to the last.
     #[must_use]
     pub fn growth(&self) -> f64 {
@@ -106,7 +114,12 @@ pub async fn run(args: &Args) -> anyhow::Result<Soaked> {
     let load = Load::start(Door::only(gateway.api), Demand { clients: args.clients, pace: None }).await?;
     let mut random = StdRng::seed_from_u64(args.seed);
     let mut soaked = Soaked { resumes: engines[1].resumes_streams().await?, ..Soaked::default() };
-    let end = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
+    let began = Instant::now();
+    let end = began + Duration::from_secs_f64(args.minutes * 60.0);
+    println!(
+        "soak: {} clients, a fault every {} s, for {} minutes",
+        args.clients, args.every_seconds, args.minutes
+    );
     while Instant::now() < end {
         let next = Instant::now() + Duration::from_secs(args.every_seconds);
         let (at, fault) =
@@ -119,7 +132,8 @@ pub async fn run(args: &Args) -> anyhow::Result<Soaked> {
         soaked.add(load.take());
         soaked.rss_kib.push(resident_kib());
         println!(
-            "fault {:>4}: {:<12} on {}; requests {}, lost {}, broken {}, {} MB",
+            "{:>5} s, fault {:>4}: {:<12} on {}; requests {}, lost {}, broken {}, {} MB",
+            began.elapsed().as_secs(),
             soaked.faults,
             fault.id(),
             ["primary", "fallback"][at],
@@ -128,13 +142,20 @@ pub async fn run(args: &Args) -> anyhow::Result<Soaked> {
             soaked.broken,
             resident_kib() / 1_000
         );
+        soaked.write(&args.out)?;
         tokio::time::sleep_until(next.into()).await;
     }
     soaked.add(load.finish().await);
-    if let Some(folder) = args.out.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    std::fs::write(&args.out, serde_json::to_string_pretty(&soaked)? + "\n")?;
+    soaked.write(&args.out)?;
+    println!(
+        "{} minutes of soak: {} faults, {} requests, {} lost, {} broken, memory at {:.2} times its beginning",
+        args.minutes,
+        soaked.faults,
+        soaked.requests,
+        soaked.lost,
+        soaked.broken,
+        soaked.growth()
+    );
     let may_break = !soaked.resumes;
     ensure!(soaked.lost == 0 && (may_break || soaked.broken == 0), "{:?}", soaked.failures);
     ensure!(soaked.growth() < FLAT, "memory grew to {:.2} times what it was", soaked.growth());

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     Fault, Played, Round,
-    cluster::PLAIN,
+    cluster::{CLUSTER, PLAIN},
     load::{Outcome, Sample},
 };
 
@@ -32,6 +32,8 @@ pub struct FaultSummary {
     /// Connections that were lost with the gateway behind them, or the engine where there is no gateway; each was followed
     /// by another try.
     pub severed: usize,
+    /// Time from the fault to the next token of those, where they are in no percentile; the slowest hundredth.
+    pub severed_p99_ms: u64,
     /// Connections that nobody accepted, each followed by another one.
     pub unaccepted: usize,
     /// For how long after a fault new requests still met it: lost, broken, severed or not accepted at first; the longest.
@@ -42,6 +44,8 @@ pub struct FaultSummary {
     pub resumed: u64,
     /// Gateways that a controller held to be lost and deleted; more than were lost are false alarms.
     pub gateways_deleted: u64,
+    /// Gateways that were lost with their node.
+    pub gateways_lost: u64,
     /// Whether the engines know how to go on with a broken stream; those that do not break it.
     pub resumes: bool,
     /// Requests over all rounds.
@@ -56,10 +60,17 @@ impl FaultSummary {
     /// Computes it.
     #[must_use]
     pub fn of(fault: Fault, place: &'static str, played: &Played) -> Self {
-        let Played { rounds, samples, retried, resumed, deleted, resumes } = played;
+        let Played { rounds, samples, retried, resumed, deleted, gateways_lost, resumes } = played;
         let meets = Meets::of(fault, place);
         let mut switches: Vec<Duration> =
             rounds.iter().flat_map(|round| samples.iter().filter_map(|s| switch(meets, round, s))).collect();
+        let severed = |sample: &&Sample| sample.severed > 0 && !meets.concerns(sample);
+        let mut apart: Vec<Duration> = rounds
+            .iter()
+            .flat_map(|round| {
+                samples.iter().filter(severed).filter_map(|sample| switch(Meets::All, round, sample))
+            })
+            .collect();
         let mut excesses: Vec<Duration> =
             rounds.iter().flat_map(|round| excesses(meets, round, samples)).collect();
         let troubled = rounds.iter().flat_map(|round| {
@@ -81,11 +92,13 @@ impl FaultSummary {
             lost: count(|outcome| matches!(outcome, Outcome::Lost(_))),
             broken: count(|outcome| matches!(outcome, Outcome::Broken(_))),
             severed: samples.iter().map(|sample| sample.severed as usize).sum(),
+            severed_p99_ms: percentile(&mut apart, 0.99),
             unaccepted: samples.iter().map(|sample| sample.unaccepted as usize).sum(),
             troubled_until_ms: whole_millis(troubled.max().unwrap_or_default()),
             retried: *retried,
             resumed: *resumed,
             gateways_deleted: *deleted,
+            gateways_lost: *gateways_lost,
             resumes: *resumes,
             requests: samples.len(),
             affected: switches.len(),
@@ -113,8 +126,8 @@ impl Meets {
             // Without the operator, connections are spread over both engines all the time.
             _ if place == PLAIN => Self::Troubled,
             Fault::GatewayKill => Self::Troubled,
-            Fault::NodeKill => Self::NotSevered,
             Fault::ControllerKill => Self::None,
+            _ if fault.takes_a_node() && place == CLUSTER => Self::NotSevered,
             _ => Self::All,
         }
     }
@@ -181,10 +194,12 @@ pub fn render_table(summaries: &[FaultSummary]) -> String {
         "lost",
         "broken",
         "severed",
+        "their p99",
         "unaccepted",
         "retried",
         "resumed",
-        "gateways",
+        "deleted",
+        "of lost",
     ];
     let mut table = format!("{:<16} {:<9}", "fault", "place");
     for head in heads {
@@ -194,8 +209,10 @@ pub fn render_table(summaries: &[FaultSummary]) -> String {
         table.push_str(&format!("\n{:<16} {:<9}", s.fault, s.place));
         let counts =
             [s.rounds as u64, s.requests as u64, s.p50_ms, s.p99_ms, s.excess_p99_ms, s.troubled_until_ms];
-        let more = [s.lost, s.broken, s.severed, s.unaccepted].map(|count| count as u64);
-        for value in counts.into_iter().chain(more).chain([s.retried, s.resumed, s.gateways_deleted]) {
+        let failed =
+            [s.lost as u64, s.broken as u64, s.severed as u64, s.severed_p99_ms, s.unaccepted as u64];
+        let unseen = [s.retried, s.resumed, s.gateways_deleted, s.gateways_lost];
+        for value in counts.into_iter().chain(failed).chain(unseen) {
             table.push_str(&format!(" {value:>9}"));
         }
         if !s.resumes {
@@ -237,8 +254,15 @@ mod tests {
             sample(1_500, &[1_550], "fallback"),
             Sample { outcome: Outcome::Lost("why".into()), ..sample(4_000, &[], "primary") },
         ];
-        let played =
-            Played { rounds: vec![round], samples, retried: 2, resumed: 1, deleted: 0, resumes: true };
+        let played = Played {
+            rounds: vec![round],
+            samples,
+            retried: 2,
+            resumed: 1,
+            deleted: 0,
+            gateways_lost: 0,
+            resumes: true,
+        };
         let summary = FaultSummary::of(Fault::EngineKill, "loopback", &played);
         assert_eq!((summary.affected, summary.p50_ms, summary.p99_ms), (3, 170, 300));
         assert_eq!((summary.excess_p99_ms, summary.lost, summary.broken), (300, 1, 0));
@@ -250,6 +274,13 @@ mod tests {
         played.samples[2].unaccepted = 2;
         let summary = FaultSummary::of(Fault::NodeKill, "cluster", &played);
         assert_eq!((summary.affected, summary.severed, summary.unaccepted), (2, 1, 2));
+        assert_eq!(summary.severed_p99_ms, 170, "what is in no percentile has one of its own");
+        let frozen = FaultSummary::of(Fault::NodeFreeze, "loopback", &played);
+        assert_eq!(
+            (frozen.affected, frozen.severed_p99_ms),
+            (3, 0),
+            "nothing is apart where no gateway can be lost"
+        );
         assert_eq!((summary.p99_ms, summary.troubled_until_ms), (300, 0));
         // Of plain Kubernetes only what met the fault counts, since half of the requests go elsewhere.
         played.samples[3].unaccepted = 1;

@@ -32,7 +32,7 @@ pub struct Victim {
 }
 
 impl Site {
-    /// Brings a gateway to the preferred engine's node, or away from there, by deleting one in the usual way.
+    /// Brings a gateway to the preferred engine's node, or every one away from there, by deleting one in the usual way.
     pub async fn place_gateway(&mut self, beside_the_engine: bool) -> anyhow::Result<()> {
         if self.system == System::Plain {
             return Ok(());
@@ -40,31 +40,31 @@ impl Site {
         self.settled().await?;
         let behind = self.behind().await?;
         let on = |node: &str| behind.iter().find(|gateway| gateway.node == node);
-        let (leaves, wanted) =
-            if beside_the_engine { (FALLBACK_NODE, PRIMARY_NODE) } else { (PRIMARY_NODE, FALLBACK_NODE) };
-        let Some(gateway) = on(leaves) else { return Ok(()) };
-        if on(wanted).is_some() {
-            return Ok(());
-        }
-        // The scheduler avoids the preferred engine's node by itself, so only the way there needs a push.
-        if beside_the_engine {
-            self.set_cordon(FALLBACK_NODE, true).await?;
-        }
+        let leaves = match (beside_the_engine, on(PRIMARY_NODE)) {
+            (true, Some(_)) | (false, None) => return Ok(()),
+            (false, Some(gateway)) => gateway,
+            (true, None) => on(FALLBACK_NODE).context("no gateway is where one can be spared")?,
+        };
+        // Two gateways never share a node and there are three, so the one that is closed decides.
+        let closed = if beside_the_engine { FALLBACK_NODE } else { PRIMARY_NODE };
+        self.set_cordon(closed, true).await?;
+        let moved = self.replace_gateway(&leaves.pod, beside_the_engine).await;
+        self.set_cordon(closed, false).await?;
+        moved
+    }
+
+    async fn replace_gateway(&self, pod: &str, beside_the_engine: bool) -> anyhow::Result<()> {
         let pods = Api::<Pod>::namespaced(self.kube.clone(), NAMESPACE);
-        pods.delete(&gateway.pod, &DeleteParams::default()).await?;
-        let came = wait_until(&format!("a gateway on {wanted}"), PATIENCE, || async {
+        pods.delete(pod, &DeleteParams::default()).await?;
+        let wanted = if beside_the_engine { "on" } else { "off" };
+        wait_until(&format!("the gateways {wanted} {PRIMARY_NODE}"), PATIENCE, || async {
             let behind = self.behind().await.map_err(|error| format!("{error:#}"))?;
-            if behind.iter().any(|gateway| gateway.node == wanted) {
-                Ok(())
-            } else {
-                Err(format!("{behind:?}"))
-            }
+            let is_there = behind.iter().any(|gateway| gateway.node == PRIMARY_NODE);
+            let moved = behind.len() == 2 && !behind.iter().any(|gateway| gateway.pod == pod);
+            if moved && is_there == beside_the_engine { Ok(()) } else { Err(format!("{behind:?}")) }
         })
-        .await;
-        if beside_the_engine {
-            self.set_cordon(FALLBACK_NODE, false).await?;
-        }
-        Ok(came?)
+        .await?;
+        Ok(())
     }
 
     async fn set_cordon(&self, node: &str, cordoned: bool) -> anyhow::Result<()> {

@@ -19,7 +19,7 @@ use rand::{RngExt, rngs::StdRng};
 use super::{
     Args, Fault, PATIENCE, Panels, Played, Round,
     ask::Door,
-    describe_demand, finished,
+    describe_demand,
     load::{Demand, Load, pace_of},
     stream_in_its_middle,
 };
@@ -45,11 +45,16 @@ const WATCHED: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// The cluster does not come up, or something never happens that has to.
-pub async fn run(args: &Args, faults: &[Fault], random: &mut StdRng) -> anyhow::Result<Panels> {
+pub(super) async fn run(
+    args: &Args,
+    faults: &[Fault],
+    random: &mut StdRng,
+    panels: &mut Panels,
+) -> anyhow::Result<()> {
     let screen = Screen::default();
     let stage = LocalStage::start(&screen, &mut Report::default(), BTreeMap::new()).await?;
     let mut site = Site::new(stage);
-    let outcome = play_all(args, faults, random, &mut site).await;
+    let outcome = play_all(args, faults, random, &mut site, panels).await;
     if outcome.is_err() {
         println!("{}", site.describe().await);
     }
@@ -62,8 +67,8 @@ async fn play_all(
     faults: &[Fault],
     random: &mut StdRng,
     site: &mut Site,
-) -> anyhow::Result<Panels> {
-    let mut panels = Panels::new();
+    panels: &mut Panels,
+) -> anyhow::Result<()> {
     let door = site.deploy(System::Atlas).await?;
     let mut demand = Demand { clients: args.clients, pace: None };
     if args.share < 1.0 {
@@ -72,19 +77,19 @@ async fn play_all(
     println!("on the cluster: {}", describe_demand(args.clients, demand.pace));
     for fault in faults {
         let played = play(*fault, args.rounds, demand, random, site, &door).await.context(fault.id())?;
-        panels.push(finished(*fault, CLUSTER, played));
+        panels.add(*fault, CLUSTER, played)?;
     }
     if !args.peer {
-        return Ok(panels);
+        return Ok(());
     }
     site.remove_atlas().await?;
     let door = site.deploy(System::Plain).await?;
     println!("on plain Kubernetes, at the same pace");
     for fault in faults.iter().filter(|fault| System::Plain.can_play(**fault)) {
         let played = play(*fault, args.rounds, demand, random, site, &door).await;
-        panels.push(finished(*fault, PLAIN, played.with_context(|| format!("{} on {PLAIN}", fault.id()))?));
+        panels.add(*fault, PLAIN, played.with_context(|| format!("{} on {PLAIN}", fault.id()))?)?;
     }
-    Ok(panels)
+    Ok(())
 }
 
 async fn play(
@@ -99,14 +104,16 @@ async fn play(
     site.hear_controllers().await?;
     let before = site.counts();
     let load = Load::start(door.clone(), demand).await?;
-    let mut played = Vec::new();
+    let (mut played, mut gateways_lost) = (Vec::new(), 0);
     for round in 0..rounds {
-        // Lost nodes take a gateway with them every second time; else the engine is to be all that is lost.
-        site.place_gateway(fault == Fault::NodeKill && round % 2 == 1).await?;
+        // In the second half of the rounds a lost node takes a gateway with it; else the engine is all that is lost.
+        let with_gateway = fault.takes_a_node() && round >= rounds.div_ceil(2);
+        site.place_gateway(with_gateway).await?;
         site.settled().await?;
         tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
         stream_in_its_middle(&load).await?;
         let victims = site.choose(fault, random).await?;
+        gateways_lost += u64::from(with_gateway && site.has_gateways());
         let at = Instant::now();
         site.inject(fault, &victims).await?;
         if fault == Fault::ControllerKill {
@@ -123,10 +130,11 @@ async fn play(
         let repaired = Instant::now();
         site.repair(fault, &victims).await?;
         println!(
-            "    {} round {}: traffic moved after {:?}",
+            "    {} round {} of {rounds}{}: traffic moved after {} ms",
             fault.id(),
             round + 1,
-            moved.duration_since(at)
+            if with_gateway { ", with a gateway" } else { "" },
+            moved.duration_since(at).as_millis()
         );
         played.push(Round { fault: at, moved, repaired });
     }
@@ -141,6 +149,7 @@ async fn play(
         retried: after.retried - before.retried,
         resumed: after.resumed - before.resumed,
         deleted: after.deleted - before.deleted,
+        gateways_lost,
         resumes,
     })
 }

@@ -93,6 +93,11 @@ impl Site {
         Self { stage, kube, system: System::Atlas, counts: Mutex::default() }
     }
 
+    /// Whether gateways stand before the engines.
+    pub fn has_gateways(&self) -> bool {
+        self.system == System::Atlas
+    }
+
     /// Deploys one of the two, waits until all of it is well, and says where clients connect to.
     pub async fn deploy(&mut self, system: System) -> anyhow::Result<Door> {
         self.system = system;

@@ -1,0 +1,135 @@
+//! Gateways that stop and gateways that only seem to: real gateway processes on loopback stand for pods.
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use atlas_crds::names::{GATEWAY_INTERNAL_PORT, GATEWAY_PORT};
+use atlas_tests::support::{binary, wait_until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+use tokio::process::{Child, Command};
+
+use crate::bench::{Bench, LONG};
+
+const NAMESPACE: &str = "silence";
+const DELETED: &str = "atlas_silent_gateways_deleted_total ";
+const STALLED: &str = "atlas_gateway_watch_stalled_seconds_total ";
+
+/// A gateway process and the pod that it stands for.
+struct Process {
+    child: Child,
+    pod: &'static str,
+}
+
+impl Process {
+    async fn start(bench: &Bench, pod: &'static str) -> Result<Self> {
+        // The contract names the ports, so the address is what is free: any of 127.0.0.0/8 will do.
+        let free = |ip: Ipv4Addr| {
+            [GATEWAY_PORT, GATEWAY_INTERNAL_PORT].iter().all(|port| TcpListener::bind((ip, *port)).is_ok())
+        };
+        let mut addresses = (0..64).map(|_| {
+            let [a, b, c, _] = rand::random::<u32>().to_be_bytes();
+            Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254))
+        });
+        let Some(ip) = addresses.find(|ip| free(*ip)) else { bail!("no free address in 127.0.0.0/8") };
+        let child = Command::new(binary("atlas-operator")?)
+            .args(["gateway", "--namespace", NAMESPACE])
+            .args(["--listen", &format!("{ip}:{GATEWAY_PORT}")])
+            .args(["--internal-listen", &format!("{ip}:{GATEWAY_INTERNAL_PORT}")])
+            .env("KUBECONFIG", bench.kubeconfig())
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        wait_until("the gateway's readiness", LONG, async || {
+            let url = format!("http://{ip}:{GATEWAY_INTERNAL_PORT}/readyz");
+            let answer = reqwest::get(url).await.map_err(|error| error.to_string())?;
+            if answer.status().is_success() { Ok(()) } else { Err(answer.status().to_string()) }
+        })
+        .await?;
+        let labels = json!({
+            "app.kubernetes.io/name": "atlas-gateway", "app.kubernetes.io/component": "gateway",
+            "app.kubernetes.io/managed-by": "atlas-operator",
+        });
+        let object = json!({
+            "metadata": {"name": pod, "namespace": NAMESPACE, "labels": labels},
+            "spec": {"nodeName": pod, "containers": [{"name": "gateway", "image": "example/atlas-operator:t"}]},
+        });
+        bench.create("Pod", Some(NAMESPACE), object).await?;
+        let status = json!({
+            "phase": "Running", "podIP": ip.to_string(), "podIPs": [{"ip": ip.to_string()}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        });
+        bench.patch_status("Pod", (Some(NAMESPACE), pod), status).await?;
+        Ok(Self { child, pod })
+    }
+}
+
+/// A process's id, for a signal.
+fn id(child: &Child) -> Result<Pid> {
+    Ok(Pid::from_raw(i32::try_from(child.id().context("the process is gone")?)?))
+}
+
+async fn is_gone(bench: &Bench, pod: &str) -> Result<()> {
+    let api = bench.api("Pod", Some(NAMESPACE));
+    wait_until(&format!("{pod} to be deleted"), LONG, async || {
+        match api.get_opt(pod).await.map_err(|error| error.to_string())? {
+            None => Ok(()),
+            Some(_) => Err("it is there".to_owned()),
+        }
+    })
+    .await
+    .with_context(|| bench.log("operator-a"))?;
+    Ok(())
+}
+
+pub async fn silent_and_starved() -> Result<()> {
+    /// Longer than two thirds of a question's old deadline, and far longer than the silence in the sum.
+    const STOPPED: Duration = Duration::from_millis(300);
+    const RUNS: Duration = Duration::from_millis(15);
+    let bench = &Bench::start().await?;
+    bench.namespace(NAMESPACE).await?;
+    let gateways = [
+        Process::start(bench, "gateway-a").await?,
+        Process::start(bench, "gateway-b").await?,
+        Process::start(bench, "gateway-c").await?,
+    ];
+    let operator = bench.operator_process()?;
+    let before = (bench.metric(DELETED).await?, bench.metric(STALLED).await?);
+    // The controller is starved: it runs for a moment now and then, and once not at all for long.
+    for stopped in [&[STOPPED; 12][..], &[10 * STOPPED]].concat() {
+        kill(operator, Signal::SIGSTOP)?;
+        tokio::time::sleep(stopped).await;
+        kill(operator, Signal::SIGCONT)?;
+        tokio::time::sleep(RUNS).await;
+    }
+    wait_until("the controller to say how long it stood still", LONG, async || {
+        let stalled = bench.metric(STALLED).await.map_err(|error| error.to_string())? - before.1;
+        if stalled > 4.0 { Ok(()) } else { Err(format!("{stalled} s")) }
+    })
+    .await?;
+    for gateway in &gateways {
+        let pod = bench.api("Pod", Some(NAMESPACE)).get_opt(gateway.pod).await?;
+        ensure!(pod.is_some(), "{} was deleted although it lives\n{}", gateway.pod, bench.log("operator-a"));
+    }
+    ensure!(bench.metric(DELETED).await? == before.0, "a living gateway was deleted");
+
+    // A frozen one accepts connections and is silent on them; a dead one refuses them.
+    let [frozen, mut dead, lives] = gateways;
+    kill(id(&frozen.child)?, Signal::SIGSTOP)?;
+    is_gone(bench, frozen.pod).await?;
+    dead.child.kill().await?;
+    is_gone(bench, dead.pod).await?;
+    ensure!(
+        bench.api("Pod", Some(NAMESPACE)).get_opt(lives.pod).await?.is_some(),
+        "the last one was deleted"
+    );
+    bench.remove_pod((NAMESPACE, lives.pod)).await
+}
