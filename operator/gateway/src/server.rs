@@ -44,12 +44,14 @@ pub async fn accept(listener: TcpListener, api: Arc<Api>, stop: CancellationToke
                 // as it lives, and a stream lives long.
                 Box::pin(async move { Ok::<_, Infallible>(api.answer(request).await) })
             });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEAD_BYTES)
-                .serve_connection(TokioIo::new(WriteLimit::new(stream, write_timeout)), service);
-            let mut connection = std::pin::pin!(connection);
+            // Pinned where it is made: a name of its own would be room for a second one, as long as the connection lives.
+            let mut connection = std::pin::pin!(
+                http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .max_buf_size(MAX_HEAD_BYTES)
+                    .serve_connection(TokioIo::new(WriteLimit::new(stream, write_timeout)), service)
+            );
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
                 () = stop.cancelled() => {
