@@ -101,6 +101,33 @@ fn the_default_profiles_are_the_sample() -> Result<()> {
 }
 
 #[test]
+fn nodes_are_written_only_where_that_was_asked_for() -> Result<()> {
+    for (setting, flag, resource) in [
+        ("None", None, None),
+        ("Condition", Some("--mark-nodes=condition"), Some("nodes/status")),
+        ("Taint", Some("--mark-nodes=taint"), Some("nodes")),
+    ] {
+        let set = format!("gpuFaults.markNodes={setting}");
+        let rendered = documents(&Helm::offline()?.run(&["template", "x", &chart(), "--set", &set])?)?;
+        let rules = rendered.iter().filter_map(|d| d["rules"].as_array()).flatten();
+        let held = |list: &Value, one: &str| list.as_array().is_some_and(|l| l.iter().any(|v| v == one));
+        let written: Vec<&str> = rules
+            .filter(|rule| ["patch", "update", "*"].iter().any(|verb| held(&rule["verbs"], verb)))
+            .flat_map(|rule| rule["resources"].as_array().into_iter().flatten().filter_map(Value::as_str))
+            .filter(|resource| resource.starts_with("nodes") || *resource == "*")
+            .collect();
+        ensure!(written == resource.into_iter().collect::<Vec<_>>(), "{setting}: {written:?}");
+        let args = rendered
+            .iter()
+            .find_map(|d| d.pointer("/spec/template/spec/containers/0/args")?.as_array())
+            .context("no controller")?;
+        let given = args.iter().filter_map(Value::as_str).find(|arg| arg.starts_with("--mark-nodes"));
+        ensure!(given == flag, "{setting}: {given:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn wrong_values_are_refused_by_name() -> Result<()> {
     for (setting, says) in [
         ("controller.replicas=0", &["controller/replicas", "minimum"][..]),
@@ -110,6 +137,7 @@ fn wrong_values_are_refused_by_name() -> Result<()> {
         ("gateway.replica=2", &["gateway", "additional properties 'replica' not allowed"]),
         ("typo=1", &["additional properties 'typo' not allowed"]),
         ("webhook.failurePolicy=Maybe", &["webhook/failurePolicy", "'Ignore', 'Fail'"]),
+        ("gpuFaults.markNodes=Cordon", &["gpuFaults/markNodes", "'None', 'Condition', 'Taint'"]),
         ("crds.install=maybe", &["crds/install", "want boolean"]),
     ] {
         let refused = Helm::offline()?.run(&["template", "x", &chart(), "--set", setting]);

@@ -23,6 +23,8 @@ fn engine_codes() -> BTreeSet<(i32, String)> {
         ExitCode::NoPermission,
         ExitCode::NoRuntime,
         ExitCode::Hang,
+        ExitCode::Lost,
+        ExitCode::OutOfMemory,
     ];
     for code in codes {
         match code {
@@ -37,7 +39,9 @@ fn engine_codes() -> BTreeSet<(i32, String)> {
             | ExitCode::WrongCard
             | ExitCode::NoPermission
             | ExitCode::NoRuntime
-            | ExitCode::Hang => {}
+            | ExitCode::Hang
+            | ExitCode::Lost
+            | ExitCode::OutOfMemory => {}
         }
     }
     codes.iter().map(|code| (i32::from(code.number()), format!("{code:?}"))).collect()

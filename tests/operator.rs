@@ -5,6 +5,8 @@
 
 #[path = "operator/bench.rs"]
 mod bench;
+#[path = "operator/card_faults.rs"]
+mod card_faults;
 #[path = "operator/cards.rs"]
 mod cards;
 #[path = "operator/claims.rs"]
@@ -64,6 +66,8 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     claims::cards_of_one_node_are_told_apart_by_claims(&bench).await?;
     wrong_card::a_wrong_card_excludes_its_node_until_the_profile_is_mended(&bench).await?;
     wrong_card::on_a_node_with_two_kinds_the_pod_is_made_anew(&bench).await?;
+    card_faults::a_card_that_fails_twice_is_left_alone_for_a_while(&bench).await?;
+    card_faults::short_memory_marks_no_card_and_becomes_does_not_fit(&bench).await?;
     gateways::the_gateway_stays_while_a_model_lives(&bench).await?;
     gateways::a_name_that_the_gateway_needs_is_never_forced(&bench).await?;
     gateways::what_gateways_measure_becomes_status_and_events(&bench).await?;

@@ -62,6 +62,8 @@ condition_types! {
         Unambiguous,
         /// Labels and counts of the matched nodes agree with each other.
         LabelsConsistent,
+        /// No card is left alone because it failed again and again.
+        CardsHealthy,
         /// The matched nodes run drivers that the card was validated with.
         DriverValidated,
     }

@@ -30,6 +30,11 @@ pub const CLAIMS_API: &str = "resource.k8s.io/v1";
 /// DeviceClass, and driver, of AMD cards that are allocated by claims.
 pub const DEVICE_CLASS: &str = "gpu.amd.com";
 
+/// Condition of a Node while a card of it is marked as failed, where the operator is told to set it.
+pub const NODE_GPU_FAULT: &str = "AtlasGpuFault";
+/// Taint of a Node while a card of it is marked as failed, where the operator is told to set it.
+pub const NODE_GPU_FAULT_TAINT: &str = "atlas.gillsystems.com/gpu-fault";
+
 /// Port of the Service URL and of the gateway's API listener.
 pub const GATEWAY_PORT: u16 = 8080;
 /// Port of the gateway's own `/healthz`, `/readyz`, `/metrics` and `/internal/status`.

@@ -206,7 +206,11 @@ pub struct GpuProfileStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096))]
     pub excluded: Vec<ExcludedNode>,
-    /// `NodesMatched`, `NodesUsable`, `Unambiguous`, `LabelsConsistent`, `DriverValidated`.
+    /// Cards that failed lately; one that failed again within an hour is left alone for a while, longer each time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub card_faults: Vec<CardFault>,
+    /// `NodesMatched`, `NodesUsable`, `Unambiguous`, `LabelsConsistent`, `CardsHealthy`, `DriverValidated`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::cel::ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -228,6 +232,38 @@ pub struct ExcludedNode {
     pub until: Time,
     /// What the engine said.
     pub message: String,
+}
+
+/// A card that failed under an engine.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CardFault {
+    /// The node's name.
+    pub node: String,
+    /// The card's PCI address, where the engine told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<String>,
+    /// Whether the node takes no pods of this profile now.
+    pub active: bool,
+    /// How often it failed, each time within an hour of the time before.
+    pub count: i32,
+    /// How it failed last.
+    pub error: CardError,
+    /// When it failed last.
+    pub last: Time,
+    /// Until when it is left alone; the same as `last` after the first time, which is forgiven.
+    pub until: Time,
+    /// What the engine said.
+    pub message: String,
+}
+
+/// How a card failed.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CardError {
+    /// It did not finish its work.
+    Hang,
+    /// It is gone, or computes wrong values.
+    Lost,
 }
 
 /// One node with the card.

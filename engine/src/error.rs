@@ -6,7 +6,7 @@ use crate::text::TokenizerError;
 use crate::text::chat_template::TemplateError;
 use crate::text::grammar::GrammarError;
 use atlas_engine_core::{DeviceError, ExitCode};
-use atlas_kernels::hip::HipError;
+use atlas_kernels::hip::{Card, HipError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -122,6 +122,17 @@ pub enum Fatal {
         /// Milliseconds of the slowest step that came back.
         slowest: u64,
     },
+    /// The card failed while it was used: says which one.
+    #[error("card {pci_address} ({gfx_target})")]
+    Card {
+        /// Where it is in the node.
+        pci_address: String,
+        /// What it is.
+        gfx_target: String,
+        /// What happened.
+        #[source]
+        source: Box<Fatal>,
+    },
     /// The worker stopped.
     #[error("the worker stopped: {reason}")]
     Worker {
@@ -147,6 +158,7 @@ impl Fatal {
             Self::Open { .. } => ExitCode::ModelUnavailable,
             Self::Model(ModelError::Device(error)) | Self::Device(error) => error.exit_code(),
             Self::Hang { .. } => ExitCode::Hang,
+            Self::Card { source, .. } => source.exit_code(),
             Self::Model(_)
             | Self::Tokenizer(_)
             | Self::Template(_)
@@ -162,6 +174,19 @@ impl Fatal {
             Self::Listen { .. } | Self::Worker { .. } | Self::System { .. } => ExitCode::Internal,
             Self::SelfTest { .. } => ExitCode::Internal,
             Self::Hip(error) => error.exit_code(),
+        }
+    }
+
+    /// Names the card that a failure is about, where it is about one.
+    #[must_use]
+    pub fn on(self, card: Option<&Card>) -> Self {
+        match (card, self.exit_code()) {
+            (Some(card), ExitCode::Hang | ExitCode::Lost) => Self::Card {
+                pci_address: card.pci_address.clone(),
+                gfx_target: card.gfx_target.clone(),
+                source: Box::new(self),
+            },
+            _ => self,
         }
     }
 

@@ -51,6 +51,7 @@ pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
     let handle = runtime.handle().clone();
     let internal = internal::spawn(internal, app.clone(), handle, limits, stopping)?;
     let result = runtime.block_on(run(arguments, &app, api, limits, Stop { stop, internal }));
+    let result = result.map_err(|error| error.on(app.status.card.as_ref()));
     if let Err(error) = &result {
         app.status.fail(&error.message());
     }

@@ -56,7 +56,7 @@ fn predictions_need_no_card() {
 fn a_self_test_without_a_usable_card_ends_with_the_codes_of_the_contract() {
     for (settings, gfx_version, code, words) in [
         ("", 90_402, 20, "this build has no kernels for gfx942; it has them for gfx1100, gfx1102"),
-        ("fault=hipModuleLaunchKernel:9:719", 110_000, 1, "hipErrorLaunchFailure"),
+        ("fault=hipModuleLaunchKernel:9:719", 110_000, 31, "hipErrorLaunchFailure"),
     ] {
         let output = selftest(settings, gfx_version);
         let text = String::from_utf8_lossy(&output.stderr);
@@ -218,7 +218,7 @@ fn a_card_that_cannot_serve_ends_the_engine_with_the_contracts_code() {
         ("", &["--expect-gfx-target", "gfx1102"][..], 20, "is gfx1100, and --expect-gfx-target is gfx1102"),
         ("", &["--expect-vram-bytes", "8573157376"], 20, "25753026560 bytes of VRAM"),
         ("vram=380000000", &[], 13, "the model needs"),
-        ("fault=hipMalloc:1:2", &[], 13, "arena"),
+        ("fault=hipMalloc:1:2", &[], 32, "arena"),
         ("fault=hipModuleLoadData:1:200", &[], 1, "hipErrorInvalidImage"),
     ] {
         let (found, text) = Engine::spawn(settings, more).end();
@@ -246,8 +246,13 @@ fn a_lost_card_ends_the_engine() {
     let (status, answer) = engine.complete("The capital of France is", 8);
     assert_eq!(status, 503, "{answer}");
     let (code, text) = engine.end();
-    assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("the device is lost") && text.contains("hipErrorLaunchFailure"), "{text}");
+    assert_eq!(code, Some(31), "{text}");
+    assert!(
+        text.contains("card 0000:03:00.0 (gfx1100): ")
+            && text.contains("the device is lost")
+            && text.contains("hipErrorLaunchFailure"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -257,6 +262,7 @@ fn a_card_that_hangs_ends_the_engine() {
     let _ = engine.complete("The capital of France is", 8);
     let (code, text) = engine.end();
     assert_eq!(code, Some(30), "{text}");
+    assert!(text.contains("card 0000:03:00.0 (gfx1100): the device hangs"), "{text}");
 }
 
 /// The embedding and twenty of thirty layers on the processor, the rest and the head on the card.

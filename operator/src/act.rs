@@ -1,5 +1,7 @@
 //! From a validated model to its applied objects: which revision of each tier, the plan, and the writes.
 
+use std::collections::BTreeSet;
+
 use atlas_crds::names;
 use atlas_operator_core::tiers::{RolloutStep, TierRollout};
 use jiff::Timestamp;
@@ -121,8 +123,11 @@ fn keep_from(tier: &ValidatedTier, pods: &TierPods, live: Option<&DynamicObject>
     match live {
         Some(live) if pods.ready() > 0 => excluded_nodes(&live.data),
         _ => {
-            let excluded = tier.profile.status.iter().flat_map(|status| &status.excluded);
-            excluded.filter(|node| node.active).map(|node| node.name.clone()).collect()
+            let status = || tier.profile.status.iter();
+            let wrong = status().flat_map(|s| &s.excluded).filter(|node| node.active).map(|node| &node.name);
+            let failed = status().flat_map(|s| &s.card_faults).filter(|f| f.active).map(|f| &f.node);
+            let nodes: BTreeSet<&String> = wrong.chain(failed).collect();
+            nodes.into_iter().cloned().collect()
         }
     }
 }

@@ -29,6 +29,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// What a node shows while a card of it is marked as failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NodeMark {
+    /// Nothing: only Atlas' own pods are kept away.
+    None,
+    /// The condition AtlasGpuFault, for monitoring and for what drains nodes by conditions.
+    Condition,
+    /// The taint `atlas.gillsystems.com/gpu-fault:NoSchedule`, which keeps everybody's new pods away.
+    Taint,
+}
+
 /// What to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -95,6 +106,9 @@ pub struct ControllerArgs {
     /// Further name or address of its certificate, for API servers that reach it by URL; repeatable.
     #[arg(long, value_name = "NAME")]
     pub webhook_dns_name: Vec<String>,
+    /// What a node shows while a card of it is marked as failed, for others than Atlas.
+    #[arg(long, value_enum, default_value = "none")]
+    pub mark_nodes: NodeMark,
     /// Silence after which a ready gateway is deleted.
     #[arg(long, default_value = "750ms", value_parser = parse_duration)]
     pub gateway_silence: Duration,

@@ -241,6 +241,7 @@ fn build_context(
         memory: Mutex::default(),
         taken_gateways: Mutex::default(),
         started: Timestamp::now(),
+        mark_nodes: args.mark_nodes,
     }
 }
 

@@ -56,10 +56,11 @@ pub fn build_profile_events(previous: &[Condition], now: &[Condition]) -> Vec<Ev
         .filter(|condition| {
             let before = previous.iter().find(|c| c.type_ == condition.type_);
             // A default profile whose card this cluster does not have is no news when it is created.
-            let news = ["Ambiguous", "Inconsistent", "NotValidated", "NodesRefused"]
+            let news = ["Ambiguous", "Inconsistent", "NotValidated", "NodesRefused", "CardFault"]
                 .contains(&condition.reason.as_str());
-            // Which nodes refuse, and why, is the news of that condition.
-            let told_anew = condition.reason == "NodesRefused";
+            // Which nodes refuse, or whose cards fail, and why, is the news of these.
+            let told_anew =
+                ["NodesRefused", "CardFault", "FailedLately"].contains(&condition.reason.as_str());
             before.map_or(news, |before| {
                 before.status != condition.status || (told_anew && before.message != condition.message)
             })

@@ -19,6 +19,7 @@ mod headers;
 mod kinds;
 mod leader;
 mod metrics;
+mod node_marks;
 mod observe;
 mod place;
 mod plan;

@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use atlas_crds::{AtlasModel, names};
 use atlas_operator_core::{engine_contract::EngineExit, tiers::TierRollout};
 use jiff::Timestamp;
-use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::Pod};
+use k8s_openapi::api::{
+    apps::v1::DeploymentStatus,
+    core::v1::{ContainerState, Pod},
+};
 use kube::{ResourceExt, api::DynamicObject};
 use serde::Deserialize;
 
@@ -149,17 +152,7 @@ pub fn view_pod(pod: &Pod) -> PodView {
     let ready = condition("Ready").is_some_and(|c| c.status == "True");
     let container = status.and_then(|s| s.container_statuses.as_ref()).and_then(|list| list.first());
     let state = container.and_then(|c| c.state.as_ref());
-    let ended = state
-        .and_then(|s| s.terminated.as_ref())
-        .or_else(|| container.and_then(|c| c.last_state.as_ref()).and_then(|s| s.terminated.as_ref()));
-    let failure = ended.filter(|_| !ready).and_then(|ended| {
-        Some(Failure {
-            exit: EngineExit::from_code(ended.exit_code)?,
-            code: ended.exit_code,
-            at: ended.finished_at.as_ref().map(|at| at.0).or_else(|| pod.creation_timestamp().map(|at| at.0)),
-            message: ended.message.as_deref().unwrap_or_default().trim().chars().take(512).collect(),
-        })
-    });
+    let failure = last_end(pod).filter(|_| !ready);
     PodView {
         name: pod.name_any(),
         uid: pod.uid(),
@@ -191,6 +184,20 @@ pub fn view_pod(pod: &Pod) -> PodView {
         restarts: container.map_or(0, |c| c.restart_count),
         created: pod.creation_timestamp().map(|time| time.0),
     }
+}
+
+/// How a pod's engine ended last, whether or not it has been started again since.
+#[must_use]
+pub fn last_end(pod: &Pod) -> Option<Failure> {
+    let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    let of = |state: Option<&ContainerState>| state.and_then(|state| state.terminated.clone());
+    let ended = of(container.state.as_ref()).or_else(|| of(container.last_state.as_ref()))?;
+    Some(Failure {
+        exit: EngineExit::from_code(ended.exit_code)?.after_restarts(container.restart_count),
+        code: ended.exit_code,
+        at: ended.finished_at.as_ref().map(|at| at.0).or_else(|| pod.creation_timestamp().map(|at| at.0)),
+        message: ended.message.as_deref().unwrap_or_default().trim().chars().take(512).collect(),
+    })
 }
 
 /// Whether a pod outlived its grace: its node's kubelet does not answer, and a Recreate rollout waits for it for ever.

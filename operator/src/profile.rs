@@ -4,10 +4,13 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use atlas_crds::{GpuProfile, names};
+use atlas_crds::{
+    GpuProfile, names,
+    profile::{Allocation, Backend},
+};
 use atlas_operator_core::{
     engine_contract::EngineExit,
-    inventory::{CardReports, NodeView, WrongCard, match_node},
+    inventory::{CardReports, FaultReport, NodeView, WrongCard, forgotten_at, match_node},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -22,7 +25,8 @@ use serde_json::json;
 use crate::{
     error::backoff,
     events::build_profile_events,
-    observe::{TierPods, view_pod},
+    node_marks::mark_nodes,
+    observe::{TierPods, last_end, view_pod},
     profile_status::{Seen, compute_profile_status},
     reconcile::Context,
 };
@@ -36,6 +40,15 @@ pub enum ProfileError {
     #[error("the status of GpuProfile {name} could not be written")]
     Status {
         /// Its name.
+        name: String,
+        /// The API server's answer.
+        #[source]
+        source: kube::Error,
+    },
+    /// A node could not be marked.
+    #[error("a node with a card of GpuProfile {name} could not be marked: check the operator's permissions")]
+    Node {
+        /// The profile's name.
         name: String,
         /// The API server's answer.
         #[source]
@@ -93,8 +106,13 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     let mut held = BTreeMap::new();
     let mut reports = CardReports::default();
     for node in &nodes {
-        if match_node(&object, node).is_some_and(|matched| !matched.mixed) {
+        let matched = match_node(&object, node);
+        if matched.is_some_and(|matched| !matched.mixed) {
             reports.unmixed.insert(node.name.clone());
+        }
+        // The cards of claims are found without labels.
+        if matched.is_some() || object.spec.allocation == Allocation::ResourceClaim {
+            reports.carrying.insert(node.name.clone());
         }
     }
     let engine_pods = context.stores.engine_pods();
@@ -105,7 +123,7 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
                 pod.labels().get(names::LABEL_TIER) == Some(&tier.name) && TierPods::holds_card(pod)
             });
             for pod in holding {
-                report_card(pod, &mut reports);
+                report_card(pod, &object, &mut reports);
                 in_use += 1;
                 let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
                 *held.entry(node).or_insert(0) += 1;
@@ -143,11 +161,15 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
             Err(source) => return Err(ProfileError::Status { name, source }),
         }
     }
-    // An exclusion ends by itself, and is forgotten later by itself.
+    mark_nodes(&name, &status, &context)
+        .await
+        .map_err(|source| ProfileError::Node { name: name.clone(), source })?;
+    // An exclusion ends by itself, and is forgotten later by itself; so is a fault.
     let ends = status.excluded.iter().flat_map(|node| {
         let lasted = node.until.0.duration_since(node.since.0);
         [Some(node.until.0), node.until.0.checked_add(lasted).ok()].into_iter().flatten()
     });
+    let ends = ends.chain(status.card_faults.iter().flat_map(|fault| [fault.until.0, forgotten_at(fault)]));
     let now = Timestamp::now();
     Ok(match ends.filter(|at| *at > now).min() {
         Some(at) => Action::requeue(at.duration_since(now).unsigned_abs() + Duration::from_secs(1)),
@@ -155,8 +177,17 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     })
 }
 
-/// Notes what an engine found about its card.
-fn report_card(pod: &Pod, reports: &mut CardReports) {
+/// Notes what an engine found about its card, and how it failed.
+fn report_card(pod: &Pod, profile: &GpuProfile, reports: &mut CardReports) {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    // A processor that hangs is no card that fails.
+    if let (Some(node), Backend::Hip, Some(end)) = (node, profile.spec.backend, last_end(pod)) {
+        let error = end.exit.card_error();
+        if error.is_some() || end.exit == EngineExit::NoRuntime {
+            let at = end.at.unwrap_or_default();
+            reports.faults.push(FaultReport { node, error, at, message: end.message });
+        }
+    }
     let view = view_pod(pod);
     let Some(node) = view.node else { return };
     if view.ready {
@@ -169,7 +200,11 @@ fn report_card(pod: &Pod, reports: &mut CardReports) {
 
 /// When a failed reconcile is tried again.
 pub fn on_error(object: Arc<GpuProfile>, error: &ProfileError, context: Arc<Context>) -> Action {
-    context.metrics.errors.with_label_values(&[CONTROLLER, "status"]).inc();
+    let what = match error {
+        ProfileError::Status { .. } => "status",
+        ProfileError::Node { .. } => "node",
+    };
+    context.metrics.errors.with_label_values(&[CONTROLLER, what]).inc();
     tracing::warn!(profile = object.name_any(), error = error as &dyn std::error::Error, "reconcile failed");
     Action::requeue(std::time::Duration::from_secs(5))
 }

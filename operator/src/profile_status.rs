@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 
 use atlas_crds::{
     GpuProfile, ProfileCondition,
-    profile::{Allocation, GpuProfileStatus, ProfileNode},
+    profile::{Allocation, CardFault, GpuProfileStatus, ProfileNode},
 };
 use atlas_operator_core::inventory::{
-    CardReports, DriverVerdict, NodeView, OtherWorkloads, describe_match, judge_drivers, label_problems,
-    node_offers, unambiguous_problems, update_exclusions,
+    CardReports, DriverVerdict, NodeView, OtherWorkloads, describe_fault, describe_match, judge_drivers,
+    label_problems, node_offers, unambiguous_problems, update_exclusions, update_faults,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -43,14 +43,19 @@ pub struct Seen<'a> {
 pub fn compute_profile_status(profile: &GpuProfile, seen: &Seen<'_>) -> GpuProfileStatus {
     let Seen { profiles, nodes, others, in_use, held, reports, now } = *seen;
     // An edit of the profile may be what mends it: then every node is tried anew.
-    let before = profile
-        .status
-        .as_ref()
-        .filter(|status| status.observed_generation == profile.metadata.generation)
-        .map_or(&[][..], |status| status.excluded.as_slice());
-    let excluded = update_exclusions(before, reports, now);
+    let before =
+        profile.status.as_ref().filter(|status| status.observed_generation == profile.metadata.generation);
+    let excluded = update_exclusions(before.map_or(&[], |status| status.excluded.as_slice()), reports, now);
+    let card_faults = update_faults(
+        before.map_or(&[], |status| status.card_faults.as_slice()),
+        &reports.faults,
+        &reports.carrying,
+        now,
+    );
     let mut current = profile.clone();
-    current.status.get_or_insert_default().excluded.clone_from(&excluded);
+    let shown = current.status.get_or_insert_default();
+    shown.excluded.clone_from(&excluded);
+    shown.card_faults.clone_from(&card_faults);
     let offers = node_offers(&current, nodes.iter().copied(), others);
     let matched: Vec<ProfileNode> = offers
         .iter()
@@ -127,6 +132,8 @@ pub fn compute_profile_status(profile: &GpuProfile, seen: &Seen<'_>) -> GpuProfi
     } else {
         condition(ProfileCondition::LabelsConsistent, "False", "Inconsistent", labels.join("; "))
     };
+    let (state, reason, message) = describe_faults(&card_faults);
+    let cards_healthy = condition(ProfileCondition::CardsHealthy, state, reason, message);
     let (state, reason, message) = describe_drivers(&judge_drivers(profile, nodes));
     let driver_validated = condition(ProfileCondition::DriverValidated, state, reason, message);
     GpuProfileStatus {
@@ -136,8 +143,35 @@ pub fn compute_profile_status(profile: &GpuProfile, seen: &Seen<'_>) -> GpuProfi
         nodes: matched,
         in_use,
         excluded,
-        conditions: vec![nodes_matched, nodes_usable, unambiguous, labels_consistent, driver_validated],
+        card_faults,
+        conditions: vec![
+            nodes_matched,
+            nodes_usable,
+            unambiguous,
+            labels_consistent,
+            cards_healthy,
+            driver_validated,
+        ],
     }
+}
+
+/// Status, reason and message of `CardsHealthy`.
+fn describe_faults(faults: &[CardFault]) -> (&'static str, &'static str, String) {
+    let told = |fault: &CardFault| format!("node {}: {}", fault.node, describe_fault(fault));
+    let marked: Vec<String> = faults.iter().filter(|fault| fault.active).map(told).collect();
+    if !marked.is_empty() {
+        return ("False", "CardFault", clip_list(&marked));
+    }
+    if faults.is_empty() {
+        return ("True", "NoFault", "no card failed within the last hour".to_owned());
+    }
+    let once = |fault: &CardFault| {
+        let CardFault { node, error, message, last, .. } = fault;
+        format!("node {node}: {error:?} at {} ({message})", last.0)
+    };
+    let recent: Vec<String> = faults.iter().map(once).collect();
+    let next = "the engine was started again; another fault leaves the card alone for a while";
+    ("True", "FailedLately", format!("{}: {next}", clip_list(&recent)))
 }
 
 /// Status, reason and message of `DriverValidated`.
@@ -168,8 +202,8 @@ fn describe_drivers(verdict: &DriverVerdict) -> (&'static str, &'static str, Str
 }
 
 /// A few of many problems: a condition's message holds 32 KiB, and nobody reads more than these.
-fn clip_list(problems: &[&str]) -> String {
-    let mut text = problems.iter().take(MAX_TOLD).copied().collect::<Vec<_>>().join("; ");
+fn clip_list(problems: &[impl AsRef<str>]) -> String {
+    let mut text = problems.iter().take(MAX_TOLD).map(AsRef::as_ref).collect::<Vec<_>>().join("; ");
     if problems.len() > MAX_TOLD {
         text.push_str(&format!("; and {} more: see status.nodes", problems.len() - MAX_TOLD));
     }

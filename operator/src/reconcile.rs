@@ -23,6 +23,7 @@ use crate::{
     act::act,
     apply::Applier,
     busy::measured,
+    config::NodeMark,
     desired::Settings,
     engine_pods::EnginePods,
     error::{ReconcileError, Retry, backoff},
@@ -71,6 +72,8 @@ pub struct Context {
     pub taken_gateways: Mutex<HashMap<String, Vec<String>>>,
     /// Moves before this are an earlier process's news.
     pub started: Timestamp,
+    /// What nodes with failed cards show.
+    pub mark_nodes: NodeMark,
 }
 
 /// What a model's last reconcile left behind.

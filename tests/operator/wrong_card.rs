@@ -21,7 +21,7 @@ fn wrong_card(seconds: i64) -> Result<Value> {
     Ok(pod_status(false, json!({"terminated": ended})))
 }
 
-fn avoids(nodes: &[&str]) -> impl Fn(&DynamicObject) -> Result<(), String> {
+pub fn avoids(nodes: &[&str]) -> impl Fn(&DynamicObject) -> Result<(), String> {
     let wanted: Vec<Value> =
         nodes.iter().map(|n| json!({"key": "metadata.name", "operator": "NotIn", "values": [n]})).collect();
     move |deployment| {

@@ -315,6 +315,12 @@ pub enum DeviceError {
         /// What showed it.
         reason: String,
     },
+    /// The device answers, with other values than it computed before.
+    #[error("the device computes wrong values: {reason}")]
+    Unsound {
+        /// What showed it.
+        reason: String,
+    },
 }
 
 impl DeviceError {
@@ -322,11 +328,12 @@ impl DeviceError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::OutOfMemory { .. } => ExitCode::DoesNotFit,
+            Self::OutOfMemory { .. } => ExitCode::OutOfMemory,
             Self::TensorType { .. } | Self::Shape { .. } => ExitCode::ModelInvalid,
             Self::KvType { .. } => ExitCode::Usage,
             Self::Hung { .. } => ExitCode::Hang,
-            Self::Threads { .. } | Self::Call { .. } | Self::Lost { .. } => ExitCode::Internal,
+            Self::Lost { .. } | Self::Unsound { .. } => ExitCode::Lost,
+            Self::Threads { .. } | Self::Call { .. } => ExitCode::Internal,
         }
     }
 }

@@ -28,6 +28,10 @@ pub enum ExitCode {
     NoRuntime = 22,
     /// Work is queued and nothing moves.
     Hang = 30,
+    /// The device is gone, or computes wrong values.
+    Lost = 31,
+    /// The device has less memory left than is needed, though enough where nobody else holds some.
+    OutOfMemory = 32,
 }
 
 impl ExitCode {

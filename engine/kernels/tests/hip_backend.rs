@@ -148,8 +148,8 @@ fn a_card_that_is_not_as_planned_or_not_there_is_refused() {
         ("", |o| o.root = "/nonexistent".into(), ExitCode::NoRuntime),
         ("", |o| o.arena_bytes = Some(1 << 40), ExitCode::DoesNotFit),
         ("pci=0000:0a:00.0", |_| {}, ExitCode::NoRuntime),
-        ("fault=hipMalloc:1:2", |_| {}, ExitCode::DoesNotFit),
-        ("fault=hipInit:1:100", |_| {}, ExitCode::Internal),
+        ("fault=hipMalloc:1:2", |_| {}, ExitCode::OutOfMemory),
+        ("fault=hipInit:1:100", |_| {}, ExitCode::Lost),
         ("fault=hipModuleLoadData:3:200", |_| {}, ExitCode::Internal),
     ];
     for (settings, change, expected) in cases {

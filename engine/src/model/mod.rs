@@ -137,6 +137,9 @@ impl Model {
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// The model computes no numbers, every time alike: its file is broken.
+    #[error("the model computes values that are not finite: its weights are broken")]
+    NotFinite,
     /// The header cannot be parsed.
     #[error("the model file's header is wrong")]
     Header(#[from] atlas_format::GgufError),

@@ -6,6 +6,7 @@
 mod embed;
 mod handle;
 mod metrics;
+mod smoke;
 mod stepper;
 pub mod watchdog;
 mod worker;

@@ -2,6 +2,7 @@
 
 use super::embed::EmbeddingJob;
 use super::handle::{Arrival, Client, EngineHandle, Inbox, PromptReport, Submission, TokenEvent};
+use super::smoke;
 use super::stepper::{Stepped, Stepper};
 use crate::metrics::Metrics;
 use crate::model::{Model, ModelError};
@@ -104,7 +105,7 @@ impl Worker {
         // What one sequence can expect with little context: what an experimental split over devices costs shows here.
         let rate = 1.0 / self.probe(1)?.as_secs_f64().max(1e-6);
         tracing::info!(token_budget = self.pacer.budget(), tokens_per_second = rate, "warmed up");
-        Ok(())
+        smoke::check(&mut self.stepper.model, self.blocks)
     }
 
     fn probe(&mut self, rows: usize) -> Result<Duration, ModelError> {

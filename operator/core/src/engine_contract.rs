@@ -2,7 +2,10 @@
 //!
 //! The engine has its own list; a test that sees both fails when they drift (`docs/contracts.md` is the text).
 
-use atlas_crds::ModelCondition;
+use atlas_crds::{ModelCondition, profile::CardError};
+
+/// Starts after which memory that is short each time is taken for too little.
+const REPEATED: i32 = 3;
 
 /// An exit code of the engine that tells why it stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,11 +32,15 @@ pub enum EngineExit {
     NoRuntime,
     /// Work was queued and nothing progressed.
     Hang,
+    /// The device is gone, or computes wrong values.
+    Lost,
+    /// The device had less memory left than was needed.
+    OutOfMemory,
 }
 
 impl EngineExit {
     /// Every code.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Internal,
         Self::Usage,
         Self::ModelUnavailable,
@@ -45,6 +52,8 @@ impl EngineExit {
         Self::NoPermission,
         Self::NoRuntime,
         Self::Hang,
+        Self::Lost,
+        Self::OutOfMemory,
     ];
 
     /// The process's exit code.
@@ -62,6 +71,8 @@ impl EngineExit {
             Self::NoPermission => 21,
             Self::NoRuntime => 22,
             Self::Hang => 30,
+            Self::Lost => 31,
+            Self::OutOfMemory => 32,
         }
     }
 
@@ -72,6 +83,35 @@ impl EngineExit {
         (code != 0).then(|| Self::ALL.into_iter().find(|exit| exit.code() == code).unwrap_or(Self::Internal))
     }
 
+    /// How the card failed, where the card did.
+    #[must_use]
+    pub const fn card_error(self) -> Option<CardError> {
+        match self {
+            Self::Hang => Some(CardError::Hang),
+            Self::Lost => Some(CardError::Lost),
+            Self::Internal
+            | Self::Usage
+            | Self::ModelUnavailable
+            | Self::ModelInvalid
+            | Self::ChecksumMismatch
+            | Self::DoesNotFit
+            | Self::PortInUse
+            | Self::WrongCard
+            | Self::NoPermission
+            | Self::NoRuntime
+            | Self::OutOfMemory => None,
+        }
+    }
+
+    /// What it is after so many starts: memory that is short every time is too little.
+    #[must_use]
+    pub const fn after_restarts(self, restarts: i32) -> Self {
+        match self {
+            Self::OutOfMemory if restarts >= REPEATED => Self::DoesNotFit,
+            other => other,
+        }
+    }
+
     /// The condition that becomes `False`.
     #[must_use]
     pub const fn condition(self) -> ModelCondition {
@@ -79,9 +119,9 @@ impl EngineExit {
             Self::ModelUnavailable | Self::ModelInvalid | Self::ChecksumMismatch => {
                 ModelCondition::ModelCached
             }
-            Self::DoesNotFit => ModelCondition::VramFits,
+            Self::DoesNotFit | Self::OutOfMemory => ModelCondition::VramFits,
             Self::WrongCard | Self::NoPermission => ModelCondition::Scheduled,
-            Self::Internal | Self::Usage | Self::PortInUse | Self::NoRuntime | Self::Hang => {
+            Self::Internal | Self::Usage | Self::PortInUse | Self::NoRuntime | Self::Hang | Self::Lost => {
                 ModelCondition::Progressing
             }
         }
@@ -101,6 +141,8 @@ impl EngineExit {
             Self::NoPermission => "NoPermission",
             Self::NoRuntime => "NoRuntime",
             Self::Hang => "EngineHung",
+            Self::Lost => "GpuLost",
+            Self::OutOfMemory => "OutOfMemory",
         }
     }
 
@@ -126,7 +168,15 @@ impl EngineExit {
             Self::WrongCard => "check match of the tier's GpuProfile against the node's labels and its card",
             Self::NoPermission => "add the group id named above to supplementalGroups of the GpuProfile",
             Self::NoRuntime => "use the engine-hip image for a profile with backend Hip",
-            Self::Hang => "the GPU made no progress: see the node's kernel log for amdgpu resets",
+            Self::Hang => {
+                "the GPU made no progress: the engine is started again, and after a second time within the hour its node is left alone for a while; see the node's kernel log for amdgpu resets"
+            }
+            Self::Lost => {
+                "the GPU is gone or computes wrong values: the engine is started again, and after a second time within the hour its node is left alone for a while; see the node's kernel log, and the card's power, heat and slot"
+            }
+            Self::OutOfMemory => {
+                "the card is at no fault: lower contextTokens or maxBatch of the tier, or end what else holds the card's memory"
+            }
         }
     }
 }
@@ -134,6 +184,18 @@ impl EngineExit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_is_short_again_and_again_is_too_little_and_marks_no_card() {
+        for (restarts, expected) in
+            [(0, EngineExit::OutOfMemory), (2, EngineExit::OutOfMemory), (3, EngineExit::DoesNotFit)]
+        {
+            assert_eq!(EngineExit::OutOfMemory.after_restarts(restarts), expected, "{restarts}");
+        }
+        assert_eq!(EngineExit::Hang.after_restarts(9), EngineExit::Hang);
+        let marked: Vec<_> = EngineExit::ALL.into_iter().filter(|exit| exit.card_error().is_some()).collect();
+        assert_eq!(marked, [EngineExit::Hang, EngineExit::Lost]);
+    }
 
     #[test]
     fn codes_read_back_and_unknown_ones_are_internal() {

@@ -174,8 +174,12 @@ pub fn build_pod_template(
     }
     if is_claimed(profile) {
         // The scheduler finds the card by the claim; labels would only keep nodes without a labeller away.
+        let only_names = names_term(excluded_nodes);
         if let Some(affinity) = template["spec"]["affinity"].as_object_mut() {
-            affinity.remove("nodeAffinity");
+            match only_names {
+                Some(term) => affinity.insert("nodeAffinity".into(), term),
+                None => affinity.remove("nodeAffinity"),
+            };
         }
         template["spec"]["resourceClaims"] =
             json!([{"name": CLAIM, "resourceClaimTemplateName": claim_template_name(model, tier)}]);
@@ -184,14 +188,23 @@ pub fn build_pod_template(
     Ok(template)
 }
 
-/// Keeps a template's pods from nodes whose card is another one. A requirement on a node's name takes one value.
+/// An affinity for every node but these; none where there are none.
+fn names_term(nodes: &[String]) -> Option<Value> {
+    let terms = json!({"nodeSelectorTerms": [{"matchFields": other_names(nodes)}]});
+    (!nodes.is_empty()).then(|| json!({"requiredDuringSchedulingIgnoredDuringExecution": terms}))
+}
+
+/// A requirement on a node's name takes one value.
+fn other_names(nodes: &[String]) -> Vec<Value> {
+    let other = |node| json!({"key": "metadata.name", "operator": "NotIn", "values": [node]});
+    nodes.iter().map(other).collect()
+}
+
+/// Keeps a template's pods from nodes whose card is another one, or failed.
 fn exclude(template: &mut Value, nodes: &[String]) {
     let pointer =
         "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
-    let fields: Vec<Value> = nodes
-        .iter()
-        .map(|node| json!({"key": "metadata.name", "operator": "NotIn", "values": [node]}))
-        .collect();
+    let fields = other_names(nodes);
     for term in template.pointer_mut(pointer).and_then(Value::as_array_mut).into_iter().flatten() {
         term["matchFields"] = fields.clone().into();
     }

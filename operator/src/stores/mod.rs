@@ -134,8 +134,11 @@ impl Stores {
             move |event: &watcher::Event<GpuProfile>| match event {
                 watcher::Event::Apply(profile) => {
                     // What engines found about their cards decides where pods may go.
-                    let excluded = profile.status.as_ref().map(|status| status.excluded.clone());
-                    let key = Some((profile.metadata.generation, excluded.unwrap_or_default()));
+                    let found = profile
+                        .status
+                        .as_ref()
+                        .map(|status| (status.excluded.clone(), status.card_faults.clone()));
+                    let key = Some((profile.metadata.generation, found.unwrap_or_default()));
                     // Every profile and model is concerned: they say which others there are and which share nodes.
                     if generations.insert(profile.name_any(), key.clone()) != Some(key) {
                         stores.trigger_everything();

@@ -83,6 +83,16 @@ pub enum HipError {
         /// Bytes.
         available: u64,
     },
+    /// The card has less memory than is needed, whoever holds how much of it now.
+    #[error("{what} needs {needed} bytes, and the whole card has {total}")]
+    TooLarge {
+        /// What was to be allocated.
+        what: &'static str,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        total: u64,
+    },
     /// A kernel was to be given less memory than its shapes need: a defect of this program.
     #[error("{what} has {found} bytes, and the shapes need {needed}")]
     Bounds {
@@ -132,7 +142,10 @@ impl HipError {
             Self::WrongTarget { .. } | Self::WrongVram { .. } | Self::UnknownTarget { .. } => {
                 ExitCode::WrongCard
             }
-            Self::OutOfMemory { .. } => ExitCode::DoesNotFit,
+            Self::TooLarge { .. } => ExitCode::DoesNotFit,
+            Self::OutOfMemory { .. } => ExitCode::OutOfMemory,
+            Self::Call { code, .. } if *code == OUT_OF_MEMORY => ExitCode::OutOfMemory,
+            Self::Call { code, .. } if LOST.contains(code) => ExitCode::Lost,
             Self::Bounds { .. } | Self::Call { .. } => ExitCode::Internal,
             Self::Hung { .. } => ExitCode::Hang,
         }
@@ -144,6 +157,9 @@ impl From<HipError> for DeviceError {
         match error {
             HipError::OutOfMemory { what, needed, available } => {
                 Self::OutOfMemory { what, needed, available }
+            }
+            HipError::TooLarge { what, needed, total } => {
+                Self::OutOfMemory { what, needed, available: total }
             }
             HipError::Call { call, code, .. } if code == OUT_OF_MEMORY => {
                 Self::OutOfMemory { what: call, needed: 0, available: 0 }

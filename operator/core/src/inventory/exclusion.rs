@@ -10,6 +10,8 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 
+use super::{FaultReport, whole_seconds};
+
 /// How long a node is left alone after the first wrong card; twice as long after each further one.
 const FIRST_SECONDS: i64 = 600;
 /// Longest time without another try.
@@ -35,6 +37,10 @@ pub struct CardReports {
     pub confirmed: BTreeSet<String>,
     /// Nodes that carry the profile's kind of card alone.
     pub unmixed: BTreeSet<String>,
+    /// Engines that ended because their card failed.
+    pub faults: Vec<FaultReport>,
+    /// Nodes that carry the profile's kind of card, or may.
+    pub carrying: BTreeSet<String>,
 }
 
 /// Brings the exclusions up to date. An expired one stays as history until it has been quiet for as long as it lasted.
@@ -84,11 +90,6 @@ fn after(at: Timestamp, failures: i32) -> Timestamp {
     at.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(at)
 }
 
-/// Seconds are what the API server keeps.
-fn whole_seconds(at: Timestamp) -> Timestamp {
-    Timestamp::from_second(at.as_second()).unwrap_or(at)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +107,7 @@ mod tests {
                 .collect(),
             confirmed: here(confirmed),
             unmixed: here(unmixed),
+            ..CardReports::default()
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod consistency;
 mod exclusion;
+mod faults;
 mod labels;
 mod matching;
 mod offers;
@@ -11,6 +12,7 @@ mod others;
 
 pub use consistency::{DRIVER_VERSION, DriverVerdict, judge_drivers, label_problems};
 pub use exclusion::{CardReports, WrongCard, update_exclusions};
+pub use faults::{FaultReport, describe_fault, forgotten_at, update_faults};
 pub use labels::{AMD_MARKER_KEYS, CU_COUNT, LabelForm, PREFIXES, VRAM, read_label};
 pub use matching::{
     Expression, Operator, ProfileMatch, describe_match, match_node, node_selector_terms, unambiguous_problems,
@@ -20,7 +22,9 @@ pub use others::OtherWorkloads;
 
 use std::collections::BTreeMap;
 
+use atlas_crds::names;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
 
 /// What the operator needs to know of a node, and nothing that its heartbeat changes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,6 +43,8 @@ pub struct NodeView {
     pub schedulable: bool,
     /// Taints that keep pods away, besides those that tell of the two fields above.
     pub taints: Vec<NodeTaint>,
+    /// What its condition [`names::NODE_GPU_FAULT`] says while it holds.
+    pub gpu_fault: Option<String>,
 }
 
 impl NodeView {
@@ -77,6 +83,10 @@ impl NodeView {
                 .flatten()
                 .filter_map(NodeTaint::from_taint)
                 .collect(),
+            gpu_fault: status
+                .and_then(|s| s.conditions.as_ref())
+                .and_then(|list| list.iter().find(|c| c.type_ == names::NODE_GPU_FAULT && c.status == "True"))
+                .map(|condition| condition.message.clone().unwrap_or_default()),
         }
     }
 
@@ -85,4 +95,9 @@ impl NodeView {
     pub fn has_amd_card(&self) -> bool {
         !self.labels.is_empty()
     }
+}
+
+/// Seconds are what the API server keeps.
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }

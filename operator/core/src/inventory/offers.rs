@@ -7,7 +7,7 @@ use std::fmt;
 use atlas_crds::profile::{Allocation, Backend, GpuProfile};
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
-use super::{NodeView, OtherWorkloads, ProfileMatch, match_node};
+use super::{NodeView, OtherWorkloads, ProfileMatch, describe_fault, match_node};
 
 /// Taints that Kubernetes sets for what a view of a node tells anyway.
 const TOLD_OTHERWISE: [&str; 3] =
@@ -81,6 +81,8 @@ pub enum NodeRefusal {
         /// When the node may be tried again.
         until: String,
     },
+    /// Its card failed again and again: what is said of it.
+    CardFault(String),
     /// It has cards and hands none out.
     NoneOffered {
         /// The extended resource.
@@ -139,6 +141,7 @@ impl NodeOffer {
             NodeRefusal::WrongCard { message, until } => format!(
                 "an engine found another card there ({message}): correct the node's labels or match of the GpuProfile; it is tried again after {until}"
             ),
+            NodeRefusal::CardFault(said) => said.clone(),
             NodeRefusal::NoneOffered { resource, capacity: 0 } => {
                 format!("it has no {resource} (install the AMD device plugin there)")
             }
@@ -184,6 +187,9 @@ fn offer(profile: &GpuProfile, node: &NodeView, matched: ProfileMatch, others: &
             until: excluded.until.0.to_string(),
         },
     ));
+    let faults = profile.status.iter().flat_map(|status| &status.card_faults);
+    let faults = faults.filter(|fault| fault.active && fault.node == node.name);
+    refusals.extend(faults.map(|fault| NodeRefusal::CardFault(describe_fault(fault))));
     let claimed = profile.spec.allocation == Allocation::ResourceClaim;
     if profile.spec.backend == Backend::Cpu || claimed {
         let allocatable = if claimed { matched.cards } else { 0 };

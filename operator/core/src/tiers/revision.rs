@@ -71,12 +71,13 @@ fn fatal(trouble: &PodTrouble) -> Option<String> {
                 | EngineExit::DoesNotFit
                 | EngineExit::NoRuntime => true,
                 // The card and the node are at fault, not the change.
-                EngineExit::WrongCard => false,
+                EngineExit::WrongCard | EngineExit::Lost => false,
                 EngineExit::Internal
                 | EngineExit::ModelUnavailable
                 | EngineExit::PortInUse
                 | EngineExit::NoPermission
-                | EngineExit::Hang => *restarts >= MAX_RESTARTS,
+                | EngineExit::Hang
+                | EngineExit::OutOfMemory => *restarts >= MAX_RESTARTS,
             };
             let said = if message.is_empty() { "the engine left no message" } else { message };
             hopeless.then(|| format!("{said} (exit code {}, {})", exit.code(), exit.reason()))

@@ -88,9 +88,12 @@ impl HipBackend {
             );
             return Err(HipError::NoCard { reason });
         }
-        let (free, _) = device.memory()?;
+        let (free, total) = device.memory()?;
         let available = free.saturating_sub(*spare_bytes);
         let bytes = arena_bytes.unwrap_or(available);
+        if bytes > total.saturating_sub(*spare_bytes) {
+            return Err(HipError::TooLarge { what: "the model", needed: bytes, total });
+        }
         if bytes > available {
             return Err(HipError::OutOfMemory { what: "the model", needed: bytes, available });
         }
