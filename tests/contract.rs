@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use atlas_engine_core::ExitCode;
 use atlas_operator_core::engine_contract::EngineExit;
+use atlas_operator_core::vram::{ModelShape, read_safetensors_header};
 use atlas_tests::support::binary;
 
 /// The engine's codes; a new one does not compile until it is listed.
@@ -86,5 +87,74 @@ fn the_engine_takes_every_flag_that_the_operator_renders() -> Result<()> {
         help.split_whitespace().filter_map(|word| word.trim_end_matches("...").strip_prefix("--")).collect();
     let unknown: Vec<_> = flags.difference(&taken).collect();
     ensure!(unknown.is_empty(), "atlas-engine serve does not take {unknown:?}");
+    Ok(())
+}
+
+/// A model of two layers with all its tensors, as bf16 zeros; the answer is the elements of its vectors.
+fn write_small_folder(folder: &Path, config: &serde_json::Value) -> Result<u64> {
+    let (hidden, feed, kv, vocabulary) = (64_u64, 96_u64, 32_u64, 40_u64);
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden]),
+        ("lm_head.weight".to_owned(), vec![vocabulary, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ];
+    for layer in 0..2 {
+        for (name, shape) in [
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![hidden, hidden]),
+            ("self_attn.k_proj", vec![kv, hidden]),
+            ("self_attn.v_proj", vec![kv, hidden]),
+            ("self_attn.o_proj", vec![hidden, hidden]),
+            ("mlp.gate_proj", vec![feed, hidden]),
+            ("mlp.up_proj", vec![feed, hidden]),
+            ("mlp.down_proj", vec![hidden, feed]),
+        ] {
+            tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
+        }
+    }
+    let (mut entries, mut offset, mut vectors) = (serde_json::Map::new(), 0, 0);
+    for (name, shape) in tensors {
+        let elements: u64 = shape.iter().product();
+        vectors += if shape.len() == 1 { elements } else { 0 };
+        let end = offset + 2 * elements;
+        entries.insert(
+            name,
+            serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}),
+        );
+        offset = end;
+    }
+    let text = serde_json::Value::Object(entries).to_string();
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes.resize(bytes.len() + usize::try_from(offset)?, 0);
+    std::fs::write(folder.join("model.safetensors"), bytes)?;
+    std::fs::write(folder.join("config.json"), config.to_string())?;
+    std::fs::write(folder.join("tokenizer.json"), "{}")?;
+    Ok(vectors)
+}
+
+#[test]
+fn a_folder_has_the_same_bytes_for_the_planner_and_the_engine() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = serde_json::json!({"model_type": "mistral", "num_hidden_layers": 2, "hidden_size": 64,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 40,
+        "max_position_embeddings": 128, "tie_word_embeddings": false});
+    let vectors = write_small_folder(folder.path(), &config)?;
+    let header = read_safetensors_header(&std::fs::read(folder.path().join("model.safetensors"))?)?;
+    let bytes = header.map_err(|needed| anyhow::anyhow!("{needed} bytes are needed"))?;
+    let planned = ModelShape::from_config(&config, bytes)?;
+    let output = Command::new(binary("atlas-engine")?).arg("inspect").arg(folder.path()).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    // Norms are kept in f32, which is twice their bytes.
+    let weights = format!(" tensors of {} bytes", planned.weight_bytes() + 2 * vectors);
+    ensure!(
+        text.contains(&weights),
+        "{weights:?} is missing:\n{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let elements: u64 = planned.layers.iter().map(|layer| layer.key_elements + layer.value_elements).sum();
+    let cache = format!("KV cache   {} bytes a token in f16", 2 * elements);
+    ensure!(text.contains(&cache), "{cache:?} is missing:\n{text}");
     Ok(())
 }

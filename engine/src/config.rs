@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// OpenAI-compatible server for GGUF models.
+/// OpenAI-compatible server for models in GGUF and safetensors.
 #[derive(Debug, Parser)]
 #[command(name = "atlas-engine", version)]
 pub struct Arguments {
@@ -20,7 +20,7 @@ pub struct Arguments {
 pub enum Command {
     /// Serve a model over HTTP until SIGTERM.
     Serve(Box<Serve>),
-    /// Show a GGUF file's header, tensors and tokenizer.
+    /// Show a model's header, tensors and tokenizer.
     Inspect(Inspect),
     /// Download a model into a cache folder, or check the one that is there.
     Fetch(Fetch),
@@ -36,7 +36,7 @@ pub enum Command {
 /// Show a file.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A GGUF file.
+    /// A GGUF file, or a folder of safetensors.
     pub file: PathBuf,
     /// List every tensor too.
     #[arg(long)]
@@ -88,7 +88,7 @@ pub struct HipFiles {
 /// Measure a model.
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// A GGUF file; it needs no tokenizer.
+    /// A GGUF file, which needs no tokenizer, or a folder of safetensors.
     #[arg(long, value_name = "FILE")]
     pub model: PathBuf,
     /// Threads that compute; all available cores by default.
@@ -117,7 +117,7 @@ impl Bench {
 /// Compute logits.
 #[derive(Debug, Args)]
 pub struct Logits {
-    /// A GGUF file; it needs no tokenizer.
+    /// A GGUF file, which needs no tokenizer, or a folder of safetensors.
     #[arg(long, value_name = "FILE")]
     pub model: PathBuf,
     /// Threads that compute; all available cores by default.
@@ -164,7 +164,8 @@ pub enum KvCacheType {
 /// Serve a model.
 #[derive(Debug, Clone, Args)]
 pub struct Serve {
-    /// The model: hf://OWNER/REPO/FILE[@REVISION], http(s)://..., file:///PATH or a path.
+    /// The model: hf://OWNER/REPO/FILE[@REVISION], http(s)://..., file:///PATH or a path, of a GGUF file or of a
+    /// folder of safetensors.
     #[arg(long, value_name = "URI")]
     pub model: String,
     /// A model id that clients may ask for; may be given several times. Answers carry the id that was asked for.

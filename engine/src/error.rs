@@ -1,5 +1,6 @@
 //! What ends the process, and with which exit code.
 
+use crate::checkpoint::CheckpointError;
 use crate::fetch::FetchError;
 use crate::model::ModelError;
 use crate::text::TokenizerError;
@@ -25,6 +26,9 @@ pub enum Fatal {
         #[source]
         source: std::io::Error,
     },
+    /// The files of a model are not what they should be.
+    #[error("cannot use the model's files")]
+    Checkpoint(#[source] CheckpointError),
     /// The model cannot be loaded.
     #[error("cannot load the model")]
     Model(#[from] ModelError),
@@ -150,6 +154,16 @@ pub enum Fatal {
     },
 }
 
+impl From<CheckpointError> for Fatal {
+    fn from(error: CheckpointError) -> Self {
+        match error {
+            CheckpointError::Open { path, source } => Self::Open { path, source },
+            CheckpointError::Model(error) => Self::Model(error),
+            error => Self::Checkpoint(error),
+        }
+    }
+}
+
 impl Fatal {
     /// The exit code of the contract.
     pub fn exit_code(&self) -> ExitCode {
@@ -160,6 +174,7 @@ impl Fatal {
             Self::Hang { .. } => ExitCode::Hang,
             Self::Card { source, .. } => source.exit_code(),
             Self::Model(_)
+            | Self::Checkpoint(_)
             | Self::Tokenizer(_)
             | Self::Template(_)
             | Self::Grammar(_)

@@ -1,10 +1,11 @@
 //! From a source to a served model: fetch, check, load, warm up.
 
 use crate::backend::{host_bytes, offloaded_layers, select};
+use crate::checkpoint::Checkpoint;
 use crate::config::{Backend as Choice, KvCacheType, Serve};
 use crate::error::Fatal;
 use crate::fetch::fetch;
-use crate::model::{Model, ModelConfig, ModelError, ModelShape};
+use crate::model::{Model, ModelConfig, ModelShape};
 use crate::runtime::{Worker, WorkerSettings};
 use crate::server::{App, Engine};
 use crate::startup::Startup;
@@ -16,8 +17,6 @@ use atlas_engine_core::backend::{KvSpec, KvType};
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
 use atlas_engine_core::scheduler::PROMPT_ROWS;
 use atlas_engine_core::speculation::MAX_DRAFT;
-use atlas_format::Gguf;
-use atlas_kernels::MappedFile;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -107,34 +106,31 @@ fn read(
     startup: &Startup,
 ) -> Result<Loaded, Fatal> {
     let began = std::time::Instant::now();
-    let file = MappedFile::open(path).map_err(|source| Fatal::Open { path: path.to_owned(), source })?;
-    let file = Arc::new(file);
-    let header = Gguf::parse_file(&file).map_err(ModelError::from)?;
-    let config = ModelConfig::from_gguf(&header)?;
+    let checkpoint = Checkpoint::open(path)?;
+    let Checkpoint { config, tensors, .. } = &checkpoint;
     let context_tokens = arguments.context_tokens.get();
     if context_tokens > config.trained_context {
         return Err(Fatal::Context { asked: context_tokens, trained: config.trained_context });
     }
     match arguments.backend {
-        Choice::Cpu => check_memory(&config, config.layers, file.len() as u64, shape)?,
+        Choice::Cpu => check_memory(config, config.layers, tensors.byte_count(), shape)?,
         Choice::Hip => {
-            let layers = offloaded_layers(arguments, &config);
-            check_memory(&config, layers, host_bytes(&header, layers), shape)?;
+            let layers = offloaded_layers(arguments, config);
+            check_memory(config, layers, host_bytes(tensors, layers), shape)?;
         }
     }
-    let tokenizer = TextTokenizer::from_gguf(&header)?;
+    let tokenizer = checkpoint.tokenizer()?;
     if tokenizer.vocabulary() != config.vocabulary {
         return Err(Fatal::Vocabulary { tokens: tokenizer.vocabulary(), rows: config.vocabulary });
     }
     let (bos, eos) = tokenizer.special_texts();
-    let template = header.str("tokenizer.chat_template").map_err(ModelError::from)?;
-    let template = chat_template.as_deref().or(template);
+    let template = chat_template.as_deref().or(checkpoint.chat_template.as_deref());
     let template = template.map(|source| ChatTemplate::compile(source, bos, eos)).transpose()?;
     let grammars = GrammarCompiler::new(&tokenizer)?;
-    let devices = select(arguments, &header, &config, shape)?;
+    let devices = select(arguments, tensors, config, shape)?;
     startup.set_layers(0, config.layers);
     let loaded = |layers| startup.set_layers(usize::from(layers), config.layers);
-    let model = Model::load_parts(&header, &file, devices, shape, &loaded)?;
+    let model = Model::load_parts(config, tensors, devices, shape, &loaded)?;
     let memory = model.memory_use();
     tracing::info!(
         model = config.name,

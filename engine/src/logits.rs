@@ -3,6 +3,7 @@
 //! Each line of standard input is a JSON list of token ids, a text of its own; the answer is the logits of all its
 //! positions, little-endian f32, one row after the other. No sampling, no tokenizer, no HTTP.
 
+use crate::checkpoint::Checkpoint;
 use crate::config::Logits;
 use crate::error::Fatal;
 use crate::model::{Model, ModelError, ModelShape};
@@ -10,10 +11,8 @@ use atlas_engine_core::backend::KvType;
 use atlas_engine_core::plan::{Chunk, StepPlan};
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
 use atlas_engine_core::{SequenceId, TokenId};
-use atlas_format::Gguf;
-use atlas_kernels::{CpuBackend, MappedFile};
+use atlas_kernels::CpuBackend;
 use std::io::Write as _;
-use std::sync::Arc;
 
 /// Tokens of a text, at most.
 const LONGEST: usize = 512;
@@ -23,11 +22,8 @@ const LONGEST: usize = 512;
 /// # Errors
 /// The file is no model that this engine serves, or a line no list of its token ids.
 pub fn logits(arguments: &Logits) -> Result<(), Fatal> {
-    let path = &arguments.model;
-    let file = MappedFile::open(path).map_err(|source| Fatal::Open { path: path.clone(), source })?;
-    let file = Arc::new(file);
-    let header = Gguf::parse_file(&file).map_err(ModelError::from)?;
-    let mut model = load(&header, &file, arguments).map_err(Fatal::Model)?;
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let mut model = load(&checkpoint, arguments).map_err(Fatal::Model)?;
     for line in std::io::stdin().lines() {
         let line = line.map_err(|source| Fatal::System { what: "reading standard input", source })?;
         let tokens = tokens(&line, model.config().vocabulary)
@@ -53,7 +49,7 @@ pub fn logits(arguments: &Logits) -> Result<(), Fatal> {
 }
 
 /// The model with a cache of one text; exact ones keep f32 throughout.
-fn load(header: &Gguf, file: &Arc<MappedFile>, arguments: &Logits) -> Result<Model, ModelError> {
+fn load(checkpoint: &Checkpoint, arguments: &Logits) -> Result<Model, ModelError> {
     let threads = arguments.thread_count();
     let (backend, kv_type) = if arguments.exact {
         (CpuBackend::exact(threads)?, KvType::F32)
@@ -69,7 +65,7 @@ fn load(header: &Gguf, file: &Arc<MappedFile>, arguments: &Logits) -> Result<Mod
         blocks_per_sequence: blocks,
     };
     let shape = ModelShape { kv_type, blocks: u32::try_from(blocks).unwrap_or(u32::MAX), max };
-    Model::load(header, file, Box::new(backend), &shape)
+    Model::load(&checkpoint.config, &checkpoint.tensors, Box::new(backend), &shape)
 }
 
 fn tokens(line: &str, vocabulary: usize) -> std::io::Result<Vec<TokenId>> {

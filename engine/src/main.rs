@@ -5,6 +5,7 @@
 mod backend;
 mod bench;
 mod card_metrics;
+mod checkpoint;
 mod config;
 mod error;
 mod fetch;

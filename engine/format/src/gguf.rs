@@ -170,9 +170,9 @@ pub struct Gguf {
 
 /// What a prefix of a file gives.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Parsed {
+pub enum Parsed<T = Gguf> {
     /// The whole header was in the prefix.
-    Complete(Box<Gguf>),
+    Complete(Box<T>),
     /// The header goes on; at least this many bytes from the start of the file are needed to get further.
     NeedMore {
         /// A lower bound, not the header's length.

@@ -2,15 +2,16 @@
 //!
 //! The planner reads a few hundred kilobytes over HTTP and the engine reads a memory map; both use these parsers.
 //! Nothing here does IO, keeps tensor data or panics, whatever the bytes are.
-//! Safetensors headers are not read yet.
 
 mod bytes;
 pub mod gguf;
+pub mod safetensors;
 mod tensor_types;
 mod value;
 mod writer;
 
 pub use gguf::{Gguf, GgufError, Parsed, TensorInfo};
+pub use safetensors::{Dtype, Safetensors, SafetensorsError, SafetensorsIndex, StoredTensor};
 pub use tensor_types::TensorType;
 pub use value::{MetadataError, Value, ValueKind};
 pub use writer::HeaderWriter;

@@ -48,6 +48,10 @@ const TYPES: &[(u32, &str, u64, u64)] = &[
 impl TensorType {
     /// 32-bit floats.
     pub const F32: Self = Self(0);
+    /// 16-bit floats.
+    pub const F16: Self = Self(1);
+    /// The upper half of 32-bit floats.
+    pub const BF16: Self = Self(30);
 
     /// The type with this ggml number, known or not.
     #[must_use]

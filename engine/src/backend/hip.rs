@@ -2,10 +2,9 @@
 
 use crate::config::Serve;
 use crate::error::Fatal;
-use crate::model::{ModelConfig, ModelShape};
+use crate::model::{ModelConfig, ModelShape, Tensors};
 use atlas_engine_core::backend::{Backend, KvSpec};
 use atlas_engine_core::program::Heads;
-use atlas_format::{Gguf, TensorInfo};
 use atlas_kernels::hip::{self, Card, Expected, HipBackend, Options, Sizes};
 
 fn options(arguments: &Serve) -> Options {
@@ -34,7 +33,7 @@ pub fn find(arguments: &Serve) -> Result<Card, Fatal> {
 /// The card has not so much memory, or a call fails.
 pub fn open(
     arguments: &Serve,
-    header: &Gguf,
+    tensors: &Tensors,
     config: &ModelConfig,
     offloaded: usize,
     shape: &ModelShape,
@@ -44,10 +43,9 @@ pub fn open(
         spec.layers.start.saturating_add(u16::try_from(offloaded).unwrap_or(u16::MAX))..spec.layers.end;
     let spec = KvSpec { layers, ..spec };
     let kv = spec.block_bytes().map_or(0, |bytes| bytes.saturating_mul(u64::from(shape.blocks)));
-    let on_card = |tensor: &&TensorInfo| !is_hosts(header, &tensor.name, offloaded);
+    let on_card = tensors.iter().filter(|(name, _)| !is_hosts(tensors, name, offloaded));
     // Each begins at a multiple of 256 bytes.
-    let bytes = |tensor: &TensorInfo| tensor.byte_range().map_or(0, |range| (range.end - range.start) + 255);
-    let weight_bytes: u64 = header.tensors().iter().filter(on_card).map(bytes).sum();
+    let weight_bytes: u64 = on_card.map(|(_, tensor)| tensor.byte_count() + 255).sum();
     let sizes = Sizes {
         hidden: config.hidden,
         feed_forward: config.feed_forward,
@@ -62,24 +60,21 @@ pub fn open(
 
 /// Whether a tensor is the processor's alone when it takes so many first layers: the embedding goes with them, where the
 /// head has a matrix of its own.
-fn is_hosts(header: &Gguf, name: &str, layers: usize) -> bool {
+fn is_hosts(tensors: &Tensors, name: &str, layers: usize) -> bool {
     match layer(name) {
         Some(layer) => layer < layers,
-        None => layers > 0 && name == "token_embd.weight" && has_own_head(header),
+        None => layers > 0 && name == "token_embd.weight" && has_own_head(tensors),
     }
 }
 
-fn has_own_head(header: &Gguf) -> bool {
-    header.tensors().iter().any(|tensor| tensor.name == "output.weight")
+fn has_own_head(tensors: &Tensors) -> bool {
+    tensors.contains("output.weight")
 }
 
 /// Bytes of the weights that the processor holds when it takes so many first layers: theirs, and the embedding.
-pub fn host_bytes(header: &Gguf, layers: usize) -> u64 {
-    let held = |tensor: &&TensorInfo| {
-        layers > 0 && (tensor.name == "token_embd.weight" || is_hosts(header, &tensor.name, layers))
-    };
-    let bytes = |tensor: &TensorInfo| tensor.byte_range().map_or(0, |range| range.end - range.start);
-    header.tensors().iter().filter(held).map(bytes).sum()
+pub fn host_bytes(tensors: &Tensors, layers: usize) -> u64 {
+    let held = |name: &str| layers > 0 && (name == "token_embd.weight" || is_hosts(tensors, name, layers));
+    tensors.iter().filter(|(name, _)| held(name)).map(|(_, tensor)| tensor.byte_count()).sum()
 }
 
 /// The layer that a tensor belongs to, by its name: `blk.17.ffn_up.weight`.

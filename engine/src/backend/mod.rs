@@ -4,9 +4,8 @@ mod hip;
 
 use crate::config::{Backend as Choice, Serve};
 use crate::error::Fatal;
-use crate::model::{ModelConfig, ModelShape};
+use crate::model::{ModelConfig, ModelShape, Tensors};
 use atlas_engine_core::backend::Backend;
-use atlas_format::Gguf;
 use atlas_kernels::CpuBackend;
 use atlas_kernels::hip::Card;
 
@@ -50,7 +49,7 @@ pub fn offloaded_layers(arguments: &Serve, config: &ModelConfig) -> usize {
 /// One cannot be used, or the model does not fit it.
 pub fn select(
     arguments: &Serve,
-    header: &Gguf,
+    tensors: &Tensors,
     config: &ModelConfig,
     shape: &ModelShape,
 ) -> Result<Devices, Fatal> {
@@ -60,7 +59,7 @@ pub fn select(
         Choice::Cpu => Ok(vec![(cpu()?, usize::MAX)]),
         Choice::Hip => {
             let offloaded = offloaded_layers(arguments, config);
-            let card = hip::open(arguments, header, config, offloaded, shape)?;
+            let card = hip::open(arguments, tensors, config, offloaded, shape)?;
             if offloaded == 0 {
                 return Ok(vec![(card, usize::MAX)]);
             }

@@ -7,16 +7,14 @@
 
 mod runner;
 
+use crate::checkpoint::Checkpoint;
 use crate::config::Bench;
 use crate::error::Fatal;
-use crate::model::ModelError;
-use atlas_format::Gguf;
-use atlas_kernels::{MappedFile, Pages, Pool, peak};
+use atlas_kernels::{Pages, Pool, peak};
 use runner::{Matrices, Runner};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// Memory that is read to measure the bandwidth: many times a last cache.
@@ -123,12 +121,10 @@ struct Turn {
 /// The file is no model that this engine serves, or the machine has no memory for it.
 pub fn bench(arguments: &Bench) -> Result<String, Fatal> {
     let (path, began) = (&arguments.model, Instant::now());
-    let file = MappedFile::open(path).map_err(|source| Fatal::Open { path: path.clone(), source })?;
-    let file = Arc::new(file);
-    let header = Gguf::parse_file(&file).map_err(ModelError::from)?;
+    let checkpoint = Checkpoint::open(path)?;
     let tests = arguments.tests.clone().unwrap_or_else(Tests::usual).0;
-    let (runner, regions) = Runner::load(&header, &file, arguments.thread_count(), &tests)?;
-    let matrices = Matrices::of(&header);
+    let (runner, regions) = Runner::load(&checkpoint, arguments.thread_count(), &tests)?;
+    let matrices = Matrices::of(&checkpoint.tensors);
     let loaded = Loaded {
         load_seconds: began.elapsed().as_secs_f64(),
         weight_bytes: matrices.bytes,

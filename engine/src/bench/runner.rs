@@ -1,14 +1,13 @@
 //! A loaded model and the steps that benchmarks measure.
 
 use super::{Kind, Test};
-use crate::model::{Model, ModelError, ModelShape};
+use crate::checkpoint::Checkpoint;
+use crate::model::{Model, ModelError, ModelShape, Tensors};
 use atlas_engine_core::SequenceId;
 use atlas_engine_core::backend::KvType;
 use atlas_engine_core::plan::{Chunk, StepPlan};
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
-use atlas_format::Gguf;
-use atlas_kernels::{BlockType, CpuBackend, MappedFile};
-use std::sync::Arc;
+use atlas_kernels::{BlockType, CpuBackend};
 use std::time::Instant;
 
 /// Rows of a prefill step.
@@ -23,14 +22,13 @@ pub(super) struct Matrices {
 }
 
 impl Matrices {
-    pub(super) fn of(header: &Gguf) -> Self {
-        let tied = !header.tensors().iter().any(|tensor| tensor.name == "output.weight");
+    pub(super) fn of(tensors: &Tensors) -> Self {
+        let tied = !tensors.contains("output.weight");
         let mut all = Self { elements: 0, bytes: 0, floats: false };
-        for tensor in header.tensors() {
-            let counted = tensor.shape.len() == 2 && (tied || tensor.name != "token_embd.weight");
-            if let (true, Some(range)) = (counted, tensor.byte_range()) {
+        for (name, tensor) in tensors.iter() {
+            if tensor.shape.len() == 2 && (tied || name != "token_embd.weight") {
                 all.elements += tensor.shape.iter().product::<u64>();
-                all.bytes += range.end - range.start;
+                all.bytes += tensor.byte_count();
                 all.floats |=
                     BlockType::from_ggml(tensor.tensor_type.number()).is_some_and(BlockType::is_float);
             }
@@ -83,8 +81,7 @@ const WARM: usize = 32;
 impl Runner {
     /// The model, warmed up, with room for these tests, and which region each of them has.
     pub(super) fn load(
-        header: &Gguf,
-        file: &Arc<MappedFile>,
+        checkpoint: &Checkpoint,
         threads: usize,
         tests: &[Test],
     ) -> Result<(Self, Vec<usize>), ModelError> {
@@ -101,7 +98,7 @@ impl Runner {
         let shape =
             ModelShape { kv_type: KvType::F16, blocks: u32::try_from(blocks).unwrap_or(u32::MAX), max };
         let backend = CpuBackend::new(threads).map_err(ModelError::from)?;
-        let model = Model::load(header, file, Box::new(backend), &shape)?;
+        let model = Model::load(&checkpoint.config, &checkpoint.tensors, Box::new(backend), &shape)?;
         let vocabulary = u32::try_from(model.config().vocabulary).unwrap_or(u32::MAX);
         let mut runner = Self { model, vocabulary, regions };
         runner.step(0, &[(0, 0, WARM, true)])?;

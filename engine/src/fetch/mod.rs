@@ -42,6 +42,12 @@ pub enum FetchError {
         #[source]
         source: std::io::Error,
     },
+    /// A checksum is given for a folder.
+    #[error("--sha256 is the sum of one file, and {path} is a folder: leave it out")]
+    FolderChecksum {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The cache folder cannot be written.
     #[error("cannot write {path} in the model cache")]
     Cache {
@@ -93,7 +99,7 @@ impl FetchError {
     /// The exit code of the contract.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Scheme { .. } | Self::Incomplete { .. } => ExitCode::Usage,
+            Self::Scheme { .. } | Self::Incomplete { .. } | Self::FolderChecksum { .. } => ExitCode::Usage,
             Self::Checksum { .. } => ExitCode::ChecksumMismatch,
             Self::Client(_) => ExitCode::Internal,
             Self::Missing { .. } | Self::Cache { .. } | Self::Refused { .. } | Self::Broken { .. } => {
@@ -119,6 +125,12 @@ pub async fn fetch(
         Source::Remote(remote) => cache.join(remote.cache_name()),
     };
     match (std::fs::metadata(&path), &source) {
+        (Ok(metadata), _) if metadata.is_dir() => {
+            if sha256.is_some() {
+                return Err(FetchError::FolderChecksum { path });
+            }
+            progress.set_done(folder_bytes(&path));
+        }
         (Ok(metadata), _) => progress.set_done(metadata.len()),
         (Err(error), Source::File(_)) => return Err(FetchError::Missing { path, source: error }),
         (Err(_), Source::Remote(remote)) => {
@@ -132,4 +144,15 @@ pub async fn fetch(
         check.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     }
     Ok(path)
+}
+
+/// Bytes of the files in a folder; what cannot be looked at counts nothing, and is missed when it is opened.
+fn folder_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    // Hub caches keep links, which the path follows.
+    entries
+        .filter_map(|entry| std::fs::metadata(entry.path()).ok())
+        .filter(|file| file.is_file())
+        .map(|file| file.len())
+        .sum()
 }

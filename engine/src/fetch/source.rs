@@ -96,6 +96,15 @@ fn file_name(uri: &str) -> String {
 /// A model file's name without extension, for status and headers.
 pub fn display_name(uri: &str) -> String {
     let name = file_name(uri);
+    // Folders name their models, the files in them all have the same name.
+    let parent = uri
+        .trim_end_matches('/')
+        .rsplit_once('/')
+        .map(|(parent, _)| parent)
+        .filter(|parent| !parent.is_empty());
+    if let (Some(parent), "model.safetensors" | "model.safetensors.index.json") = (parent, name.as_str()) {
+        return file_name(parent);
+    }
     Path::new(&name).file_stem().map_or(name.clone(), |stem| stem.to_string_lossy().into_owned())
 }
 
@@ -134,6 +143,7 @@ mod tests {
     #[test]
     fn names_are_for_people_and_never_leave_the_cache() {
         assert_eq!(display_name("hf://o/r/sub/code.Q4_K_M.gguf@main"), "code.Q4_K_M");
+        assert_eq!(display_name("/models/mistral-7b-v0.2/model.safetensors.index.json"), "mistral-7b-v0.2");
         assert_eq!(display_name("/models/smollm2-135m-instruct-q4_1.gguf"), "smollm2-135m-instruct-q4_1");
         let remote =
             |uri: &str| Remote { uri: uri.into(), url: String::new(), hugging_face: false }.cache_name();

@@ -9,7 +9,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::text::TextTokenizer;
+use crate::checkpoint::Checkpoint;
 use atlas_engine_core::plan::Chunk;
 use atlas_engine_core::program::BLOCK_TOKENS;
 use atlas_engine_core::{SequenceId, TokenId};
@@ -42,14 +42,14 @@ fn path() -> PathBuf {
     path
 }
 
-fn load(header: &Gguf, file: &Arc<MappedFile>, devices: Devices, kv_type: KvType) -> Model {
+fn load(checkpoint: &Checkpoint, devices: Devices, kv_type: KvType) -> Model {
     let max = MaxShape { rows: 64, sequences: 1, logit_rows: 1, hidden_rows: 1, blocks_per_sequence: 4 };
     let shape = ModelShape { kv_type, blocks: 4, max };
-    Model::load_parts(header, file, devices, &shape, &|_| ()).unwrap()
+    Model::load_parts(&checkpoint.config, &checkpoint.tensors, devices, &shape, &|_| ()).unwrap()
 }
 
-fn prompt(header: &Gguf) -> Vec<TokenId> {
-    let mut tokens = TextTokenizer::from_gguf(header).unwrap().encode(TEXT).unwrap();
+fn prompt(checkpoint: &Checkpoint) -> Vec<TokenId> {
+    let mut tokens = checkpoint.tokenizer().unwrap().encode(TEXT).unwrap();
     assert!(tokens.len() >= PROMPT_TOKENS, "{}", tokens.len());
     tokens.truncate(PROMPT_TOKENS);
     tokens
@@ -135,13 +135,12 @@ fn check(step: usize, expected: &[f32], found: &[f32]) -> f64 {
 #[test]
 fn the_real_model_says_on_the_card_what_the_reference_says() {
     let standin = StandIn::new();
-    let file = Arc::new(MappedFile::open(&path()).unwrap());
-    let header = Gguf::parse_file(&file).unwrap();
+    let checkpoint = Checkpoint::open(&path()).unwrap();
     let [exact, rounded] = references();
-    let mut card = load(&header, &file, vec![(standin.open(), usize::MAX)], KvType::F16);
+    let mut card = load(&checkpoint, vec![(standin.open(), usize::MAX)], KvType::F16);
     let [mut exact, mut rounded] =
-        [exact, rounded].map(|device| load(&header, &file, vec![(device, usize::MAX)], KvType::F32));
-    let mut tokens = prompt(&header);
+        [exact, rounded].map(|device| load(&checkpoint, vec![(device, usize::MAX)], KvType::F32));
+    let mut tokens = prompt(&checkpoint);
     let (mut start, mut totals) = (0, [0.0, 0.0]);
     for step in 0..ANSWER_TOKENS {
         let [expected, found, alike] =
@@ -161,13 +160,12 @@ fn the_real_model_says_on_the_card_what_the_reference_says() {
 #[test]
 fn a_model_over_two_devices_says_what_the_reference_says() {
     let standin = StandIn::new();
-    let file = Arc::new(MappedFile::open(&path()).unwrap());
-    let header = Gguf::parse_file(&file).unwrap();
+    let checkpoint = Checkpoint::open(&path()).unwrap();
     let [exact, _] = references();
     let cpu: Box<dyn Backend> = Box::new(CpuBackend::new(2).unwrap());
-    let mut exact = load(&header, &file, vec![(exact, usize::MAX)], KvType::F32);
-    let mut split = load(&header, &file, vec![(cpu, 20), (standin.open(), usize::MAX)], KvType::F16);
-    let mut tokens = prompt(&header);
+    let mut exact = load(&checkpoint, vec![(exact, usize::MAX)], KvType::F32);
+    let mut split = load(&checkpoint, vec![(cpu, 20), (standin.open(), usize::MAX)], KvType::F16);
+    let mut tokens = prompt(&checkpoint);
     let mut start = 0;
     for step in 0..SPLIT_TOKENS {
         let [expected, found] = [&mut exact, &mut split].map(|model| logits(model, start, &tokens[start..]));
@@ -180,12 +178,16 @@ fn a_model_over_two_devices_says_what_the_reference_says() {
 /// All layers of this model are alike, and its head is the embedding, which both devices need.
 #[test]
 fn the_processor_holds_its_layers_and_the_embedding() {
-    let file = Arc::new(MappedFile::open(&path()).unwrap());
-    let header = Gguf::parse_file(&file).unwrap();
-    let [none, ten, twenty] = [0, 10, 20].map(|layers| crate::backend::host_bytes(&header, layers));
+    let checkpoint = Checkpoint::open(&path()).unwrap();
+    let [none, ten, twenty] =
+        [0, 10, 20].map(|layers| crate::backend::host_bytes(&checkpoint.tensors, layers));
     let layers = twenty - ten;
     assert!(none == 0 && layers > 0 && ten > layers, "{none}, {ten}, {twenty}");
-    assert!(twenty + layers <= file.len() as u64, "{twenty} of {}", file.len());
+    assert!(
+        twenty + layers <= checkpoint.tensors.byte_count(),
+        "{twenty} of {}",
+        checkpoint.tensors.byte_count()
+    );
 }
 
 /// What the card computes differs from f32 by what rounding its activations costs, layer by layer, and by no more: an
@@ -193,15 +195,14 @@ fn the_processor_holds_its_layers_and_the_embedding() {
 #[test]
 fn what_the_card_adds_to_the_streams_error_is_the_rounding_of_activations() {
     let standin = StandIn::new();
-    let file = Arc::new(MappedFile::open(&path()).unwrap());
-    let header = Gguf::parse_file(&file).unwrap();
-    let tokens = prompt(&header);
+    let checkpoint = Checkpoint::open(&path()).unwrap();
+    let tokens = prompt(&checkpoint);
     for layers in [1, 3, 10] {
         let [exact, rounded] = references();
         let streams = [exact, rounded, standin.open()].map(|device| {
             // The rest of the layers only has to be there.
             let rest: Box<dyn Backend> = Box::new(CpuBackend::new(2).unwrap());
-            let mut model = load(&header, &file, vec![(device, layers), (rest, usize::MAX)], KvType::F16);
+            let mut model = load(&checkpoint, vec![(device, layers), (rest, usize::MAX)], KvType::F16);
             // Many rows at once, then one alone: WMMA, then dot4.
             [(0, PROMPT_TOKENS - 1), (PROMPT_TOKENS - 1, PROMPT_TOKENS)].map(|(start, end)| {
                 logits(&mut model, start, &tokens[start..end]);

@@ -1,4 +1,4 @@
-//! The model: from a memory-mapped GGUF to logits.
+//! The model: from memory-mapped tensors to logits.
 //!
 //! `config` reads and checks the numbers, `tensors` the weights, `program` says what to compute; a backend computes.
 //! It knows nothing of requests, sampling or text, nor of what a step's rows are for.
@@ -8,16 +8,13 @@ mod program;
 mod tensors;
 
 pub use config::ModelConfig;
+pub use tensors::{Tensor, Tensors};
 
 use crate::backend::Devices;
 use atlas_engine_core::backend::{Backend, KvSpec, KvType, MemoryUse, ProgramId, StepOut};
 use atlas_engine_core::program::MaxShape;
 use atlas_engine_core::step::StepArrays;
 use atlas_engine_core::{DeviceError, StepPlan};
-use atlas_format::Gguf;
-use atlas_kernels::MappedFile;
-use std::sync::Arc;
-use tensors::Tensors;
 
 /// What a model is loaded for.
 #[derive(Debug, Clone, Copy)]
@@ -45,40 +42,38 @@ impl Model {
     /// # Errors
     /// The same.
     pub fn load(
-        header: &Gguf,
-        file: &Arc<MappedFile>,
+        config: &ModelConfig,
+        tensors: &Tensors,
         backend: Box<dyn Backend>,
         shape: &ModelShape,
     ) -> Result<Self, ModelError> {
-        Self::load_parts(header, file, vec![(backend, usize::MAX)], shape, &|_| {})
+        Self::load_parts(config, tensors, vec![(backend, usize::MAX)], shape, &|_| {})
     }
 
-    /// Loads the weights of a mapped file into devices, each of which takes the next so many layers, as far as there
+    /// Loads weights into devices, each of which takes the next so many layers, as far as there
     /// are any, makes the KV caches and compiles the programs. A step crosses from each device to the next once.
     /// `loaded` hears after each layer how many there are.
     ///
     /// # Errors
-    /// The architecture is not served, a tensor is missing or wrong, or a device refuses.
+    /// A tensor is missing or wrong, or a device refuses.
     pub fn load_parts(
-        header: &Gguf,
-        file: &Arc<MappedFile>,
+        config: &ModelConfig,
+        tensors: &Tensors,
         devices: Devices,
         shape: &ModelShape,
         loaded: &dyn Fn(u16),
     ) -> Result<Self, ModelError> {
-        let config = ModelConfig::from_gguf(header)?;
         let all = u16::try_from(config.layers).map_err(|_| ModelError::Inconsistent {
             what: "number of layers",
             found: config.layers as u64,
             other: "limit",
             expected: u16::MAX.into(),
         })?;
-        let tensors = Tensors::new(header, file);
         let mut parts = Vec::new();
         let mut next = 0;
         for (mut backend, count) in devices {
             let end = next + u16::try_from(count).unwrap_or(u16::MAX).min(all - next);
-            let segment = program::build(&config, &tensors, &mut *backend, next..end, loaded)?;
+            let segment = program::build(config, tensors, &mut *backend, next..end, loaded)?;
             let spec = config.kv_spec(shape.kv_type, shape.blocks);
             backend.allocate_kv(&KvSpec { layers: next..end, ..spec })?;
             let program = backend.compile(&segment, &shape.max)?;
@@ -86,7 +81,7 @@ impl Model {
             next = end;
         }
         let (arrays, out, handoff) = (StepArrays::default(), StepOut::default(), Vec::new());
-        Ok(Self { config, parts, arrays, out, handoff })
+        Ok(Self { config: config.clone(), parts, arrays, out, handoff })
     }
 
     /// The model's numbers.

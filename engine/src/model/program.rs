@@ -17,7 +17,7 @@ use std::ops::Range;
 /// A tensor is missing or wrong, or the backend refuses one.
 pub fn build(
     config: &ModelConfig,
-    tensors: &Tensors<'_>,
+    tensors: &Tensors,
     backend: &mut dyn Backend,
     layers: Range<u16>,
     loaded: &dyn Fn(u16),
@@ -53,7 +53,7 @@ pub fn build(
 }
 
 /// Frequencies from the base; `rope_freqs.weight` (Llama 3's scaling) holds one divisor a pair.
-fn rope(config: &ModelConfig, tensors: &Tensors<'_>) -> Result<Rope, ModelError> {
+fn rope(config: &ModelConfig, tensors: &Tensors) -> Result<Rope, ModelError> {
     let pairs = config.rope_size / 2;
     let factors = tensors.contains("rope_freqs.weight");
     let factors = factors.then(|| tensors.values("rope_freqs.weight", pairs)).transpose()?;
@@ -65,14 +65,14 @@ fn rope(config: &ModelConfig, tensors: &Tensors<'_>) -> Result<Rope, ModelError>
     Ok(Rope { frequencies: frequencies.collect(), pairing: config.pairing })
 }
 
-struct Builder<'a, 'b> {
+struct Builder<'a> {
     config: &'a ModelConfig,
-    tensors: &'a Tensors<'b>,
+    tensors: &'a Tensors,
     backend: &'a mut dyn Backend,
     segment: Segment,
 }
 
-impl Builder<'_, '_> {
+impl Builder<'_> {
     fn load(&mut self, parts: &[RawTensor]) -> Result<WeightId, ModelError> {
         Ok(self.backend.load(parts)?)
     }

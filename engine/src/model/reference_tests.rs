@@ -1,6 +1,7 @@
 //! The real model with exact products against candle in f32: the same weights, another implementation, no cache.
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::text::TextTokenizer;
 use atlas_engine_core::plan::Chunk;
 use atlas_engine_core::program::BLOCK_TOKENS;
@@ -116,8 +117,7 @@ const LONGEST: usize = 512;
 
 /// The model, with a cache of one text.
 fn model(backend: CpuBackend, kv_type: KvType) -> (Model, TextTokenizer) {
-    let file = Arc::new(MappedFile::open(&path()).unwrap());
-    let header = Gguf::parse_file(&file).unwrap();
+    let checkpoint = Checkpoint::open(&path()).unwrap();
     let blocks = LONGEST / BLOCK_TOKENS;
     let max = MaxShape {
         rows: LONGEST,
@@ -127,8 +127,8 @@ fn model(backend: CpuBackend, kv_type: KvType) -> (Model, TextTokenizer) {
         blocks_per_sequence: blocks,
     };
     let shape = ModelShape { kv_type, blocks: blocks as u32, max };
-    let model = Model::load(&header, &file, Box::new(backend), &shape).unwrap();
-    (model, TextTokenizer::from_gguf(&header).unwrap())
+    let model = Model::load(&checkpoint.config, &checkpoint.tensors, Box::new(backend), &shape).unwrap();
+    (model, checkpoint.tokenizer().unwrap())
 }
 
 fn reference(config: &ModelConfig) -> Reference {

@@ -1,25 +1,87 @@
-//! A file's tensors, checked against the shapes that the model's numbers ask for and handed on where they lie.
+//! A model's tensors under GGUF's names, checked against the shapes that the model's numbers ask for and handed on
+//! where they lie.
 
 use super::ModelError;
-use atlas_engine_core::backend::{RawTensor, SharedBytes};
-use atlas_format::{Gguf, TensorInfo, TensorType};
+use atlas_engine_core::backend::{RawTensor, SharedBytes, SharedOwner};
+use atlas_format::{Gguf, TensorType};
 use atlas_kernels::MappedFile;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// The tensors of a mapped file, by name.
-pub struct Tensors<'a> {
-    file: &'a Arc<MappedFile>,
-    by_name: HashMap<&'a str, &'a TensorInfo>,
+/// A tensor and its bytes.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    /// Element type.
+    pub tensor_type: TensorType,
+    /// Dimensions, fastest first.
+    pub shape: Vec<u64>,
+    /// The bytes; `None` where the type's size is not known.
+    bytes: Option<SharedBytes>,
 }
 
-impl<'a> Tensors<'a> {
-    /// Indexes the tensors of a file by its header.
-    pub fn new(header: &'a Gguf, file: &'a Arc<MappedFile>) -> Self {
-        Self { file, by_name: header.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor)).collect() }
+impl Tensor {
+    /// A tensor in a range of what `owner` holds; without bytes where the range does not lie inside it.
+    pub fn new(
+        tensor_type: TensorType,
+        shape: Vec<u64>,
+        owner: Arc<dyn SharedOwner>,
+        range: Range<u64>,
+    ) -> Self {
+        let range = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+        let bytes = range.and_then(|(start, end)| SharedBytes::new(owner, start..end));
+        Self { tensor_type, shape, bytes }
     }
 
-    /// Whether the file has this tensor.
+    /// A vector of f32 of its own.
+    pub fn of_values(values: &[f32]) -> Self {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let length = bytes.len() as u64;
+        Self::new(TensorType::F32, vec![values.len() as u64], Arc::new(bytes), 0..length)
+    }
+
+    /// Bytes that it takes.
+    pub fn byte_count(&self) -> u64 {
+        self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)
+    }
+}
+
+/// The tensors of a model, by GGUF's names.
+#[derive(Debug, Default)]
+pub struct Tensors {
+    by_name: BTreeMap<String, Tensor>,
+}
+
+impl Tensors {
+    /// Those of a mapped GGUF file, by its header.
+    pub fn of_gguf(header: &Gguf, file: &Arc<MappedFile>) -> Self {
+        let tensors = header.tensors().iter().map(|info| {
+            let (tensor_type, shape) = (info.tensor_type, info.shape.clone());
+            let tensor = match info.byte_range() {
+                Some(range) => Tensor::new(tensor_type, shape, file.clone(), range),
+                None => Tensor { tensor_type, shape, bytes: None },
+            };
+            (info.name.clone(), tensor)
+        });
+        Self { by_name: tensors.collect() }
+    }
+
+    /// Adds one; the answer is whether its name is new.
+    pub fn insert(&mut self, name: String, tensor: Tensor) -> bool {
+        self.by_name.insert(name, tensor).is_none()
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.by_name.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Bytes of all of them.
+    pub fn byte_count(&self) -> u64 {
+        self.by_name.values().map(Tensor::byte_count).sum()
+    }
+
+    /// Whether there is this tensor.
     pub fn contains(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
     }
@@ -29,8 +91,8 @@ impl<'a> Tensors<'a> {
     /// # Errors
     /// It is missing or of another shape.
     pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<RawTensor, ModelError> {
-        let info = self.info(name, &[columns as u64, rows as u64])?;
-        self.raw(info, rows, columns)
+        let tensor = self.tensor(name, &[columns as u64, rows as u64])?;
+        raw(name, tensor, rows, columns)
     }
 
     /// A vector of f32.
@@ -38,12 +100,12 @@ impl<'a> Tensors<'a> {
     /// # Errors
     /// It is missing, of another length or type.
     pub fn vector(&self, name: &str, length: usize) -> Result<RawTensor, ModelError> {
-        let info = self.info(name, &[length as u64])?;
-        if info.tensor_type != TensorType::F32 {
-            let (name, tensor_type) = (info.name.clone(), info.tensor_type.to_string());
+        let tensor = self.tensor(name, &[length as u64])?;
+        if tensor.tensor_type != TensorType::F32 {
+            let (name, tensor_type) = (name.to_owned(), tensor.tensor_type.to_string());
             return Err(ModelError::VectorType { name, tensor_type });
         }
-        self.raw(info, length, 1)
+        raw(name, tensor, length, 1)
     }
 
     /// A vector's values.
@@ -55,25 +117,22 @@ impl<'a> Tensors<'a> {
         Ok(raw.bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
-    fn info(&self, name: &str, expected: &[u64]) -> Result<&'a TensorInfo, ModelError> {
+    fn tensor(&self, name: &str, expected: &[u64]) -> Result<&Tensor, ModelError> {
         let missing = || ModelError::MissingTensor { name: name.to_owned() };
-        let info = *self.by_name.get(name).ok_or_else(missing)?;
-        if info.shape != expected {
-            let (found, expected) = (info.shape.clone(), expected.to_vec());
+        let tensor = self.by_name.get(name).ok_or_else(missing)?;
+        if tensor.shape != expected {
+            let (found, expected) = (tensor.shape.clone(), expected.to_vec());
             return Err(ModelError::TensorShape { name: name.to_owned(), found, expected });
         }
-        Ok(info)
+        Ok(tensor)
     }
+}
 
-    fn raw(&self, info: &TensorInfo, rows: usize, columns: usize) -> Result<RawTensor, ModelError> {
+fn raw(name: &str, tensor: &Tensor, rows: usize, columns: usize) -> Result<RawTensor, ModelError> {
+    let (name, tensor_type) = (name.to_owned(), tensor.tensor_type);
+    match &tensor.bytes {
+        Some(bytes) => Ok(RawTensor { name, tensor_type, rows, columns, bytes: bytes.clone() }),
         // A type of unknown size has no range: its number tells the backend's user what it is.
-        let unknown =
-            || ModelError::TensorSize { name: info.name.clone(), tensor_type: info.tensor_type.to_string() };
-        let range = info.byte_range().ok_or_else(unknown)?;
-        let range = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
-        let bytes = range.and_then(|(start, end)| SharedBytes::new(self.file.clone(), start..end));
-        // The header was parsed from the whole file, so the range lies inside it.
-        let bytes = bytes.ok_or_else(|| ModelError::MissingTensor { name: info.name.clone() })?;
-        Ok(RawTensor { name: info.name.clone(), tensor_type: info.tensor_type, rows, columns, bytes })
+        None => Err(ModelError::TensorSize { name, tensor_type: tensor_type.to_string() }),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::embed::{Embedding, EmbeddingJob, Pooling};
 use super::stepper::Stepper;
+use crate::checkpoint::Checkpoint;
 use crate::model::{Model, ModelShape};
 use crate::text::TextTokenizer;
 use atlas_engine_core::backend::KvType;
@@ -9,8 +10,7 @@ use atlas_engine_core::program::MaxShape;
 use atlas_engine_core::{
     Draft, Limits, SamplingParams, Scheduler, SchedulerSettings, Scope, SequenceId, TokenId, ValidRequest,
 };
-use atlas_format::Gguf;
-use atlas_kernels::{CpuBackend, MappedFile};
+use atlas_kernels::CpuBackend;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,8 +23,7 @@ const PREFIX: &str =
 const PROMPTS: [&str; 4] = ["height: u32)", "depth: u32)", "length: u64) -> u64 {\n    width", ""];
 
 struct Fixture {
-    header: Gguf,
-    file: Arc<MappedFile>,
+    checkpoint: Checkpoint,
     tokenizer: TextTokenizer,
 }
 
@@ -33,10 +32,9 @@ impl Fixture {
         let cache = std::env::var_os("ATLAS_CACHE").map(PathBuf::from);
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/atlas-operator"));
         let path = cache.or_else(home).unwrap_or_default().join("models/smollm2-135m-instruct-q4_1.gguf");
-        let file = Arc::new(MappedFile::open(&path).expect("make setup fetches the model"));
-        let header = Gguf::parse_file(&file).unwrap();
-        let tokenizer = TextTokenizer::from_gguf(&header).unwrap();
-        Self { header, file, tokenizer }
+        let checkpoint = Checkpoint::open(&path).expect("make setup fetches the model");
+        let tokenizer = checkpoint.tokenizer().unwrap();
+        Self { checkpoint, tokenizer }
     }
 
     fn stepper(&self, threads: usize, settings: SchedulerSettings) -> Stepper {
@@ -49,7 +47,7 @@ impl Fixture {
         };
         let shape = ModelShape { kv_type: KvType::F16, blocks: settings.blocks, max };
         let backend = Box::new(CpuBackend::new(threads).unwrap());
-        let model = Model::load(&self.header, &self.file, backend, &shape).unwrap();
+        let model = Model::load(&self.checkpoint.config, &self.checkpoint.tensors, backend, &shape).unwrap();
         Stepper::new(Scheduler::new(settings), model)
     }
 

@@ -1,6 +1,6 @@
 //! Text in and out of token ids: tokenizer, chat template, detokenizer, stop strings.
 //!
-//! Everything comes from the GGUF's metadata; nothing here knows of requests or of the model's weights.
+//! Everything comes from the model's files; nothing here knows of requests or of the model's weights.
 
 pub mod answer;
 pub mod chat_template;
@@ -15,6 +15,7 @@ mod sentence_piece;
 pub mod stop;
 mod template_json;
 pub mod tokenizer;
+pub mod tokenizer_json;
 mod tool_call;
 
 pub use chat_template::ChatTemplate;

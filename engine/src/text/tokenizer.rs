@@ -14,9 +14,9 @@ pub enum TokenizerError {
     #[error("the tokenizer's metadata is incomplete")]
     Metadata(#[from] MetadataError),
     /// The tokenizer model is not known.
-    #[error("the tokenizer model is {model:?}, and this engine knows \"gpt2\" and \"llama\"")]
+    #[error("the tokenizer model is {model:?}, and this engine knows byte-level BPE and SentencePiece")]
     UnknownModel {
-        /// `tokenizer.ggml.model`.
+        /// The file's name of it.
         model: String,
     },
     /// The way of cutting text is not known; another one would give wrong ids without any error.
@@ -53,6 +53,16 @@ pub enum TokenizerError {
         /// Tokens.
         tokens: usize,
     },
+    /// A token has no row in the embedding.
+    #[error("the token {token:?} has the id {id}, and the embedding has {rows} rows")]
+    BeyondRows {
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows.
+        rows: usize,
+    },
     /// The tokenizer library refused.
     #[error("the tokenizer library failed")]
     Library(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -65,12 +75,12 @@ impl TokenizerError {
 }
 
 /// ggml's token types (llama.h, `llama_token_type`).
-const CONTROL: u32 = 3;
-const USER_DEFINED: u32 = 4;
-const BYTE: u32 = 6;
+pub(super) const CONTROL: u32 = 3;
+pub(super) const USER_DEFINED: u32 = 4;
+pub(super) const BYTE: u32 = 6;
 
 /// Text of end-of-turn and end-of-message tokens, for files whose metadata name only one of the ends.
-const END_TEXTS: &[&str] = &[
+pub(super) const END_TEXTS: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
     "<|eom_id|>",
@@ -82,7 +92,7 @@ const END_TEXTS: &[&str] = &[
 ];
 
 /// How model families name their marks for a text with a gap: prefix, suffix, middle.
-const FILL_IN_THE_MIDDLE: &[[&str; 3]] = &[
+pub(super) const FILL_IN_THE_MIDDLE: &[[&str; 3]] = &[
     ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
     ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
     ["▁<PRE>", "▁<SUF>", "▁<MID>"],
@@ -91,17 +101,17 @@ const FILL_IN_THE_MIDDLE: &[[&str; 3]] = &[
 
 /// A model's tokenizer.
 pub struct TextTokenizer {
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     /// Bytes of each token as it shows in an answer; none for control tokens.
-    bytes: Vec<Box<[u8]>>,
-    control: Vec<bool>,
-    fill_in_the_middle: Option<[u32; 3]>,
-    bos: Option<u32>,
-    eos: Option<u32>,
-    add_bos: bool,
-    end_tokens: Vec<u32>,
-    texts: (String, String),
-    label: String,
+    pub(super) bytes: Vec<Box<[u8]>>,
+    pub(super) control: Vec<bool>,
+    pub(super) fill_in_the_middle: Option<[u32; 3]>,
+    pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
+    pub(super) add_bos: bool,
+    pub(super) end_tokens: Vec<u32>,
+    pub(super) texts: (String, String),
+    pub(super) label: String,
 }
 
 /// The vocabulary as the file has it.
@@ -378,7 +388,7 @@ fn marker_bytes(token: &str) -> Vec<u8> {
     if super::answer::MARKERS.contains(&token) { token.as_bytes().to_vec() } else { Vec::new() }
 }
 
-fn byte_level_bytes(token: &str, kind: u32) -> Vec<u8> {
+pub(super) fn byte_level_bytes(token: &str, kind: u32) -> Vec<u8> {
     match kind {
         CONTROL => marker_bytes(token),
         USER_DEFINED => token.as_bytes().to_vec(),
@@ -386,7 +396,7 @@ fn byte_level_bytes(token: &str, kind: u32) -> Vec<u8> {
     }
 }
 
-fn sentence_piece_bytes(token: &str, kind: u32) -> Vec<u8> {
+pub(super) fn sentence_piece_bytes(token: &str, kind: u32) -> Vec<u8> {
     match (kind, sentence_piece::byte_token(token)) {
         (CONTROL, _) => marker_bytes(token),
         (BYTE, Some(byte)) => vec![byte],

@@ -167,7 +167,7 @@ async fn the_token_goes_to_the_hub_and_no_further() {
 
 #[tokio::test]
 async fn safetensors_are_planned_from_their_header_and_the_config_beside_it() {
-    let header = br#"{"w":{"dtype":"BF16","shape":[8],"data_offsets":[0,2000000]}}"#;
+    let header = br#"{"w":{"dtype":"BF16","shape":[1000000],"data_offsets":[0,2000000]}}"#;
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header);
     bytes.resize(2_000_000, 0);

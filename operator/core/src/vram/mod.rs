@@ -10,9 +10,10 @@ mod safetensors;
 mod shape;
 
 pub use advice::{Advice, Change, OtherFile, OtherProfile};
+pub use atlas_format::SafetensorsError;
 pub use estimate::{Need, RUNTIME_BYTES, Setting, estimate};
 pub use plan::{Card, Question, VramPlan, plan_vram};
-pub use safetensors::{SafetensorsError, read_index_bytes, read_safetensors_header};
+pub use safetensors::{read_index_bytes, read_safetensors_header};
 pub use shape::{LayerShape, ModelShape, ShapeError};
 
 use atlas_crds::{GpuProfileSpec, Tier, quantity::parse_bytes};
