@@ -49,6 +49,7 @@ generate: ## write the generated files: CRDs, chart CRDs, plain manifests
 bench: ## measure what docs/benchmarks.md reports (ARGS=--quick for a few minutes)
 	@tests/setup.sh run
 	tests/bench_cpu.py compare $(filter --quick,$(ARGS))
+	tests/bench_server.py $(filter --quick,$(ARGS))
 	target/debug/atlas-local bench $(if $(filter --quick,$(ARGS)),--apply-rounds 3 --kill-rounds 2 --node-rounds 1,$(ARGS))
 
 load: ## 64 streams at a time for ten minutes, by wrk: no error, memory flat, the pool full again (ARGS=60 for a minute)

@@ -52,7 +52,7 @@ fn probes_show_how_far_starting_has_come() {
         (&json!("Fetching"), &json!(false), &json!(size))
     );
     assert_eq!((&readiness["loading"], &readiness["warmUp"]), (&Value::Null, &Value::Null));
-    assert_eq!(engine.get("/healthz").0, 200);
+    assert_eq!((engine.get("/healthz").0, engine.get("/health").0), (200, 503));
     let (status, refused) = engine.post("/v1/chat/completions", &chat(json!({})));
     assert_eq!((status, &refused["error"]["code"]), (503, &json!("engine_not_ready")));
     let (status, refused) = engine.post("/v1/messages", &chat(json!({})));
@@ -75,6 +75,7 @@ fn probes_show_how_far_starting_has_come() {
         }
         assert!(began.elapsed() < PATIENCE, "{body}");
     };
+    assert_eq!(engine.get("/health").0, 200);
     // A phase may be over between two looks, and none comes twice.
     let order = ["Fetching", "Loading", "WarmingUp", "Serving"];
     let places = phases.iter().map(|phase| order.iter().position(|known| known == phase).unwrap());

@@ -100,7 +100,7 @@ pub fn scope(headers: &HeaderMap, model: &str) -> Scope {
 
 /// Lets only requests with a key through, where keys are set. Probes and metrics need none.
 pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let open = ["/healthz", "/readyz", "/metrics"].contains(&request.uri().path());
+    let open = ["/healthz", "/readyz", "/health", "/metrics"].contains(&request.uri().path());
     let Some(keys) = app.api_keys.as_ref().filter(|_| !open) else { return next.run(request).await };
     let accepted = key(request.headers()).is_some_and(|key| keys.accept(key, Instant::now()));
     if accepted {

@@ -234,7 +234,9 @@ impl ChatWriter {
         let mut delta = Map::new();
         if !std::mem::replace(&mut self.begun[index], true) {
             delta.insert("role".into(), "assistant".into());
-            delta.insert("content".into(), "".into());
+            // As OpenAI does: a message that begins with a call has no content, not an empty one.
+            let calls_first = matches!(parts.first(), Some(Part::Call { .. }));
+            delta.insert("content".into(), if calls_first { Value::Null } else { "".into() });
         }
         let mut calls: Vec<Value> = Vec::new();
         for part in parts {

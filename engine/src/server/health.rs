@@ -9,11 +9,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use std::sync::Arc;
 
-/// `/healthz`, `/readyz` and `/metrics`.
+/// `/healthz`, `/readyz`, also by the name that clients of other engines ask for, and `/metrics`.
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
+        .route("/health", get(readyz))
         .route("/metrics", get(metrics))
 }
 
