@@ -111,7 +111,39 @@ def ratios_of(ours, peers):
     return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def measure_kind(kind, model, commands, tests, pairs, attempts):
+class Progress:
+    """Says after each figure how many are left, and for how long as far as can be told from those that there are."""
+
+    def __init__(self, kinds, names):
+        self.began = self.last = time.perf_counter()
+        self.left = [(kind, name) for kind in kinds for name in names]
+        self.taken = {}
+
+    def report(self, row):
+        now = time.perf_counter()
+        self.left.remove((row["quantization"], row["test"]))
+        self.taken.setdefault(row["test"], []).append(now - self.last)
+        self.last = now
+        average = (now - self.began) / sum(map(len, self.taken.values()))
+        # The same test takes much the same time with every type.
+        expected = sum(statistics.mean(self.taken.get(name, [average])) for _, name in self.left)
+        print_row(row)
+        if self.left:
+            print(f"  {len(self.left)} figures and about {expected / 60:.1f} minutes left, "
+                  f"after {(now - self.began) / 60:.1f} minutes", flush=True)
+
+
+def read_through(path):
+    """Brings a file into the page cache."""
+    with path.open("rb") as file:
+        while file.read(1 << 24):
+            pass
+
+
+START, MEMORY = "start to first logits", "peak memory"
+
+
+def measure_kind(kind, model, commands, tests, pairs, attempts, report):
     """Rows of one quantization: starts, then each test by turns."""
 
     def start(side):
@@ -127,7 +159,9 @@ def measure_kind(kind, model, commands, tests, pairs, attempts):
         return {"quantization": kind, "test": test, "unit": unit, "ours": figures[0], "peer": figures[1],
                 **ratios_of(ours, peers), "others": max(others for others, _ in taken)}
 
-    rows = [row("start to first logits", "s", lambda seconds: seconds, least_disturbed(pairs, attempts, start))]
+    read_through(model)
+    rows = [row(START, "s", lambda seconds: seconds, least_disturbed(pairs, attempts, start))]
+    report(rows[-1])
     processes = [Process(command) for command in commands]
     peaks = [0, 0]
     for index, test in enumerate(tests):
@@ -150,12 +184,14 @@ def measure_kind(kind, model, commands, tests, pairs, attempts):
         best = machine_peaks["products_per_second" if test["kind"] == "prefill" else "read_bytes_per_second"]
         seconds = statistics.median(answers[0]["seconds"] for _, answers in taken)
         rows[-1]["roofline"] = taken[0][1][0]["work"] / seconds / best
+        report(rows[-1])
     for process in processes:
         process.end()
     size, kv = model.stat().st_size, processes[0].loaded["kv_bytes"]
-    rows.append({"quantization": kind, "test": "peak memory", "unit": "MiB", "ours": peaks[0] / 2**20,
+    rows.append({"quantization": kind, "test": MEMORY, "unit": "MiB", "ours": peaks[0] / 2**20,
                  "peer": peaks[1] / 2**20, "file": size / 2**20, "kv": kv / 2**20,
                  "beyond": (peaks[0] - size - kv) / 2**20})
+    report(rows[-1])
     return rows
 
 
@@ -192,6 +228,7 @@ def compare(arguments):
         # Types that were measured before stay.
         report["rows"] = [row for row in json.loads(output.read_text())["rows"] if row["quantization"] not in kinds]
     output.parent.mkdir(parents=True, exist_ok=True)
+    progress = Progress(kinds, [START, *map(name_of, tests), MEMORY])
     for kind in kinds:
         model = source if kind == "F16" else models / f"llama-1.1b-{kind.lower()}.gguf"
         if not model.exists():
@@ -199,24 +236,39 @@ def compare(arguments):
         shared = ["--threads", str(arguments.threads), "--tests", json.dumps(tests)]
         ours = [arguments.engine, "bench", "--turns", "--model", model, *shared]
         peer = [python, this, "peer", model, *shared]
-        rows = measure_kind(kind, model, (ours, peer), tests, arguments.pairs, arguments.attempts or 2 * arguments.pairs)
-        for row in rows:
-            print_row(row)
-        report["rows"] += rows
+        attempts = arguments.attempts or 2 * arguments.pairs
+        report["rows"] += measure_kind(kind, model, (ours, peer), tests, arguments.pairs, attempts, progress.report)
         output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"wrote {output}")
 
 
 def table():
-    """The results as Markdown, as docs/benchmarks.md has them."""
+    """The results as Markdown, as docs/benchmarks.md has them: a column a type, a row a test."""
     report = json.loads(Path("target/bench/cpu.json").read_text())
-    print("| type | test | ours | llama.cpp | ratio (lowest to highest) | share of the roofline |")
-    print("|---|---|---|---|---|---|")
-    for row in report["rows"]:
-        ratio = "{ratio:.2f} ({low:.2f} to {high:.2f})".format(**row) if "ratio" in row else ""
-        roofline = "{roofline:.2f}".format(**row) if "roofline" in row else ""
-        figures = "{ours:.{digits}f} {unit} | {peer:.{digits}f} {unit}".format(**row, digits=2 if row["unit"] == "s" else 0)
-        print("| {quantization} | {test} |".format(**row), figures, "|", ratio, "|", roofline, "|")
+    rows = {(row["quantization"], row["test"]): row for row in report["rows"]}
+    kinds = [kind for kind in TYPES if any(kind == quantization for quantization, _ in rows)]
+    names = list(dict.fromkeys(name for _, name in rows))
+
+    def lines(title, names, cell):
+        print(f"| {title} | {' | '.join(kinds)} |")
+        print("|---" * (len(kinds) + 1) + "|")
+        for name in names:
+            cells = [cell(rows[kind, name]) if (kind, name) in rows else "not measured" for kind in kinds]
+            print(f"| {name} | {' | '.join(cells)} |")
+        print()
+
+    def figures(row):
+        digits = 2 if row["unit"] == "s" else 0
+        return "{ours:.{digits}f} / {peer:.{digits}f}, **{ratio:.2f}** ({low:.2f} to {high:.2f})".format(**row, digits=digits)
+
+    compared = [name for name in names if name != MEMORY]
+    lines("ours / llama.cpp, ratio", compared, figures)
+    lines("share of the roofline", [name for name in compared if name != START], lambda row: f"{row['roofline']:.2f}")
+    lines("MiB", [MEMORY], lambda row: "{ours:.0f} / {peer:.0f}, {beyond:.0f} beyond file and cache".format(**row))
+    low = [row for row in report["rows"] if row.get("ratio", 1) < (1 / 1.2 if row["test"] == START else 1)]
+    print("below the aim:", "; ".join("{quantization} {test} {ratio:.2f}".format(**row) for row in low) or "nothing")
+    others = [row["others"] for row in report["rows"] if "others" in row]
+    print(f"others took {min(others):.2f} to {max(others):.2f} of the machine")
 
 
 def machine():

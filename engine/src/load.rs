@@ -129,8 +129,21 @@ fn read(
     let grammars = GrammarCompiler::new(&tokenizer)?;
     let devices = select(arguments, tensors, config, shape)?;
     startup.set_layers(0, config.layers);
-    let loaded = |layers| startup.set_layers(usize::from(layers), config.layers);
-    let model = Model::load_parts(config, tensors, devices, shape, &loaded)?;
+    let loaded = |layers| match arguments.backend {
+        Choice::Hip => startup.set_layers(usize::from(layers), config.layers),
+        // Nothing but the map has been made; what takes time is put off.
+        Choice::Cpu => {}
+    };
+    let mut model = Model::load_parts(config, tensors, devices, shape, &loaded)?;
+    let mut pieces = None;
+    loop {
+        let left = model.settle()?;
+        let all = *pieces.get_or_insert(left + 1);
+        startup.set_layers(config.layers * (all - left) / all, config.layers);
+        if left == 0 {
+            break;
+        }
+    }
     let memory = model.memory_use();
     tracing::info!(
         model = config.name,

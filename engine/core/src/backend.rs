@@ -35,9 +35,13 @@ impl SharedBytes {
         inside.then_some(Self { owner, range })
     }
 
-    /// Says that nobody will read them soon, so that a map's pages need not stay in memory.
-    pub fn release(&self) {
-        self.owner.release(self.range.clone());
+    /// Says that nobody will read this part of them soon, so that a map's pages need not stay in memory.
+    ///
+    /// # Panics
+    /// There is no such part.
+    pub fn release(&self, part: Range<usize>) {
+        assert!(part.start <= part.end && part.end <= self.len(), "{part:?} of {} bytes", self.len());
+        self.owner.release(self.range.start + part.start..self.range.start + part.end);
     }
 }
 
@@ -199,7 +203,8 @@ pub struct ProgramId(pub u32);
 /// A device that runs programs.
 ///
 /// The order of calls: `load` for every weight, `allocate_kv` once, `compile` for every segment, then `run` and
-/// `copy_blocks` for as long as the process lives. Nothing is allocated after `compile`.
+/// `copy_blocks` for as long as the process lives, and `settle` until nothing is left to do. Nothing else allocates
+/// after `compile`.
 pub trait Backend: Send {
     /// What the device is and can do.
     fn caps(&self) -> &Caps;
@@ -230,6 +235,16 @@ pub trait Backend: Send {
     /// # Errors
     /// An op that the device does not know, shapes that contradict each other, or no memory.
     fn compile(&mut self, segment: &Segment, max: &MaxShape) -> Result<ProgramId, DeviceError>;
+
+    /// Does the next piece of what loading put off, such as laying a weight out for fast products; the answer is how
+    /// many pieces are left, 0 from the start where a device puts nothing off. Steps compute the same before, between
+    /// and after, only more slowly as long as pieces are left.
+    ///
+    /// # Errors
+    /// No memory.
+    fn settle(&mut self) -> Result<usize, DeviceError> {
+        Ok(0)
+    }
 
     /// Computes a step. `handoff` is the `[T, d]` of the segment before, where the segment has an input.
     ///

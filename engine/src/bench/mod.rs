@@ -191,6 +191,7 @@ impl Session {
 
     /// Every test once.
     fn report(&mut self, model: String, load_seconds: f64) -> Result<Report, Fatal> {
+        self.runner.settle()?;
         let seconds =
             (0..self.tests.len()).map(|index| self.measure(index)).collect::<Result<Vec<_>, _>>()?;
         // Measuring the bandwidth takes memory of its own.
@@ -219,6 +220,7 @@ impl Session {
     /// Answers each line of standard input, the index of a test or `peaks`, by a line of JSON, until there is no more.
     fn take_turns(&mut self, loaded: &Loaded) -> Result<(), Fatal> {
         say(loaded)?;
+        self.runner.settle()?;
         for line in std::io::stdin().lines() {
             let line = line.map_err(|source| Fatal::System { what: "reading standard input", source })?;
             match line.trim().parse::<usize>().ok().filter(|index| *index < self.tests.len()) {

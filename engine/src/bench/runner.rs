@@ -1,6 +1,7 @@
 //! A loaded model and the steps that benchmarks measure.
 
 use super::{Kind, Test};
+use crate::backend::Devices;
 use crate::checkpoint::Checkpoint;
 use crate::model::{Model, ModelError, ModelShape, Tensors};
 use atlas_engine_core::SequenceId;
@@ -79,7 +80,7 @@ fn regions(tests: &[Test]) -> (Vec<Region>, Vec<usize>) {
 const WARM: usize = 32;
 
 impl Runner {
-    /// The model, warmed up, with room for these tests, and which region each of them has.
+    /// The model after a first short step, not settled yet, with room for these tests, and which region each of them has.
     pub(super) fn load(
         checkpoint: &Checkpoint,
         threads: usize,
@@ -98,11 +99,18 @@ impl Runner {
         let shape =
             ModelShape { kv_type: KvType::F16, blocks: u32::try_from(blocks).unwrap_or(u32::MAX), max };
         let backend = CpuBackend::new(threads).map_err(ModelError::from)?;
-        let model = Model::load(&checkpoint.config, &checkpoint.tensors, Box::new(backend), &shape)?;
+        let devices: Devices = vec![(Box::new(backend), usize::MAX)];
+        let model = Model::load_parts(&checkpoint.config, &checkpoint.tensors, devices, &shape, &|_| {})?;
         let vocabulary = u32::try_from(model.config().vocabulary).unwrap_or(u32::MAX);
         let mut runner = Self { model, vocabulary, regions };
         runner.step(0, &[(0, 0, WARM, true)])?;
         Ok((runner, of_tests))
+    }
+
+    /// Does all that loading put off.
+    pub(super) fn settle(&mut self) -> Result<(), ModelError> {
+        while self.model.settle()? > 0 {}
+        Ok(())
     }
 
     /// Bytes that one position takes in the cache.

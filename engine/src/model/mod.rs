@@ -37,7 +37,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// All of it on one device, as [`Self::load_parts`] does it.
+    /// All of it on one device, as [`Self::load_parts`] does it, with nothing put off.
     ///
     /// # Errors
     /// The same.
@@ -47,12 +47,22 @@ impl Model {
         backend: Box<dyn Backend>,
         shape: &ModelShape,
     ) -> Result<Self, ModelError> {
-        Self::load_parts(config, tensors, vec![(backend, usize::MAX)], shape, &|_| {})
+        let mut model = Self::load_parts(config, tensors, vec![(backend, usize::MAX)], shape, &|_| {})?;
+        while model.settle()? > 0 {}
+        Ok(model)
+    }
+
+    /// Does the next piece of what loading put off, and says how many are left: see [`Backend::settle`].
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn settle(&mut self) -> Result<usize, ModelError> {
+        self.parts.iter_mut().try_fold(0, |left, (backend, _)| Ok(left + backend.settle()?))
     }
 
     /// Loads weights into devices, each of which takes the next so many layers, as far as there
     /// are any, makes the KV caches and compiles the programs. A step crosses from each device to the next once.
-    /// `loaded` hears after each layer how many there are.
+    /// `loaded` hears after each layer how many there are. What devices put off is for [`Self::settle`].
     ///
     /// # Errors
     /// A tensor is missing or wrong, or a device refuses.

@@ -10,7 +10,7 @@ use atlas_engine_core::DeviceError;
 use atlas_engine_core::backend::{
     Backend, Batch, Caps, KvSpec, KvType, MemoryUse, ProgramId, RawTensor, StepOut,
 };
-use atlas_engine_core::program::{MaxShape, Segment, WeightId};
+use atlas_engine_core::program::{MaxShape, Op, Segment, WeightId};
 use atlas_format::TensorType;
 
 /// The processor as a device.
@@ -21,6 +21,8 @@ pub struct CpuBackend {
     kv: Option<PagedKv>,
     programs: Vec<Program>,
     products: Products,
+    /// Weights that programs multiply with, the last one to be repacked first.
+    put_off: Vec<WeightId>,
 }
 
 impl CpuBackend {
@@ -60,7 +62,15 @@ impl CpuBackend {
             kv_types: vec![KvType::F32, KvType::F16, KvType::Q8_0],
             memory_bytes: None,
         };
-        Ok(Self { pool, caps, weights: Vec::new(), kv: None, programs: Vec::new(), products })
+        Ok(Self {
+            pool,
+            caps,
+            weights: Vec::new(),
+            kv: None,
+            programs: Vec::new(),
+            products,
+            put_off: Vec::new(),
+        })
     }
 
     fn loaded(&self) -> Loaded<'_> {
@@ -84,7 +94,7 @@ impl Backend for CpuBackend {
     fn load(&mut self, parts: &[RawTensor]) -> Result<WeightId, DeviceError> {
         let index = u32::try_from(self.weights.len());
         let index = index.map_err(|_| shape("weights", self.weights.len(), u32::MAX as usize))?;
-        self.weights.push(Weight::load(parts, self.products, &self.pool, &self.caps.name)?);
+        self.weights.push(Weight::load(parts, self.products, &self.caps.name)?);
         Ok(WeightId(index))
     }
 
@@ -103,7 +113,28 @@ impl Backend for CpuBackend {
         let index = u32::try_from(self.programs.len());
         let index = index.map_err(|_| shape("programs", self.programs.len(), u32::MAX as usize))?;
         self.programs.push(Program::new(segment, max));
+        // An embedding that no product needs stays where it is: a step reads a few rows of it.
+        for op in segment.ops.iter().rev() {
+            if let Op::Linear { weight, .. } | Op::Logits { weight, .. } = op
+                && !self.put_off.contains(weight)
+            {
+                self.put_off.push(*weight);
+            }
+        }
         Ok(ProgramId(index))
+    }
+
+    fn settle(&mut self) -> Result<usize, DeviceError> {
+        while let Some(id) = self.put_off.last() {
+            let weight = &mut self.weights[id.0 as usize];
+            let is_put_off = weight.is_put_off();
+            weight.settle(&self.pool)?;
+            self.put_off.pop();
+            if is_put_off {
+                break;
+            }
+        }
+        Ok(self.put_off.len())
     }
 
     fn run(

@@ -1,7 +1,8 @@
 //! Weights as loaded, and the products with them.
 //!
-//! Matrices are repacked for the kernels of [`crate::int8`] and their bytes in the file let go; types without such a
-//! kernel (Q2_K, Q3_K) are multiplied where they lie, and all are where exact products are asked for.
+//! Matrices are computed with by the kernels of [`crate::int8`]: panel by panel from the file's bytes at first, so that
+//! a model answers as soon as it is mapped; [`Weight::settle`] repacks them and lets the bytes in the file go. Types
+//! without such a kernel (Q2_K, Q3_K) are multiplied where they lie, and all are where exact products are asked for.
 
 use super::check::shape;
 use crate::blocks::{BlockType, dequantize};
@@ -47,13 +48,8 @@ struct Part {
 }
 
 impl Weight {
-    /// Checks the parts' types and sizes, and repacks them where there is a kernel for that.
-    pub(crate) fn load(
-        tensors: &[RawTensor],
-        products: Products,
-        pool: &Pool,
-        device: &str,
-    ) -> Result<Self, DeviceError> {
+    /// Checks the parts' types and sizes.
+    pub(crate) fn load(tensors: &[RawTensor], products: Products, device: &str) -> Result<Self, DeviceError> {
         let columns = tensors.first().map_or(0, |tensor| tensor.columns);
         let parts = tensors
             .iter()
@@ -66,14 +62,26 @@ impl Weight {
         let stored = if columns == 1 {
             Stored::Vector(values(&parts, rows))
         } else if products == Products::Repacked && parts.iter().all(|part| Packed::supports(part.block)) {
-            let weights: Vec<_> = parts.iter().map(|part| part.weights(columns)).collect();
-            let packed = Packed::new(pool, &weights).map_err(refused)?;
-            parts.iter().for_each(|part| part.bytes.release());
-            Stored::Packed(packed)
+            let parts: Vec<_> =
+                parts.into_iter().map(|Part { block, bytes, rows }| (block, bytes, rows)).collect();
+            Stored::Packed(Packed::deferred(columns, &parts).map_err(refused)?)
         } else {
             Stored::Mapped { parts, rounded: products == Products::Rounded }
         };
         Ok(Self { stored, rows, columns })
+    }
+
+    /// Whether repacking is still to be done.
+    pub(crate) fn is_put_off(&self) -> bool {
+        matches!(&self.stored, Stored::Packed(packed) if !packed.is_settled())
+    }
+
+    /// Repacks it where that has been put off; no result changes.
+    pub(crate) fn settle(&mut self, pool: &Pool) -> Result<(), DeviceError> {
+        match &mut self.stored {
+            Stored::Packed(packed) => packed.settle(pool).map_err(refused),
+            Stored::Vector(_) | Stored::Mapped { .. } => Ok(()),
+        }
     }
 
     pub(crate) fn byte_count(&self) -> u64 {
@@ -168,6 +176,7 @@ fn refused(error: PackError) -> DeviceError {
         }
         PackError::Columns { found, expected } => shape("columns of a weight's part", found, expected),
         PackError::Type { block: _ } => shape("a weight's kernels", 0, 1),
+        PackError::Shape(_) => shape("bytes of a weight", 0, 1),
     }
 }
 

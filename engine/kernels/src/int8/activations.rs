@@ -199,6 +199,8 @@ unsafe fn quantize(isa: Isa, values: &[f32], tile: *mut u32, height: usize, row:
             Isa::Avx512Vnni => quantize_avx512(values, tile, height, row),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => quantize_avx2(values, tile, height, row),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => quantize_groups(values, tile, height, row),
             Isa::Portable => quantize_groups(values, tile, height, row),
         }
     }

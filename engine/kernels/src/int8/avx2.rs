@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 /// Rows a register.
 const EIGHT: usize = 8;
 
-/// See [`super::packed::Kernel`].
+/// See [`super::ops::Kernel`].
 ///
 /// # Safety
 /// As there, and AVX2, FMA and F16C.

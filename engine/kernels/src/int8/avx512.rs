@@ -11,7 +11,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-/// See [`super::packed::Kernel`].
+/// See [`super::ops::Kernel`].
 ///
 /// # Safety
 /// As there, and AVX-512 F, BW, DQ, VL and VNNI.
@@ -55,16 +55,12 @@ unsafe fn tile<F: Format, const T: usize>(
         }
         let (mut at, mut x) = (panel, x);
         for _ in 0..superblocks {
+            prefetch::<T>(at, F::SCALE_BYTES);
             F::Scales::unpack_wide(at, scales);
             F::Scales::unpack_wide(at.add(F::Scales::BYTES), scales.add(1));
             at = at.add(F::SCALE_BYTES);
             for group in 0..F::GROUPS {
-                // Far enough ahead that memory answers in time, near enough that it stays in the first cache.
-                if T <= 4 {
-                    for line in 0..F::GROUP_BYTES / 64 {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line * 64).cast());
-                    }
-                }
+                prefetch::<T>(at, F::GROUP_BYTES);
                 if F::PARTS == 1 {
                     let mut dots = zero_points::<F, T>(x, Columns::All);
                     quads!(F, T, at, x, dots, 0 1, 2 3, 4 5, 6 7);
@@ -101,6 +97,22 @@ unsafe fn tile<F: Format, const T: usize>(
 /// Bytes that a product of few rows asks memory for in advance: what one core reads while memory answers, and more,
 /// because the types with much to unpack would else wait.
 const AHEAD: usize = 8192;
+/// Asks memory for as many bytes as are read next, so far ahead that it answers in time and so near that they stay in
+/// the first cache. Scales count as much as values: eight lines of them that nobody asked for cost a superblock of the
+/// K types as long as it computes.
+///
+/// # Safety
+/// None is needed of `at`: nothing is read.
+#[inline(always)]
+unsafe fn prefetch<const T: usize>(at: *const u8, bytes: usize) {
+    if T <= 4 {
+        for line in 0..bytes / 64 {
+            // SAFETY: an address that cannot be read is passed over.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line * 64).cast()) };
+        }
+    }
+}
+
 /// Where the numbers of a group begin, in words a row.
 const SCALE: usize = 8;
 const SCALED_SUM: usize = 9;

@@ -112,7 +112,7 @@ impl Float for F32 {
     }
 }
 
-/// See [`super::packed::Kernel`]; `columns` takes the place of superblocks, and `x` is `[column][row]`.
+/// See [`super::ops::Kernel`]; `columns` takes the place of superblocks, and `x` is `[column][row]`.
 ///
 /// # Safety
 /// As there.

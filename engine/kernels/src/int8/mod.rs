@@ -1,8 +1,8 @@
 //! Products of repacked weights with rows of activations.
 //!
 //! Quantized weights are multiplied with activations that are quantized too, to int8 in groups of 32 columns with an
-//! f32 scale each; weights of floats with f32. Weights are repacked once, when they are loaded, into panels of 32
-//! interleaved rows that keep the file's bits a weight, so that a register holds 4 columns of 16 rows.
+//! f32 scale each; weights of floats with f32. Weights are repacked once into panels of 32 interleaved rows that keep the
+//! file's bits a weight, so that a register holds 4 columns of 16 rows; until then panels are made for each use.
 //!
 //! # Row invariance
 //! An element of a result is one lane: for each group of columns in ascending order, the exact integer dot product,
@@ -16,15 +16,21 @@ mod avx2;
 mod avx512;
 mod floats;
 mod format;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod ops;
 mod pack;
 mod packed;
 mod portable;
 mod quants;
 mod scales;
+mod storage;
 
+#[cfg(target_arch = "x86_64")]
 use crate::lanes::Level;
 pub use activations::{Activations, RowWriter};
-pub use packed::{Items, Output, PackError, Packed};
+pub use ops::PackError;
+pub use packed::{Items, Output, Packed};
 
 /// What products need of activations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +57,9 @@ pub(crate) enum Isa {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    /// With dot products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Isa {
@@ -61,6 +70,10 @@ impl Isa {
             Level::Avx512 if is_x86_feature_detected!("avx512vnni") => return Self::Avx512Vnni,
             Level::Avx512 | Level::Avx2 => return Self::Avx2,
             Level::Portable => {}
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            return Self::Neon;
         }
         Self::Portable
     }
@@ -73,6 +86,10 @@ impl Isa {
         match Self::detect() {
             Self::Avx512Vnni => all.extend([Self::Avx2, Self::Avx512Vnni]),
             best => all.push(best),
+        }
+        #[cfg(target_arch = "aarch64")]
+        if Self::detect() == Self::Neon {
+            all.push(Self::Neon);
         }
         all
     }

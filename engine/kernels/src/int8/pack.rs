@@ -4,6 +4,7 @@ use super::floats::Float;
 use super::format::{Format, PANEL};
 use super::quants::{GROUP, LANES, Quants};
 use super::scales::{ScaleLayout, Scales};
+use std::ops::Range;
 
 /// Fills one panel from its rows, of which there may be fewer than 32: the others are zero.
 ///
@@ -83,9 +84,15 @@ const TURNED: usize = 32;
 
 /// As [`pack`], for a type of floats.
 pub(super) fn pack_floats<F: Float>(rows: &[u8], columns: usize, out: &mut [u8]) {
+    turn::<F>(rows, columns, 0..columns, out);
+}
+
+/// Puts these columns of the rows in their places.
+#[inline(always)]
+fn turn<F: Float>(rows: &[u8], columns: usize, turned: Range<usize>, out: &mut [u8]) {
     let row_bytes = columns * F::BYTES;
-    for first in (0..columns).step_by(TURNED) {
-        let last = (first + TURNED).min(columns);
+    for first in turned.clone().step_by(TURNED) {
+        let last = (first + TURNED).min(turned.end);
         for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
             for column in first..last {
                 out[(column * PANEL + lane) * F::BYTES..][..F::BYTES]
@@ -93,6 +100,77 @@ pub(super) fn pack_floats<F: Float>(rows: &[u8], columns: usize, out: &mut [u8])
             }
         }
     }
+}
+
+/// The same for AVX-512: 32 rows by 32 columns of two bytes at a time.
+///
+/// # Safety
+/// AVX-512 F and BW.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn pack_floats_avx512<F: Float>(rows: &[u8], columns: usize, out: &mut [u8]) {
+    let row_bytes = columns * F::BYTES;
+    let whole = if F::BYTES == 2 && rows.len() == PANEL * row_bytes { columns / TURNED * TURNED } else { 0 };
+    assert!(out.len() >= PANEL * row_bytes, "a panel of {columns} columns in {} bytes", out.len());
+    for first in (0..whole).step_by(TURNED) {
+        // SAFETY: 32 rows have 32 columns of two bytes from there, and the panel room for them.
+        unsafe {
+            turn_words(rows.as_ptr().add(first * 2), row_bytes, out.as_mut_ptr().add(first * PANEL * 2))
+        };
+    }
+    turn::<F>(rows, columns, whole..columns, out);
+}
+
+/// Exchanges rows and columns of 32 by 32 words: blocks of 16 by 16 first, then those inside them, down to single words.
+///
+/// # Safety
+/// AVX-512 F and BW; 64 readable bytes at every multiple of `row_bytes` below 32, and 2048 writable bytes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn turn_words(rows: *const u8, row_bytes: usize, out: *mut u8) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut words = [_mm512_setzero_si512(); PANEL];
+        for (lane, words) in words.iter_mut().enumerate() {
+            *words = _mm512_loadu_si512(rows.add(lane * row_bytes).cast());
+        }
+        macro_rules! exchange {
+            ($($distance:literal),*) => { $({
+                const LOW: [u16; 32] = exchanged($distance, 0);
+                const HIGH: [u16; 32] = exchanged($distance, $distance);
+                let low = _mm512_loadu_si512(LOW.as_ptr().cast());
+                let high = _mm512_loadu_si512(HIGH.as_ptr().cast());
+                for index in 0..PANEL {
+                    if index & $distance == 0 {
+                        let (a, b) = (words[index], words[index + $distance]);
+                        words[index] = _mm512_permutex2var_epi16(a, low, b);
+                        words[index + $distance] = _mm512_permutex2var_epi16(a, high, b);
+                    }
+                }
+            })* };
+        }
+        exchange!(16, 8, 4, 2, 1);
+        for (column, words) in words.into_iter().enumerate() {
+            _mm512_storeu_si512(out.add(column * 64).cast(), words);
+        }
+    }
+}
+
+/// Which words of two registers (the second one's from 32 on) are put together where blocks `distance` wide change
+/// places: those that begin at `from`, of the first register at the places of the first block and of the second one
+/// at the others.
+#[cfg(target_arch = "x86_64")]
+const fn exchanged(distance: usize, from: usize) -> [u16; 32] {
+    let mut places = [0; 32];
+    let mut at = 0;
+    while at < 32 {
+        let second = at & distance != 0;
+        let first = at & !distance;
+        places[at] = (first + from + if second { 32 } else { 0 }) as u16;
+        at += 1;
+    }
+    places
 }
 
 /// As [`unpack`], for a type of floats.

@@ -1,32 +1,22 @@
-//! A repacked weight matrix and its product with rows of activations.
+//! A weight matrix in panels and its product with rows of activations.
+//!
+//! Repacking is put off where a caller wants results soon: until [`Packed::settle`] the panels of an item are made from
+//! the file's rows for each use, by the same function, so results are the same bit by bit.
 //!
 //! Blocking: an item is a few panels. It takes the rows of activations in chunks that fit the second cache, and for
 //! each chunk and panel runs the kernel over the chunk's tiles, so weights come from memory once a product, however
 //! many rows it has.
 
 use super::activations::{Activations, TILE};
-use super::floats::{self, Bf16, F16, F32, Float};
-use super::format::{Format, PANEL, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, with_format};
-use super::quants::GROUP;
-use super::{Isa, Operands, pack, portable};
+use super::format::PANEL;
+use super::ops::{Ops, PackError, ops};
+use super::storage::{Storage, with_scratch};
+use super::{Isa, Operands};
 use crate::blocks::BlockType;
-use crate::pages::Pages;
 use crate::pool::Pool;
 use crate::product::Weights;
-use std::io;
-
-/// Adds the products of the rows of a panel with the rows of a tile to `sums[row of tile][row of panel]`.
-///
-/// # Safety
-/// The panel has that many superblocks (or columns, where it holds floats), the tile that many too of `height` rows,
-/// which is 1, 2, 4 or [`TILE`]; the processor has the kernel's instruction set.
-pub(super) type Kernel = unsafe fn(
-    panel: *const u8,
-    superblocks: usize,
-    x: *const u32,
-    height: usize,
-    sums: &mut [[f32; PANEL]; TILE],
-);
+use atlas_engine_core::backend::SharedBytes;
+use std::ops::Range;
 
 /// Bytes of activations that an item holds in the second cache.
 const CHUNK_BYTES: usize = 384 << 10;
@@ -35,88 +25,32 @@ const ITEM_BYTES: usize = 32 << 10;
 /// Panels of an item where there are many rows.
 const ITEM_PANELS: usize = 4;
 
-/// How one type is laid out and computed with.
-#[derive(Clone, Copy)]
-struct Ops {
-    kernel: Kernel,
-    pack: pack::Pack,
-    unpack: fn(&[u8], usize, &mut [f32]),
-    /// Columns a superblock.
-    columns: usize,
-    /// Bytes of a superblock of a panel.
-    bytes: usize,
-    /// Whether it is a type of floats.
-    floats: bool,
-}
-
-fn quantized<F: Format>(isa: Isa) -> Ops {
-    let (kernel, pack): (Kernel, pack::Pack) = match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => (super::avx512::multiply::<F>, pack::pack_avx512::<F>),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => (super::avx2::multiply::<F>, pack::pack_avx2::<F>),
-        Isa::Portable => (portable::multiply::<F>, pack::pack::<F>),
-    };
-    let (columns, bytes) = (F::GROUPS * GROUP, F::SUPERBLOCK_BYTES);
-    Ops { kernel, pack, unpack: pack::unpack::<F>, columns, bytes, floats: false }
-}
-
-fn of_floats<F: Float>(isa: Isa) -> Ops {
-    let kernel: Kernel = match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => floats::avx512::<F>,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => floats::avx2::<F>,
-        Isa::Portable => floats::portable::<F>,
-    };
-    let (pack, unpack) = (pack::pack_floats::<F>, pack::unpack_floats::<F>);
-    Ops { kernel, pack, unpack, columns: 1, bytes: PANEL * F::BYTES, floats: true }
-}
-
-fn ops(block: BlockType, isa: Isa) -> Option<Ops> {
-    match block {
-        BlockType::F16 => Some(of_floats::<F16>(isa)),
-        BlockType::Bf16 => Some(of_floats::<Bf16>(isa)),
-        BlockType::F32 => Some(of_floats::<F32>(isa)),
-        block => with_format!(block, quantized(isa)),
-    }
-}
-
-/// Why weights cannot be repacked.
-#[derive(Debug, thiserror::Error)]
-pub enum PackError {
-    /// There is no kernel for the type.
-    #[error("there is no kernel for repacked weights of {block:?}")]
-    Type {
-        /// The type.
-        block: BlockType,
-    },
-    /// Parts that are to be one matrix have rows of different lengths.
-    #[error("a part has {found} columns where the first one has {expected}")]
-    Columns {
-        /// Of the part.
-        found: usize,
-        /// Of the first part.
-        expected: usize,
-    },
-    /// There is no memory for it.
-    #[error("cannot reserve {bytes} bytes for repacked weights")]
-    Memory {
-        /// Wanted.
-        bytes: usize,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// Rows of one type.
 struct Part {
     ops: Ops,
-    pages: Pages,
+    storage: Storage,
     /// First row of the matrix.
     first: usize,
     rows: usize,
+    /// Superblocks a row.
+    superblocks: usize,
+    panel_bytes: usize,
+}
+
+impl Part {
+    /// Calls `work` with these panels.
+    #[inline]
+    fn with_panels(&self, panels: Range<usize>, work: impl FnOnce(&[u8])) {
+        match &self.storage {
+            Storage::Panels(pages) => {
+                work(&pages[panels.start * self.panel_bytes..panels.end * self.panel_bytes]);
+            }
+            Storage::Rows(bytes) => with_scratch(panels.len() * self.panel_bytes, |out| {
+                self.ops.pack(bytes, self.rows, panels, self.superblocks, out);
+                work(out);
+            }),
+        }
+    }
 }
 
 /// A weight matrix in panels: one or several parts, one below the other, each of its own type.
@@ -142,32 +76,78 @@ impl Packed {
     }
 
     pub(super) fn on(isa: Isa, pool: &Pool, parts: &[Weights<'_>]) -> Result<Self, PackError> {
-        let columns = parts.first().map_or(0, Weights::columns);
-        let mut packed = Self { parts: Vec::with_capacity(parts.len()), rows: 0, columns };
+        let mut packed = Self::empty(parts.first().map_or(0, Weights::columns));
         for weights in parts {
-            let (rows, block) = (weights.rows(), weights.block());
-            let ops = ops(block, isa).ok_or(PackError::Type { block })?;
-            if weights.columns() != columns {
-                return Err(PackError::Columns { found: weights.columns(), expected: columns });
-            }
-            let superblocks = columns / ops.columns;
-            let panel_bytes = superblocks * ops.bytes;
-            let bytes = rows.div_ceil(PANEL) * panel_bytes;
-            let mut pages = Pages::new(bytes).map_err(|source| PackError::Memory { bytes, source })?;
-            let out = Shared(pages.as_mut_ptr());
-            pool.run(rows.div_ceil(PANEL), &|panel| {
-                let out = &out;
-                let source = weights.rows_bytes(panel * PANEL..((panel + 1) * PANEL).min(rows));
-                // SAFETY: each item has a panel of its own, all within the pages.
-                let out =
-                    unsafe { std::slice::from_raw_parts_mut(out.0.add(panel * panel_bytes), panel_bytes) };
-                // SAFETY: `isa` is one that this processor has.
-                unsafe { (ops.pack)(source, superblocks, out) };
-            });
-            packed.parts.push(Part { ops, pages, first: packed.rows, rows });
-            packed.rows += rows;
+            let (rows, columns) = (weights.rows(), weights.columns());
+            let ops = packed.ops_of(isa, weights.block(), columns)?;
+            let bytes = weights.rows_bytes(0..rows);
+            let pages = ops.panels(bytes, rows, columns / ops.columns, pool, &|_| {})?;
+            packed.push(ops, Storage::Panels(pages), rows);
         }
         Ok(packed)
+    }
+
+    /// One matrix of these parts, (type, bytes, rows) each of so many columns, that computes with their bytes as they
+    /// are until [`Packed::settle`] repacks them.
+    ///
+    /// # Errors
+    /// A type without kernel, or bytes of another shape.
+    pub fn deferred(columns: usize, parts: &[(BlockType, SharedBytes, usize)]) -> Result<Self, PackError> {
+        Self::deferred_on(Isa::detect(), columns, parts)
+    }
+
+    pub(super) fn deferred_on(
+        isa: Isa,
+        columns: usize,
+        parts: &[(BlockType, SharedBytes, usize)],
+    ) -> Result<Self, PackError> {
+        let mut packed = Self::empty(columns);
+        for (block, bytes, rows) in parts {
+            Weights::new(*block, bytes, *rows, columns).map_err(PackError::Shape)?;
+            let ops = packed.ops_of(isa, *block, columns)?;
+            packed.push(ops, Storage::Rows(bytes.clone()), *rows);
+        }
+        Ok(packed)
+    }
+
+    fn empty(columns: usize) -> Self {
+        Self { parts: Vec::new(), rows: 0, columns }
+    }
+
+    /// What the next part of so many columns is computed with.
+    fn ops_of(&self, isa: Isa, block: BlockType, columns: usize) -> Result<Ops, PackError> {
+        if columns != self.columns {
+            return Err(PackError::Columns { found: columns, expected: self.columns });
+        }
+        ops(block, isa).ok_or(PackError::Type { block })
+    }
+
+    fn push(&mut self, ops: Ops, storage: Storage, rows: usize) {
+        let superblocks = self.columns / ops.columns;
+        let panel_bytes = superblocks * ops.bytes;
+        self.parts.push(Part { ops, storage, first: self.rows, rows, superblocks, panel_bytes });
+        self.rows += rows;
+    }
+
+    /// Whether all of it is repacked.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.parts.iter().all(|part| matches!(part.storage, Storage::Panels(_)))
+    }
+
+    /// Repacks what has not been, and lets the bytes that it lay in go.
+    ///
+    /// # Errors
+    /// No memory; then it computes as before.
+    pub fn settle(&mut self, pool: &Pool) -> Result<(), PackError> {
+        for part in &mut self.parts {
+            if let Storage::Rows(bytes) = &part.storage {
+                let pages =
+                    part.ops.panels(bytes, part.rows, part.superblocks, pool, &|done| bytes.release(done))?;
+                part.storage = Storage::Panels(pages);
+            }
+        }
+        Ok(())
     }
 
     /// Rows, of all parts.
@@ -185,7 +165,7 @@ impl Packed {
     /// Bytes that it takes.
     #[must_use]
     pub fn byte_count(&self) -> usize {
-        self.parts.iter().map(|part| part.pages.len()).sum()
+        self.parts.iter().map(|part| part.storage.byte_count()).sum()
     }
 
     /// What its products need of activations.
@@ -203,8 +183,9 @@ impl Packed {
         assert!(index < self.rows && out.len() == self.columns, "row {index} of {}", self.rows);
         let part =
             self.parts.iter().rfind(|part| part.first <= index).expect("the first part begins at row 0");
-        let (row, panel_bytes) = (index - part.first, self.panel_bytes(part));
-        (part.ops.unpack)(&part.pages[row / PANEL * panel_bytes..][..panel_bytes], row % PANEL, out);
+        let row = index - part.first;
+        let panel = row / PANEL;
+        part.with_panels(panel..panel + 1, |panel| (part.ops.unpack)(panel, row % PANEL, out));
     }
 
     /// `out[t] = W x[t]`.
@@ -234,17 +215,13 @@ impl Packed {
             let wanted = if rows > TILE {
                 ITEM_PANELS.min(total.div_ceil(threads * 4))
             } else {
-                (ITEM_BYTES / self.panel_bytes(of_part).max(1)).min(total.div_ceil(threads * 4))
+                (ITEM_BYTES / of_part.panel_bytes.max(1)).min(total.div_ceil(threads * 4))
             };
             let step = wanted.max(1);
             let count = panels(of_part);
             items.extend((0..count).step_by(step).map(|first| (part, first, step.min(count - first))));
         }
         Items(items)
-    }
-
-    fn panel_bytes(&self, part: &Part) -> usize {
-        self.columns / part.ops.columns * part.ops.bytes
     }
 
     /// Computes one of [`Packed::items`].
@@ -263,14 +240,27 @@ impl Packed {
             if part.ops.floats { has.floats } else { has.int8 },
             "activations are made for these weights"
         );
-        let superblocks = self.columns / part.ops.columns;
-        let panel_bytes = self.panel_bytes(part);
+        part.with_panels(first..first + panels, |weights| {
+            // SAFETY: the caller's promise.
+            unsafe { self.multiply_panels(part, first, weights, x, out) };
+        });
+    }
+
+    /// # Safety
+    /// As for [`Packed::multiply_item`], of which `weights` are the panels from `first` on.
+    unsafe fn multiply_panels(
+        &self,
+        part: &Part,
+        first: usize,
+        weights: &[u8],
+        x: &Activations,
+        out: &Output,
+    ) {
         let row_bytes = if part.ops.floats { self.columns * 4 } else { self.columns * 3 / 2 };
         let chunk = (CHUNK_BYTES / row_bytes / TILE).max(1) * TILE;
         for start in (0..x.rows()).step_by(chunk) {
             let rows = start..(start + chunk).min(x.rows());
-            for panel in first..first + panels {
-                let weights = part.pages[panel * panel_bytes..][..panel_bytes].as_ptr();
+            for (panel, weights) in (first..).zip(weights.chunks_exact(part.panel_bytes)) {
                 let height = PANEL.min(part.rows - panel * PANEL);
                 for (row, count) in x.tiles(rows.clone()) {
                     let tile = if part.ops.floats {
@@ -281,7 +271,7 @@ impl Packed {
                     let mut sums = [[0.0; PANEL]; TILE];
                     // SAFETY: the panel is whole, the tile has its rows, and `ops` chose a kernel of this
                     // processor.
-                    unsafe { (part.ops.kernel)(weights, superblocks, tile, count, &mut sums) };
+                    unsafe { (part.ops.kernel)(weights.as_ptr(), part.superblocks, tile, count, &mut sums) };
                     for (t, sums) in sums.iter().take(count).enumerate() {
                         let at = (row + t) * self.rows + part.first + panel * PANEL;
                         // SAFETY: the caller's promise.
@@ -318,9 +308,3 @@ impl Output {
 
 // SAFETY: whoever writes through it promises to write alone.
 unsafe impl Sync for Output {}
-
-/// Memory that is filled by several threads.
-struct Shared(*mut u8);
-
-// SAFETY: each item writes its own panel.
-unsafe impl Sync for Shared {}

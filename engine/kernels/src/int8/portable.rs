@@ -5,7 +5,7 @@ use super::format::{Format, PANEL};
 use super::quants::{GROUP, LANES, QUADS, Quants};
 use super::scales::{ScaleLayout, Scales};
 
-/// See [`super::packed::Kernel`].
+/// See [`super::ops::Kernel`].
 ///
 /// # Safety
 /// As there.

@@ -5,6 +5,8 @@
 //! it, further bits lie in planes of their own. So a row is one lane, and unpacking is a mask or a shift of a whole
 //! register. Weights are unsigned; what has to be taken off them is [`super::format::Format::ZERO`].
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -41,6 +43,14 @@ pub(super) trait Quants {
     /// AVX2; `BYTES` readable bytes from the group's first byte.
     #[cfg(target_arch = "x86_64")]
     unsafe fn narrow<const Q: usize>(group: *const u8) -> __m256i;
+
+    /// Quad `Q` of 4 rows: of further ones where `group` is a multiple of 16 bytes further on. Values that are not
+    /// [`Quants::SIGNED`] are below 64, so that both kinds are signed bytes.
+    ///
+    /// # Safety
+    /// NEON; `BYTES` readable bytes from the group's first byte.
+    #[cfg(target_arch = "aarch64")]
+    unsafe fn quarter<const Q: usize>(group: *const u8) -> int8x16_t;
 }
 
 /// Bytes of a quad.
@@ -94,6 +104,32 @@ unsafe fn nibbles_narrow<const Q: usize>(group: *const u8) -> __m256i {
     }
 }
 
+/// # Safety
+/// NEON; 256 readable bytes.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+unsafe fn nibbles_quarter<const Q: usize>(group: *const u8) -> uint8x16_t {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let both = vld1q_u8(group.add(Q / 2 * QUAD));
+        if Q.is_multiple_of(2) { vandq_u8(both, vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(both) }
+    }
+}
+
+/// Nibbles with the bits of `mask` taken from `bits`, which are moved up by `up`, or down where that is negative.
+///
+/// # Safety
+/// NEON.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+unsafe fn join_quarter(low: uint8x16_t, bits: uint8x16_t, up: i8, mask: u8) -> int8x16_t {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let high = vandq_u8(vshlq_u8(bits, vdupq_n_s8(up)), vdupq_n_u8(mask));
+        vreinterpretq_s8_u8(vorrq_u8(low, high))
+    }
+}
+
 /// `(low & 15) | (high & mask)`.
 ///
 /// # Safety
@@ -137,6 +173,13 @@ impl Quants for Four {
     unsafe fn narrow<const Q: usize>(group: *const u8) -> __m256i {
         // SAFETY: the caller's promise.
         unsafe { nibbles_narrow::<Q>(group) }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    unsafe fn quarter<const Q: usize>(group: *const u8) -> int8x16_t {
+        // SAFETY: the caller's promise.
+        unsafe { vreinterpretq_s8_u8(nibbles_quarter::<Q>(group)) }
     }
 }
 
@@ -202,6 +245,16 @@ impl Quants for Five {
             _mm256_or_si256(nibbles_narrow::<Q>(group), _mm256_and_si256(high, _mm256_set1_epi8(0x10)))
         }
     }
+
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    unsafe fn quarter<const Q: usize>(group: *const u8) -> int8x16_t {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bits = vld1q_u8(group.add(4 * QUAD));
+            join_quarter(nibbles_quarter::<Q>(group), bits, 4 - Q as i8, 0x10)
+        }
+    }
 }
 
 /// Six bits a value: nibbles, then two times 64 bytes of which bits `2q` and `2q + 1` belong to quads `q` and `4 + q`.
@@ -260,6 +313,16 @@ impl Quants for Six {
             _mm256_or_si256(nibbles_narrow::<Q>(group), _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
         }
     }
+
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    unsafe fn quarter<const Q: usize>(group: *const u8) -> int8x16_t {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bits = vld1q_u8(group.add(4 * QUAD + Q / 4 * QUAD));
+            join_quarter(nibbles_quarter::<Q>(group), bits, 4 - 2 * (Q % 4) as i8, 0x30)
+        }
+    }
 }
 
 /// Eight bits a value, signed as stored.
@@ -299,5 +362,12 @@ impl Quants for Eight {
     unsafe fn narrow<const Q: usize>(group: *const u8) -> __m256i {
         // SAFETY: the caller's promise.
         unsafe { _mm256_loadu_si256(group.add(Q * QUAD).cast()) }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    unsafe fn quarter<const Q: usize>(group: *const u8) -> int8x16_t {
+        // SAFETY: the caller's promise.
+        unsafe { vreinterpretq_s8_u8(vld1q_u8(group.add(Q * QUAD))) }
     }
 }

@@ -5,6 +5,8 @@ use crate::blocks::BlockType;
 use crate::pool::Pool;
 use crate::product::Weights;
 use crate::testing::{Numbers, quantized};
+use atlas_engine_core::backend::SharedBytes;
+use std::sync::Arc;
 
 /// Every type that can be repacked.
 const TYPES: [BlockType; 11] = [
@@ -107,6 +109,103 @@ fn products_match_the_definition_and_depend_neither_on_company_nor_on_the_instru
 }
 
 #[test]
+fn rows_in_a_file_give_bit_by_bit_what_panels_give() {
+    let pool = Pool::new(3).unwrap();
+    let mut numbers = Numbers(11);
+    for block in TYPES {
+        for (rows, columns, count) in [(1, 256, 1), (32, 512, 3), (77, 768, 140), (200, 2048, 1)] {
+            let (bytes, _) = quantized(block, &numbers.list(rows * columns));
+            // What lies around the matrix is nobody's.
+            let around = [vec![255; 7], bytes, vec![255; 9]].concat();
+            let bytes = SharedBytes::new(Arc::new(around.clone()), 7..around.len() - 9).unwrap();
+            let x = numbers.list(count * columns);
+            for isa in Isa::available() {
+                let parts = [(block, bytes.clone(), rows)];
+                let mut packed = Packed::deferred_on(isa, columns, &parts).unwrap();
+                let x = activations(&x, columns, packed.operands());
+                let results = |packed: &Packed| {
+                    let mut out = vec![f32::NAN; count * rows];
+                    packed.multiply(&pool, &x, &mut out);
+                    let mut row = vec![f32::NAN; columns];
+                    packed.row(rows - 1, &mut row);
+                    (out, row)
+                };
+                let before = results(&packed);
+                assert!(!packed.is_settled());
+                packed.settle(&pool).unwrap();
+                assert!(packed.is_settled());
+                let bits = |(out, row): &(Vec<f32>, Vec<f32>)| -> Vec<u32> {
+                    out.iter().chain(row).map(|value| value.to_bits()).collect()
+                };
+                assert_eq!(bits(&before), bits(&results(&packed)), "{isa:?} {block:?} {rows} x {columns}");
+                let eager = Packed::on(isa, &pool, &[Weights::new(block, &bytes, rows, columns).unwrap()]);
+                assert_eq!(bits(&before), bits(&results(&eager.unwrap())), "{isa:?} {block:?}");
+            }
+        }
+    }
+}
+
+/// Bytes of a small matrix that look random, with scales that are small numbers; needs no quantizer, so that Miri gets
+/// through it.
+fn any_matrix(block: BlockType, rows: usize, columns: usize) -> Vec<u8> {
+    let (_, size) = block.size();
+    let scales: &[usize] = match block {
+        BlockType::Q6K => &[208],
+        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4K | BlockType::Q5K => &[0, 2],
+        BlockType::F16 | BlockType::Bf16 | BlockType::F32 => &[],
+        _ => &[0],
+    };
+    if block.is_float() {
+        // Bytes of 0x3c to 0x3d begin numbers around 1 in all three types.
+        return (0..block.row_bytes(columns).unwrap() * rows).map(|at| 0x3c + (at % 7 / 6) as u8).collect();
+    }
+    let mut bytes: Vec<u8> = (0..block.row_bytes(columns).unwrap() * rows)
+        .map(|at| (at as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0])
+        .collect();
+    for block in bytes.chunks_exact_mut(size) {
+        for at in scales {
+            block[*at..at + 2].copy_from_slice(&0x2c03_u16.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+#[test]
+fn small_matrices_of_any_bytes_give_their_definition_from_rows_and_from_panels() {
+    let pool = Pool::new(2).unwrap();
+    let (rows, columns) = (35, 256);
+    let x = Numbers(4).list(3 * columns);
+    for block in TYPES {
+        let bytes = any_matrix(block, rows, columns);
+        let range = 0..bytes.len();
+        let bytes = SharedBytes::new(Arc::new(bytes), range).unwrap();
+        for isa in Isa::available() {
+            let mut packed = Packed::deferred_on(isa, columns, &[(block, bytes.clone(), rows)]).unwrap();
+            let made = activations(&x, columns, packed.operands());
+            let seen = if packed.operands().int8 { as_quantized(&x) } else { x.clone() };
+            let mut results = Vec::new();
+            for _ in 0..2 {
+                let mut out = vec![f32::NAN; 3 * rows];
+                packed.multiply(&pool, &made, &mut out);
+                results.push(out);
+                packed.settle(&pool).unwrap();
+            }
+            assert_eq!(results[0], results[1], "{isa:?} {block:?}");
+            let mut row = vec![0.0; columns];
+            for at in [0, 31, 34] {
+                Weights::new(block, &bytes, rows, columns).unwrap().row(at, &mut row);
+                for (x, out) in seen.chunks(columns).zip(results[0].chunks(rows)) {
+                    let exact: f64 = x.iter().zip(&row).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                    let size: f64 = x.iter().zip(&row).map(|(x, w)| f64::from(x * w).abs()).sum();
+                    let error = (f64::from(out[at]) - exact).abs();
+                    assert!(error <= 1e-5 * size, "{isa:?} {block:?}: {} {exact}", out[at]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn parts_of_several_types_are_one_matrix() {
     let pool = Pool::new(2).unwrap();
     let mut numbers = Numbers(5);
@@ -150,5 +249,7 @@ fn what_cannot_be_one_matrix_is_refused() {
         Packed::new(&pool, &[four, wide]),
         Err(PackError::Columns { found: 512, expected: 256 })
     ));
+    let short = SharedBytes::new(Arc::new(bytes.to_vec()), 0..143).unwrap();
+    assert!(matches!(Packed::deferred(256, &[(BlockType::Q4K, short, 1)]), Err(PackError::Shape(_))));
     assert!(matches!(Packed::new(&pool, &[two]), Err(PackError::Type { block: BlockType::Q2K })));
 }
