@@ -5,6 +5,8 @@
 
 #[path = "operator/bench.rs"]
 mod bench;
+#[path = "operator/calibration.rs"]
+mod calibration;
 #[path = "operator/card_faults.rs"]
 mod card_faults;
 #[path = "operator/cards.rs"]
@@ -72,6 +74,7 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     gateways::a_name_that_the_gateway_needs_is_never_forced(&bench).await?;
     gateways::what_gateways_measure_becomes_status_and_events(&bench).await?;
     webhook::what_cannot_fit_is_refused_and_what_may_come_is_warned_of(&bench).await?;
+    calibration::what_engines_measure_is_planned_with_and_rolls_nothing(&bench).await?;
     pace::objects_follow_soon_and_then_all_is_quiet(&bench).await?;
     scenarios::a_second_replica_takes_over_at_once(&bench).await
 }

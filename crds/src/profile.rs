@@ -210,10 +210,28 @@ pub struct GpuProfileStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096))]
     pub card_faults: Vec<CardFault>,
+    /// What engines measured of the runtime's share of this card; plans to come take it in place of the estimate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// `NodesMatched`, `NodesUsable`, `Unambiguous`, `LabelsConsistent`, `CardsHealthy`, `DriverValidated`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::cel::ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// The runtime's share of a card, as engines measured it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Calibration {
+    /// Target of the cards that it holds for.
+    pub gfx_target: String,
+    /// Memory that the runtime takes beside weights, KV cache and activations: the highest of the engines that serve,
+    /// rounded up and bounded.
+    pub runtime: Quantity,
+    /// The engine that measured it: namespace, model and tier.
+    pub measured_on: String,
+    /// Since when this figure holds.
+    pub since: Time,
 }
 
 /// A node on which an engine found another card.

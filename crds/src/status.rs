@@ -97,6 +97,9 @@ pub struct VramStatus {
     /// What the card offers: its memory less the reserve, or `maxVram`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub available: Option<Quantity>,
+    /// The most that an engine of this tier was seen to use; absent on processors and before it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Quantity>,
     /// Largest context that fits at this batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_context_tokens: Option<i32>,

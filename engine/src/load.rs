@@ -59,6 +59,9 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
         loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     // A request alone may have the whole cache, and no more.
     let context_tokens = context_tokens.min(shape.blocks as usize * BLOCK_TOKENS);
+    if let Some(vram) = &app.status.vram {
+        vram.hold(model.last_memory_use());
+    }
     let limits = Limits { context_tokens, vocabulary: model.config().vocabulary };
     let (mut worker, handle) = Worker::new(model, settings(tokenizer.end_tokens().to_vec()));
     app.status.enter(Phase::WarmingUp);

@@ -22,6 +22,7 @@ mod server;
 mod startup;
 mod status;
 mod text;
+mod vram;
 
 use clap::Parser;
 use config::{Arguments, Command};

@@ -2,7 +2,8 @@
 
 use crate::fetch::display_name;
 use crate::startup::{Download, Startup};
-use atlas_kernels::hip::{Card, Health};
+use crate::vram::Vram;
+use atlas_kernels::hip::Card;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -134,6 +135,8 @@ pub struct Status {
     backend: &'static str,
     /// The card, with the hip backend.
     pub card: Option<Card>,
+    /// Its memory.
+    pub vram: Option<Vram>,
 }
 
 impl Status {
@@ -151,6 +154,7 @@ impl Status {
             context_tokens: arguments.context_tokens.get(),
             max_batch: arguments.max_batch.get(),
             backend: if card.is_some() { "hip" } else { "cpu" },
+            vram: card.clone().map(Vram::watch),
             card,
         }
     }
@@ -208,7 +212,7 @@ impl Status {
             "queue": {"running": self.progress.running.load(Relaxed), "waiting": self.progress.waiting.load(Relaxed)},
             "progress": self.progress.json(),
             "card": self.card.as_ref().map(card_json),
-            "vram": self.card.as_ref().map(|card| json!({"usedBytes": Health::read(card).vram_used_bytes})),
+            "vram": self.vram.as_ref().map(Vram::json),
             "error": *self.error.lock().unwrap_or_else(PoisonError::into_inner),
         })
     }

@@ -198,7 +198,23 @@ fn a_card_serves_and_tells_what_it_is() {
         status["card"],
         json!({"pciAddress": "0000:03:00.0", "gfxTarget": "gfx1100", "vramBytes": support::VRAM_BYTES})
     );
-    assert_eq!(status["vram"]["usedBytes"], 1 << 30);
+    // The card had 1 GiB in use before the engine began, and the stand-in takes none of it.
+    let vram = |status: &Value| {
+        ["usedBytes", "ownPeakBytes", "weightBytes", "kvCacheBytes"]
+            .map(|field| status["vram"][field].as_u64().unwrap())
+    };
+    let [used, own, weights, kv_cache] = vram(&status);
+    assert_eq!((used, own), (1 << 30, 0));
+    // Thirty layers of keys and values in three heads of 64 halves.
+    assert_eq!(kv_cache, 30 * 2 * 3 * 64 * 2 * 64);
+    assert!((90 << 20..100 << 20).contains(&weights), "{weights}");
+    let file = engine.files[0].path().join("sys/bus/pci/devices/0000:03:00.0/mem_info_vram_used");
+    for (now, peak) in [(3 << 29, 1 << 29), (5 << 28, 1 << 29)] {
+        std::fs::write(&file, format!("{now}\n")).unwrap();
+        let status: Value = serde_json::from_str(&engine.get("/internal/status").1).unwrap();
+        assert_eq!(vram(&status)[..2], [now, peak]);
+    }
+    std::fs::write(&file, "1073741824\n").unwrap();
     let metrics = engine.get("/metrics").1;
     for wanted in [
         "atlas_engine_vram_total_bytes 25753026560",

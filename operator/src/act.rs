@@ -2,16 +2,21 @@
 
 use std::collections::BTreeSet;
 
-use atlas_crds::names;
-use atlas_operator_core::tiers::{RolloutStep, TierRollout};
+use atlas_crds::{AtlasModel, names};
+use atlas_operator_core::{
+    tiers::{RolloutStep, TierRollout},
+    vram::Calibrations,
+};
 use jiff::Timestamp;
 use kube::{ResourceExt, api::DynamicObject};
 
 use crate::{
     apply::{Applied, Ownership, is_behind},
-    desired::{Desired, TEMPLATE_ANNOTATION, build_objects, build_pod_template, excluded_nodes},
+    desired::{
+        Desired, TEMPLATE_ANNOTATION, build_objects, build_pod_template, excluded_nodes, kept_runtime,
+    },
     error::ReconcileError,
-    fit::{is_refused, plan_tiers},
+    fit::{Cards, is_refused, plan_tiers},
     kinds::Kind,
     observe::{TierPods, view_rollout},
     plan::{Plan, PlanInputs, TierState, Word, plan},
@@ -39,6 +44,7 @@ pub async fn act(
     let mut templates = Vec::with_capacity(model.tiers.len());
     let mut states = Vec::with_capacity(model.tiers.len());
     let mut deployments = Vec::with_capacity(model.tiers.len());
+    let calibrations = Calibrations::of(inputs.profiles.iter().map(AsRef::as_ref));
     for (tier, pods) in model.tiers.iter().zip(tiers) {
         let name = names::tier_object_name(&model.name, &tier.name);
         let live = stores.child(Kind::Deployment, &model.namespace, &name);
@@ -46,7 +52,12 @@ pub async fn act(
         let wanted =
             build_pod_template(model, tier, &excluded, &context.settings).map_err(ReconcileError::Render)?;
         let record = stores.child(Kind::ConfigMap, &model.namespace, &name);
-        let revision = revise(wanted, live.as_deref(), record.as_deref(), pods, model.generation, now);
+        let mut revision = revise(wanted, live.as_deref(), record.as_deref(), pods, model.generation, now);
+        revision.template.runtime = match live.as_deref() {
+            // What was planned keeps its figure.
+            Some(live) if keeps_plan(live, &revision.template.hash) => kept_runtime(live),
+            _ => calibrations.runtime(&tier.profile),
+        };
         states.push(TierState {
             started: live.as_deref().is_some_and(|live| replicas_of(live) > 0),
             proven: revision.template.good.is_some(),
@@ -74,9 +85,17 @@ pub async fn act(
             rollouts: &rollouts,
             states: &states,
             word: Word::of(gateways, model),
-            vram: plan_tiers(model, &inputs.profiles, context.headers.as_ref()),
+            vram: plan_tiers(
+                model,
+                Cards { profiles: &inputs.profiles, calibrations: &calibrations },
+                &templates.iter().map(|template| template.runtime).collect::<Vec<_>>(),
+                context.headers.as_ref(),
+            ),
             refused: &|other, index, profile| {
-                context.headers.as_ref().is_some_and(|headers| is_refused(other, index, profile, headers))
+                let Some(headers) = &context.headers else { return false };
+                is_refused(other, index, profile, calibrations.runtime(profile), headers)
+                    && started_runtime(stores, other, index)
+                        .is_none_or(|kept| is_refused(other, index, profile, kept, headers))
             },
         },
     );
@@ -88,6 +107,7 @@ pub async fn act(
         if let (RolloutStep::Hold(_), Some(live)) = (&planned.step, live) {
             template.body = live.data.pointer("/spec/template").cloned().unwrap_or_default();
             template.hash = live.annotations().get(TEMPLATE_ANNOTATION).cloned().unwrap_or_default();
+            template.runtime = kept_runtime(live);
         }
     }
     let mut desired: Vec<Desired> =
@@ -130,6 +150,18 @@ fn keep_from(tier: &ValidatedTier, pods: &TierPods, live: Option<&DynamicObject>
             nodes.into_iter().cloned().collect()
         }
     }
+}
+
+/// Whether a Deployment asks for pods of this very template.
+fn keeps_plan(live: &DynamicObject, hash: &str) -> bool {
+    replicas_of(live) > 0 && live.annotations().get(TEMPLATE_ANNOTATION).is_some_and(|live| live == hash)
+}
+
+/// The runtime's share that a tier of any model was planned with, where it asks for pods.
+fn started_runtime(stores: &Stores, model: &AtlasModel, index: usize) -> Option<u64> {
+    let name = names::tier_object_name(&model.name_any(), &model.spec.tiers.get(index)?.name);
+    let live = stores.child(Kind::Deployment, &model.namespace()?, &name)?;
+    (replicas_of(&live) > 0).then(|| kept_runtime(&live))
 }
 
 /// Pods that a Deployment asks for.

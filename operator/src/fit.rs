@@ -8,8 +8,8 @@ use atlas_crds::{AtlasModel, GpuProfile};
 use atlas_operator_core::{
     tiers::Fit,
     vram::{
-        Advice, Card, Change, OtherProfile, Question, Setting, VramPlan, available_bytes, estimate,
-        mebibytes, plan_vram, profile_bytes,
+        Advice, Calibrations, Card, Change, OtherProfile, Question, Setting, VramPlan, available_bytes,
+        estimate, mebibytes, plan_vram, profile_bytes,
     },
 };
 use kube::ResourceExt;
@@ -55,21 +55,32 @@ impl TierVram {
     }
 }
 
-/// Plans every tier of a model.
+/// The profiles, and what the runtime takes of their cards.
+#[derive(Clone, Copy)]
+pub struct Cards<'a> {
+    /// Every profile.
+    pub profiles: &'a [Arc<GpuProfile>],
+    /// What was measured on them.
+    pub calibrations: &'a Calibrations,
+}
+
+/// Plans every tier of a model, each with the runtime's share that is given for it.
 #[must_use]
 pub fn plan_tiers(
     model: &ValidatedModel,
-    profiles: &[Arc<GpuProfile>],
+    cards: Cards<'_>,
+    runtimes: &[u64],
     headers: Option<&Arc<Headers>>,
 ) -> Vec<TierVram> {
     let look = |tier: &ValidatedTier| match headers {
         Some(headers) => headers.look(&tier.source),
         None => HeaderState::Unread(Arc::from("--read-headers=false")),
     };
-    model.tiers.iter().map(|tier| plan_tier(tier, profiles, look(tier))).collect()
+    let tiers = model.tiers.iter().zip(runtimes);
+    tiers.map(|(tier, runtime)| plan_tier(tier, cards, *runtime, look(tier))).collect()
 }
 
-fn plan_tier(tier: &ValidatedTier, profiles: &[Arc<GpuProfile>], state: HeaderState) -> TierVram {
+fn plan_tier(tier: &ValidatedTier, cards: Cards<'_>, runtime: u64, state: HeaderState) -> TierVram {
     let known = match state {
         HeaderState::Reading(since) => return TierVram::Reading(since),
         HeaderState::Unread(reason) => return TierVram::Unread(reason),
@@ -78,11 +89,11 @@ fn plan_tier(tier: &ValidatedTier, profiles: &[Arc<GpuProfile>], state: HeaderSt
     let Some(available) = tier.available_bytes else {
         return TierVram::Unread(Arc::from("an amount of memory of its profile cannot be read"));
     };
-    let other_profiles = other_profiles(&tier.profile, profiles);
+    let other_profiles = other_profiles(&tier.profile, cards);
     TierVram::Planned(Box::new(plan_vram(&Question {
         shape: &known.shape,
         setting: tier.setting,
-        card: Card::with_available(available),
+        card: Card { available, runtime },
         other_profiles: &other_profiles,
         other_files: &known.other_files,
     })))
@@ -90,26 +101,33 @@ fn plan_tier(tier: &ValidatedTier, profiles: &[Arc<GpuProfile>], state: HeaderSt
 
 /// The profiles that a tier could move to.
 #[must_use]
-pub fn other_profiles(own: &GpuProfile, profiles: &[Arc<GpuProfile>]) -> Vec<OtherProfile> {
+pub fn other_profiles(own: &GpuProfile, cards: Cards<'_>) -> Vec<OtherProfile> {
     let name = own.name_any();
-    profiles
+    cards
+        .profiles
         .iter()
         .filter(|profile| profile.name_any() != name && profile.spec.backend == own.spec.backend)
         .filter_map(|profile| {
-            let card = Card::with_available(profile_bytes(&profile.spec)?);
+            let runtime = cards.calibrations.runtime(profile);
+            let card = Card { available: profile_bytes(&profile.spec)?, runtime };
             Some(OtherProfile { name: profile.name_any(), card })
         })
         .collect()
 }
 
-/// Whether a tier of any model is known not to fit: such a tier wants no card.
+/// Whether a tier of any model, planned with this share of the runtime, is known not to fit: such a tier wants no card.
 #[must_use]
-pub fn is_refused(model: &AtlasModel, index: usize, profile: &GpuProfile, headers: &Headers) -> bool {
+pub fn is_refused(
+    model: &AtlasModel,
+    index: usize,
+    profile: &GpuProfile,
+    runtime: u64,
+    headers: &Headers,
+) -> bool {
     let Some(tier) = model.spec.tiers.get(index) else { return false };
     let Some(known) = headers.known(&tier.model.source) else { return false };
     let Some(available) = available_bytes(&profile.spec, tier) else { return false };
-    let card = Card::with_available(available);
-    estimate(&known.shape, &setting_of(tier), card.runtime).required() > card.available
+    estimate(&known.shape, &setting_of(tier), runtime).required() > available
 }
 
 /// What a tier asks of its model.

@@ -46,6 +46,8 @@ pub async fn run(context: Arc<Context>, mut triggers: UnboundedReceiver<String>,
         while let Ok(more) = triggers.try_recv() {
             due.insert(more);
         }
+        // A model that went asks for its namespace, if for nothing else.
+        context.forget_gone();
         let now = Instant::now();
         due.extend(retries.iter().filter(|(_, (_, at))| *at <= now).map(|(namespace, _)| namespace.clone()));
         for namespace in due {

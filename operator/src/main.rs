@@ -18,6 +18,7 @@ mod gateway_set;
 mod headers;
 mod kinds;
 mod leader;
+mod measure;
 mod metrics;
 mod node_marks;
 mod observe;

@@ -1,8 +1,9 @@
 //! Every metric of the controllers, registered in one place.
 
+use atlas_operator_core::vram::Calibrations;
 use prometheus::{
-    Counter, Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Counter, Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, core::Collector,
 };
 
 /// The controllers' metrics.
@@ -28,6 +29,10 @@ pub struct Metrics {
     pub header_bytes: IntCounter,
     /// Reviews of the webhook by verdict.
     pub reviews: IntCounterVec,
+    /// What was planned for an engine less the most that it was seen to use, by namespace, model and tier.
+    vram_error: IntGaugeVec,
+    /// What plans take as the runtime's share of a card, by gfx target; targets that nobody measured are left out.
+    vram_runtime: IntGaugeVec,
     /// When the webhook's certificate is renewed, in seconds since 1970.
     pub webhook_renewal: IntGauge,
     /// 1 while this replica reconciles.
@@ -82,7 +87,22 @@ impl Metrics {
             "When the webhook's certificate is renewed; 0 before it has one.",
         )?;
         registry.register(Box::new(webhook_renewal.clone()))?;
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
         Ok(Self {
+            vram_error: gauges(
+                "atlas_vram_estimate_error_bytes",
+                "Planned memory of an engine less the most that it was seen to use of its card.",
+                &["namespace", "model", "tier"],
+            )?,
+            vram_runtime: gauges(
+                "atlas_vram_calibrated_runtime_bytes",
+                "What plans take as the runtime's share of a card, where engines measured it.",
+                &["gfx_target"],
+            )?,
             reviews: by("atlas_webhook_reviews_total", "Reviews of the webhook by verdict.", &["verdict"])?,
             webhook_renewal,
             reconciles: by("atlas_reconciles_total", "Reconciles by controller.", &["controller"])?,
@@ -101,6 +121,42 @@ impl Metrics {
             leader,
             registry,
         })
+    }
+
+    /// Shows what plans take as the runtime's share.
+    pub fn note_runtimes(&self, calibrations: &Calibrations) {
+        self.vram_runtime.reset();
+        for (target, bytes) in calibrations.iter() {
+            self.vram_runtime.with_label_values(&[target]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Shows how far a tier's plan is from what its engine uses, or that nothing is known of it.
+    pub fn note_vram(&self, labels: [&str; 3], planned: Option<u64>, peak: Option<u64>) {
+        match planned.zip(peak) {
+            Some((planned, peak)) => {
+                let bytes = |number| i64::try_from(number).unwrap_or(i64::MAX);
+                self.vram_error.with_label_values(&labels).set(bytes(planned) - bytes(peak));
+            }
+            // Most tiers have no figure, and then there is nothing to remove.
+            None => drop(self.vram_error.remove_label_values(&labels)),
+        }
+    }
+
+    /// Forgets the figures of models that are not there, by namespace and name.
+    pub fn forget_models(&self, is_there: impl Fn(&str, &str) -> bool) {
+        for family in self.vram_error.collect() {
+            for metric in family.get_metric() {
+                let label = |name: &str| {
+                    let found = metric.get_label().iter().find(|label| label.name() == name);
+                    found.map(|label| label.value()).unwrap_or_default()
+                };
+                let labels = [label("namespace"), label("model"), label("tier")];
+                if !is_there(labels[0], labels[1]) {
+                    drop(self.vram_error.remove_label_values(&labels));
+                }
+            }
+        }
     }
 
     /// The text that `/metrics` answers.

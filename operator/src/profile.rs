@@ -11,13 +11,14 @@ use atlas_crds::{
 use atlas_operator_core::{
     engine_contract::EngineExit,
     inventory::{CardReports, FaultReport, NodeView, WrongCard, forgotten_at, match_node},
+    vram::Calibrations,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
-    runtime::controller::Action,
+    runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -25,6 +26,7 @@ use serde_json::json;
 use crate::{
     error::backoff,
     events::build_profile_events,
+    measure::measurements,
     node_marks::mark_nodes,
     observe::{TierPods, last_end, view_pod},
     profile_status::{Seen, compute_profile_status},
@@ -130,6 +132,13 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
             }
         }
     }
+    let measurements = measurements(
+        &object,
+        &context.gateways.measured(),
+        |namespace, name| context.stores.models.get(&ObjectRef::new(name).within(namespace)),
+        context.headers.as_deref(),
+    );
+    context.metrics.note_runtimes(&Calibrations::of(profiles.iter().copied()));
     let seen = Seen {
         profiles: &profiles,
         nodes: &nodes,
@@ -137,6 +146,7 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
         in_use,
         held: &held,
         reports: &reports,
+        measurements: &measurements,
         now: Timestamp::now(),
     };
     let status = compute_profile_status(&object, &seen);

@@ -6,16 +6,20 @@ use std::collections::BTreeMap;
 
 use atlas_crds::{
     GpuProfile, ProfileCondition,
-    profile::{Allocation, CardFault, GpuProfileStatus, ProfileNode},
+    profile::{Allocation, Backend, Calibration, CardFault, GpuProfileStatus, ProfileNode},
+    quantity::{format_bytes, parse_bytes},
 };
-use atlas_operator_core::inventory::{
-    CardReports, DriverVerdict, NodeView, OtherWorkloads, describe_fault, describe_match, judge_drivers,
-    label_problems, node_offers, unambiguous_problems, update_exclusions, update_faults,
+use atlas_operator_core::{
+    inventory::{
+        CardReports, DriverVerdict, NodeView, OtherWorkloads, describe_fault, describe_match, judge_drivers,
+        label_problems, node_offers, unambiguous_problems, update_exclusions, update_faults,
+    },
+    vram::calibrate,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::status::whole_seconds;
+use crate::{measure::Measurement, status::whole_seconds};
 
 /// Refused nodes in one message.
 const MAX_TOLD: usize = 16;
@@ -34,6 +38,8 @@ pub struct Seen<'a> {
     pub held: &'a BTreeMap<String, i32>,
     /// What engines found about their cards.
     pub reports: &'a CardReports,
+    /// What engines measured of the runtime's share.
+    pub measurements: &'a [Measurement],
     /// Now.
     pub now: Timestamp,
 }
@@ -41,7 +47,7 @@ pub struct Seen<'a> {
 /// The status of a profile.
 #[must_use]
 pub fn compute_profile_status(profile: &GpuProfile, seen: &Seen<'_>) -> GpuProfileStatus {
-    let Seen { profiles, nodes, others, in_use, held, reports, now } = *seen;
+    let Seen { profiles, nodes, others, in_use, held, reports, measurements, now } = *seen;
     // An edit of the profile may be what mends it: then every node is tried anew.
     let before =
         profile.status.as_ref().filter(|status| status.observed_generation == profile.metadata.generation);
@@ -144,6 +150,7 @@ pub fn compute_profile_status(profile: &GpuProfile, seen: &Seen<'_>) -> GpuProfi
         in_use,
         excluded,
         card_faults,
+        calibration: keep_calibration(profile, measurements, now),
         conditions: vec![
             nodes_matched,
             nodes_usable,
@@ -172,6 +179,32 @@ fn describe_faults(faults: &[CardFault]) -> (&'static str, &'static str, String)
     let recent: Vec<String> = faults.iter().map(once).collect();
     let next = "the engine was started again; another fault leaves the card alone for a while";
     ("True", "FailedLately", format!("{}: {next}", clip_list(&recent)))
+}
+
+/// The runtime's share of this profile's cards: a figure of another target is forgotten.
+fn keep_calibration(
+    profile: &GpuProfile,
+    measurements: &[Measurement],
+    now: Timestamp,
+) -> Option<Calibration> {
+    let gfx_target = profile.spec.gfx_target.clone().filter(|_| profile.spec.backend == Backend::Hip)?;
+    let before = profile.status.as_ref().and_then(|status| status.calibration.clone());
+    let before = before.filter(|before| before.gfx_target == gfx_target);
+    let kept = before.as_ref().and_then(|before| {
+        let held = now.duration_since(before.since.0);
+        Some((parse_bytes(&before.runtime)?, held.try_into().unwrap_or_default()))
+    });
+    let runtime = calibrate(kept, measurements.iter().map(|measured| measured.runtime))?;
+    if kept.is_some_and(|(kept, _)| kept == runtime) {
+        return before;
+    }
+    let on = measurements.iter().find(|measured| measured.runtime == runtime)?;
+    Some(Calibration {
+        gfx_target,
+        runtime: format_bytes(runtime),
+        measured_on: on.on.clone(),
+        since: Time(whole_seconds(now)),
+    })
 }
 
 /// Status, reason and message of `DriverValidated`.

@@ -3,7 +3,7 @@
 //! It reads the stores, never the API server, and writes only what differs.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -29,9 +29,11 @@ use crate::{
     error::{ReconcileError, Retry, backoff},
     events::{Events, build_edit_event, build_events},
     headers::Headers,
+    measure::measured_peak,
     metrics::Metrics,
     observe::{EngineStatus, TierPods, is_past_grace, view_tiers},
-    probe::{GatewayViews, fetch_status},
+    probe::GatewayViews,
+    probe::fetch_status,
     status::{Move, MoveKind, Observed, Verdict, compute_status},
     stores::Stores,
     validate::{ValidatedModel, check_claims, validate},
@@ -141,7 +143,6 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let uid = object.uid().ok_or_else(|| missing("uid"))?;
     // Garbage collection does what is left to do.
     if object.metadata.deletion_timestamp.is_some() {
-        context.memory.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
         return Ok(Action::await_change());
     }
     let inputs = gather(object, &context.stores);
@@ -164,6 +165,13 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         retry_wrong_cards(object, model, &inputs, &tiers, context).await?;
     }
     ask_engines(&mut tiers).await;
+
+    let plans = outcome.iter().flat_map(|(plan, _)| &plan.tiers).map(|tier| tier.vram.plan());
+    for (tier, plan) in tiers.iter().zip(plans.chain(std::iter::repeat(None))) {
+        let peak = measured_peak(&gateways, &tier.tier);
+        let labels = [namespace.as_str(), &object.name_any(), &tier.tier];
+        context.metrics.note_vram(labels, plan.map(|plan| plan.required), peak);
+    }
 
     // The gateway's names are every model's of the namespace.
     let mut taken = outcome.as_ref().map(|(_, applied)| applied.taken.clone()).unwrap_or_default();
@@ -339,6 +347,21 @@ impl Context {
     fn remember(&self, object: &AtlasModel, change: impl FnOnce(&mut Memory)) {
         let Some(uid) = object.uid() else { return };
         change(self.memory.lock().unwrap_or_else(PoisonError::into_inner).entry(uid).or_default());
+    }
+
+    /// Forgets models that are gone, whichever way they were deleted.
+    pub fn forget_gone(&self) {
+        if !self.stores.take_models_gone() {
+            return;
+        }
+        let models = self.stores.models.state();
+        let uids: HashSet<&str> = models.iter().filter_map(|model| model.metadata.uid.as_deref()).collect();
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.retain(|uid, _| uids.contains(uid.as_str()));
+        drop(memory);
+        self.metrics.forget_models(|namespace, name| {
+            models.iter().any(|m| m.metadata.namespace.as_deref() == Some(namespace) && m.name_any() == name)
+        });
     }
 
     /// Moves that were not told yet.

@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
-use atlas_operator_core::tiers::{
-    Failure, PodTrouble, RevisionChoice, RevisionState, Revisions, choose_revision, judge_revision,
+use atlas_operator_core::{
+    tiers::{Failure, PodTrouble, RevisionChoice, RevisionState, Revisions, choose_revision, judge_revision},
+    vram::RUNTIME_BYTES,
 };
 use jiff::Timestamp;
 use kube::{ResourceExt, api::DynamicObject};
@@ -51,7 +52,7 @@ pub fn revise(
     now: Timestamp,
 ) -> TierRevision {
     let hash = template_hash(&wanted);
-    let fresh = |body, hash| Template { body, hash, good: None, taken_back: None };
+    let fresh = |body, hash| Template { body, hash, runtime: RUNTIME_BYTES, good: None, taken_back: None };
     // What is remembered outlives the Deployment: one that is deleted or hidden by hand comes back as it was.
     let live_hash =
         live.and_then(|live| live.annotations().get(TEMPLATE_ANNOTATION).cloned()).unwrap_or_default();

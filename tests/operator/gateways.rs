@@ -111,6 +111,13 @@ impl FakeGateway {
         bench.remove_pod((namespace, "atlas-gateway-0")).await
     }
 
+    /// Says that a tier serves, with these engines.
+    pub fn say_engines(&self, active: &str, engines: &[Value]) {
+        *self.says.lock().unwrap() = json!({"pod": "fake", "models": [
+            {"model": "code", "activeTier": active, "endpoints": engines, "switches": []}
+        ]});
+    }
+
     pub fn say(&self, active: Option<&str>, switches: &[(&str, &str, &str, &str)]) {
         let switches: Vec<Value> = switches
             .iter()

@@ -284,8 +284,12 @@ pub async fn settle(bench: &Bench, namespace: &str, name: &str) -> Result<()> {
     bench.patch_status("Deployment", (Some(namespace), name), status).await
 }
 
-pub async fn a_second_replica_takes_over_at_once(bench: &Bench) -> Result<()> {
-    let second = bench.spawn_operator("operator-b").await?;
+/// Starts another replica and stops the first, which gives its leadership back.
+pub async fn hand_over(bench: &Bench, to: &str) -> Result<()> {
+    let at = (Some("atlas-system"), "atlas-operator");
+    let before = bench.wait_for("Lease", at, |_| Ok(())).await?;
+    let transitions = |lease: &DynamicObject| lease.data["spec"]["leaseTransitions"].as_i64().unwrap_or(0);
+    let second = bench.spawn_operator(to).await?;
     let mut first = bench.replace_operator(Some(second)).context("the first operator")?;
     let pid = first.child.id().context("the first operator ended by itself")?;
     nix::sys::signal::kill(
@@ -296,12 +300,17 @@ pub async fn a_second_replica_takes_over_at_once(bench: &Bench) -> Result<()> {
     ensure!(status.success(), "a clean stop exits with {status}: {}", bench.log("operator-a"));
     // Well within the 15 s of a lease that was not given back.
     let holder = bench
-        .wait_for("Lease", (Some("atlas-system"), "atlas-operator"), |lease| {
+        .wait_for("Lease", at, |lease| {
             let holder = &lease.data["spec"]["holderIdentity"];
-            if holder == "operator-b" { Ok(()) } else { Err(holder.to_string()) }
+            if holder == to { Ok(()) } else { Err(holder.to_string()) }
         })
         .await?;
-    ensure!(holder.data["spec"]["leaseTransitions"] == 1, "{}", holder.data);
+    ensure!(transitions(&holder) == transitions(&before) + 1, "{}", holder.data);
+    Ok(())
+}
+
+pub async fn a_second_replica_takes_over_at_once(bench: &Bench) -> Result<()> {
+    hand_over(bench, "operator-b").await?;
     bench.namespace("after").await?;
     bench.model(("after", "code"), &[tier("primary", "big")], json!({})).await?;
     bench.wait_for("Deployment", (Some("after"), "code-t-primary"), |_| Ok(())).await?;

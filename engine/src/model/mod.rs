@@ -110,6 +110,11 @@ impl Model {
         })
     }
 
+    /// Memory that the last device holds, which is the card where there is one.
+    pub fn last_memory_use(&self) -> MemoryUse {
+        self.parts.last().map(|(backend, _)| backend.memory_use()).unwrap_or_default()
+    }
+
     /// Computes a step: the wanted logits, to be changed at will.
     ///
     /// # Shapes

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use atlas_crds::{GpuProfile, ModelSource, model::KvCacheType};
-use atlas_operator_core::vram::{Card, ModelShape, Question, Setting, plan_vram, profile_bytes};
+use atlas_operator_core::vram::{
+    Calibrations, Card, ModelShape, Question, Setting, plan_vram, profile_bytes,
+};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -32,7 +34,7 @@ pub async fn run(args: &InitArgs, target: &Target) -> Result<Outcome, CliError> 
         let shape = shape.map_err(|reason| CliError::Source { uri: uri.clone(), reason })?;
         let free: Vec<&GpuProfile> =
             profiles.iter().filter(|profile| !used.contains(&profile.name_any())).collect();
-        let Some((profile, setting)) = choose(&shape, &free) else {
+        let Some((profile, setting)) = choose(&shape, &free, &Calibrations::of(&profiles)) else {
             let tried = free.iter().map(|profile| profile.name_any()).collect();
             return Err(CliError::NoCard { uri: uri.clone(), tried });
         };
@@ -70,14 +72,21 @@ async fn gather_profiles(args: &InitArgs, target: &Target) -> Result<Vec<GpuProf
 }
 
 /// The largest card, and the largest setting that fits it: a good context first, then the batch, then more context.
-fn choose<'a>(shape: &Arc<ModelShape>, profiles: &[&'a GpuProfile]) -> Option<(&'a GpuProfile, Setting)> {
+fn choose<'a>(
+    shape: &Arc<ModelShape>,
+    profiles: &[&'a GpuProfile],
+    calibrations: &Calibrations,
+) -> Option<(&'a GpuProfile, Setting)> {
     let mut cards: Vec<(&GpuProfile, u64)> =
         profiles.iter().filter_map(|profile| Some((*profile, profile_bytes(&profile.spec)?))).collect();
     cards.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    cards.into_iter().find_map(|(profile, bytes)| Some((profile, largest_setting(shape, profile, bytes)?)))
+    cards.into_iter().find_map(|(profile, available)| {
+        let card = Card { available, runtime: calibrations.runtime(profile) };
+        Some((profile, largest_setting(shape, profile, card)?))
+    })
 }
 
-fn largest_setting(shape: &ModelShape, profile: &GpuProfile, available: u64) -> Option<Setting> {
+fn largest_setting(shape: &ModelShape, profile: &GpuProfile, card: Card) -> Option<Setting> {
     let setting = |context_tokens, max_batch| Setting {
         context_tokens,
         max_batch,
@@ -85,7 +94,6 @@ fn largest_setting(shape: &ModelShape, profile: &GpuProfile, available: u64) -> 
         offload_layers: 0,
     };
     let fits = |setting: &Setting| {
-        let card = Card::with_available(available);
         plan_vram(&Question { shape, setting: *setting, card, other_profiles: &[], other_files: &[] }).fits
     };
     let contexts = || CONTEXTS.into_iter().filter(|context| *context <= shape.trained_context.max(1024));
@@ -152,8 +160,8 @@ mod tests {
         let of = |name: &str| profiles.iter().find(|profile| profile.name_any() == name).unwrap();
         let check = |names: &[&str], expected: Option<(&str, u64, u64)>| {
             let some: Vec<&GpuProfile> = names.iter().map(|name| of(name)).collect();
-            let chosen =
-                choose(&mistral(), &some).map(|(p, s)| (p.name_any(), s.context_tokens, s.max_batch));
+            let chosen = choose(&mistral(), &some, &Calibrations::default())
+                .map(|(p, s)| (p.name_any(), s.context_tokens, s.max_batch));
             assert_eq!(chosen.as_ref().map(|(name, c, b)| (name.as_str(), *c, *b)), expected);
         };
         check(&["rx-7600", "rx-7900-xtx"], Some(("rx-7900-xtx", 32768, 4)));

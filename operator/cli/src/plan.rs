@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use atlas_crds::{AtlasModel, GpuProfile, ModelSource, Tier, model::KvCacheType};
 use atlas_headers::{Guard, HeaderReader, Limits, Options};
 use atlas_operator_core::vram::{
-    Card, ModelShape, OtherFile, OtherProfile, Question, Setting, VramPlan, available_bytes, plan_vram,
-    profile_bytes,
+    Calibrations, Card, ModelShape, OtherFile, OtherProfile, Question, Setting, VramPlan, available_bytes,
+    plan_vram, profile_bytes,
 };
 use kube::ResourceExt;
 use serde::Serialize;
@@ -222,12 +222,13 @@ fn report_tier(tier: &Tier, profiles: &[GpuProfile], shapes: &Shapes) -> TierRep
         }
         (_, _, None) => report.problem = Some("the header was not read".to_owned()),
         (_, _, Some(Err(problem))) => report.problem = Some(problem.clone()),
-        (_, Some(available), Some(Ok((shape, other_files)))) => {
+        (Some(profile), Some(available), Some(Ok((shape, other_files)))) => {
+            let calibrations = Calibrations::of(profiles);
             report.plan = Some(plan_vram(&Question {
                 shape,
                 setting: setting_of(tier),
-                card: Card::with_available(available),
-                other_profiles: &other_profiles(tier, profiles),
+                card: Card { available, runtime: calibrations.runtime(profile) },
+                other_profiles: &other_profiles(tier, profiles, &calibrations),
                 other_files,
             }));
         }
@@ -246,11 +247,12 @@ pub fn setting_of(tier: &Tier) -> Setting {
     }
 }
 
-fn other_profiles(tier: &Tier, profiles: &[GpuProfile]) -> Vec<OtherProfile> {
+fn other_profiles(tier: &Tier, profiles: &[GpuProfile], calibrations: &Calibrations) -> Vec<OtherProfile> {
     let others = profiles.iter().filter(|profile| profile.name_any() != tier.gpu_profile);
     others
         .filter_map(|profile| {
-            let card = Card::with_available(profile_bytes(&profile.spec)?);
+            let runtime = calibrations.runtime(profile);
+            let card = Card { available: profile_bytes(&profile.spec)?, runtime };
             Some(OtherProfile { name: profile.name_any(), card })
         })
         .collect()

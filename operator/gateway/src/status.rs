@@ -6,6 +6,7 @@ use atlas_operator_core::routing::Health;
 use serde::Serialize;
 
 use crate::{
+    health::facts::MeasuredVram,
     model::{Model, SwitchRecord},
     registry::View,
 };
@@ -28,6 +29,7 @@ struct ModelStatus {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct EndpointStatus {
     tier: String,
     address: String,
@@ -35,6 +37,10 @@ struct EndpointStatus {
     pod: Option<String>,
     health: &'static str,
     cause: Option<&'static str>,
+    model_file: Option<String>,
+    context_tokens: Option<u64>,
+    max_batch: Option<usize>,
+    vram: Option<MeasuredVram>,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,6 +71,7 @@ fn of_model(name: &str, model: &Model) -> ModelStatus {
             Health::Healthy => ("Healthy", None),
             Health::Unhealthy(cause) => ("Unhealthy", Some(cause.as_str())),
         };
+        let facts = endpoint.facts();
         EndpointStatus {
             tier: endpoint.config.tier.clone(),
             address: endpoint.config.api.to_string(),
@@ -72,6 +79,10 @@ fn of_model(name: &str, model: &Model) -> ModelStatus {
             pod: endpoint.config.pod.clone(),
             health,
             cause,
+            model_file: facts.model_file.clone(),
+            context_tokens: facts.context_tokens,
+            max_batch: facts.max_batch,
+            vram: facts.vram.clone(),
         }
     });
     ModelStatus {

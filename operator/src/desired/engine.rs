@@ -7,7 +7,11 @@ use atlas_crds::{
     profile::{Backend, ModelCache},
     quantity::parse_bytes,
 };
-use atlas_operator_core::inventory::{Expression, node_selector_terms};
+use atlas_operator_core::{
+    inventory::{Expression, node_selector_terms},
+    vram::RUNTIME_BYTES,
+};
+use kube::{ResourceExt, api::DynamicObject};
 use serde_json::{Value, json};
 
 use super::{
@@ -31,6 +35,15 @@ const STARTUP_SECONDS: i64 = 3600;
 
 /// Annotation of a pod template: the nodes that it keeps its pods from, since their card is another one.
 const EXCLUDED_ANNOTATION: &str = "atlas.gillsystems.com/excluded-nodes";
+
+/// Annotation of a Deployment: bytes of the runtime's share that its pods were planned with, where that was measured.
+const RUNTIME_ANNOTATION: &str = "atlas.gillsystems.com/planned-runtime-bytes";
+
+/// The runtime's share that a live Deployment's pods were planned with.
+#[must_use]
+pub fn kept_runtime(live: &DynamicObject) -> u64 {
+    live.annotations().get(RUNTIME_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or(RUNTIME_BYTES)
+}
 
 /// Labels that select a tier's pods.
 pub fn selector(model: &ValidatedModel, tier: &ValidatedTier) -> Labels {
@@ -63,13 +76,18 @@ pub fn build_deployment(
     replicas: i32,
     template: Template,
 ) -> Desired {
+    let mut annotations = labels([(TEMPLATE_ANNOTATION, template.hash.as_str())]);
+    // Of the Deployment and not of its pods: a figure is no reason to make them anew.
+    if template.runtime != RUNTIME_BYTES {
+        annotations.insert(RUNTIME_ANNOTATION.to_owned(), template.runtime.to_string().into());
+    }
     assemble(Parts {
         kind: Kind::Deployment,
         namespace: &model.namespace,
         name: names::tier_object_name(&model.name, &tier.name),
         labels: tier_labels(model, tier),
         owners: &controller_of(model),
-        annotations: labels([(TEMPLATE_ANNOTATION, template.hash.as_str())]),
+        annotations,
         fields: json!({"spec": {
             "replicas": replicas,
             // Never two pods that want one card.

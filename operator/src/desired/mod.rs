@@ -14,7 +14,7 @@ mod tests;
 
 use serde_json::Value;
 
-pub use engine::{build_pod_template, excluded_nodes, template_hash};
+pub use engine::{build_pod_template, excluded_nodes, kept_runtime, template_hash};
 pub use meta::{APPLIED_ANNOTATION, GENERATION_ANNOTATION, Owner, TEMPLATE_ANNOTATION};
 
 use crate::{kinds::Kind, plan::Plan, validate::ValidatedModel};
@@ -79,6 +79,8 @@ pub struct Template {
     pub body: Value,
     /// Hash of the template as the operator rendered it.
     pub hash: String,
+    /// The runtime's share of the card that it was planned with.
+    pub runtime: u64,
     /// The last good one, as its record holds it.
     pub good: Option<String>,
     /// The change that was taken back, as its record holds it.

@@ -26,6 +26,7 @@ use crate::{
     validate::{ValidatedModel, validate},
 };
 use atlas_operator_core::tiers::{Admission, RolloutStep};
+use atlas_operator_core::vram::RUNTIME_BYTES;
 
 fn documents<T: DeserializeOwned>(text: &str, kind: &str) -> Vec<T> {
     serde_yaml_ng::Deserializer::from_str(text)
@@ -85,7 +86,13 @@ fn objects() -> Vec<Desired> {
         .iter()
         .map(|tier| {
             let body = build_pod_template(&model, tier, &[], &settings()).unwrap();
-            Template { hash: template_hash(&body), body, good: None, taken_back: None }
+            Template {
+                hash: template_hash(&body),
+                body,
+                runtime: RUNTIME_BYTES,
+                good: None,
+                taken_back: None,
+            }
         })
         .collect();
     build_objects(&model, &plan, templates, &settings()).unwrap()

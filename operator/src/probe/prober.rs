@@ -151,8 +151,12 @@ impl GatewayProber {
 
     fn replace(&self, key: (String, String), status: Option<GatewayStatus>) {
         let namespace = key.0.clone();
-        for model in self.views.replace(key, status) {
-            self.stores.trigger_model(ObjectRef::new(&model).within(&namespace));
+        for changed in self.views.replace(key, status) {
+            let model = ObjectRef::new(&changed.model).within(&namespace);
+            if changed.measured {
+                self.stores.trigger_profiles_of(&model);
+            }
+            self.stores.trigger_model(model);
         }
     }
 

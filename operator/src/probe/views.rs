@@ -37,6 +37,7 @@ pub const HEALTHY: &str = "Healthy";
 
 /// One engine as a gateway sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayEndpoint {
     /// Its tier.
     pub tier: String,
@@ -44,6 +45,32 @@ pub struct GatewayEndpoint {
     pub health: String,
     /// Why it is not healthy.
     pub cause: Option<String>,
+    /// The model file that it serves.
+    #[serde(default)]
+    pub model_file: Option<String>,
+    /// Its context window.
+    #[serde(default)]
+    pub context_tokens: Option<u64>,
+    /// Sequences that it generates at once.
+    #[serde(default)]
+    pub max_batch: Option<u64>,
+    /// What it uses of its card, where it has one.
+    #[serde(default)]
+    pub vram: Option<EndpointVram>,
+}
+
+/// What an engine uses of its card.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointVram {
+    /// Target of the card.
+    pub gfx_target: String,
+    /// Highest use by the engine itself.
+    pub own_peak_bytes: u64,
+    /// Weights on the card.
+    pub weight_bytes: u64,
+    /// KV cache on the card.
+    pub kv_cache_bytes: u64,
 }
 
 /// One move of a gateway from one tier to another.
@@ -64,6 +91,14 @@ pub struct Switch {
     pub at: jiff::Timestamp,
 }
 
+/// A model of which a gateway tells something else than before.
+pub(super) struct Changed {
+    /// The model.
+    pub(super) model: String,
+    /// Whether that concerns what engines use of their cards.
+    pub(super) measured: bool,
+}
+
 /// What each gateway said last, by namespace and pod.
 #[derive(Debug, Default)]
 pub struct GatewayViews(Mutex<BTreeMap<(String, String), GatewayStatus>>);
@@ -80,8 +115,18 @@ impl GatewayViews {
             .collect()
     }
 
+    /// Every engine that tells what it uses of its card, with its namespace and model.
+    #[must_use]
+    pub fn measured(&self) -> Vec<(String, String, GatewayEndpoint)> {
+        let views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let models = views.iter().flat_map(|((at, _), status)| status.models.iter().map(move |m| (at, m)));
+        let engines = models.flat_map(|(at, model)| model.endpoints.iter().map(move |e| (at, model, e)));
+        let measured = engines.filter(|(_, _, engine)| engine.vram.is_some());
+        measured.map(|(at, model, engine)| (at.clone(), model.model.clone(), engine.clone())).collect()
+    }
+
     /// Takes a new answer and names the models whose part of it changed.
-    pub(super) fn replace(&self, key: (String, String), status: Option<GatewayStatus>) -> Vec<String> {
+    pub(super) fn replace(&self, key: (String, String), status: Option<GatewayStatus>) -> Vec<Changed> {
         let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let old = match status.clone() {
             Some(status) => views.insert(key, status),
@@ -90,7 +135,17 @@ impl GatewayViews {
         let (old, new) =
             (old.map(|s| s.models).unwrap_or_default(), status.map(|s| s.models).unwrap_or_default());
         let gone = old.iter().filter(|m| !new.iter().any(|n| n.model == m.model));
-        new.iter().filter(|m| !old.contains(m)).chain(gone).map(|m| m.model.clone()).collect()
+        let changed = new.iter().filter(|m| !old.contains(m)).chain(gone);
+        let measured = |models: &[GatewayModel], name: &str| -> Vec<Option<EndpointVram>> {
+            let engines = models.iter().filter(|m| m.model == name).flat_map(|m| &m.endpoints);
+            engines.map(|engine| engine.vram.clone()).collect()
+        };
+        changed
+            .map(|m| Changed {
+                model: m.model.clone(),
+                measured: measured(&old, &m.model) != measured(&new, &m.model),
+            })
+            .collect()
     }
 
     /// Every gateway that is heard of, by namespace and pod.

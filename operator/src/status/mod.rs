@@ -19,6 +19,7 @@ use conditions::{Draft, compute_conditions};
 pub use failover::{Move, MoveKind, fold_switches};
 
 use crate::{
+    measure::measured_peak,
     observe::TierPods,
     plan::Plan,
     probe::GatewayModel,
@@ -160,7 +161,7 @@ fn tier_status(observed: &Observed<'_>, index: usize, tier: &TierPods, available
             Verdict::Refused(_) => 0,
         },
         message: conditions::tier_message(observed, index),
-        vram: vram::vram_status(planned_vram, available),
+        vram: vram::vram_status(planned_vram, available, measured_peak(observed.gateways, &tier.tier)),
         download,
     }
 }

@@ -71,11 +71,20 @@ pub fn stopped_message(model: &ValidatedModel, plan: &Plan, index: usize) -> Opt
     })
 }
 
-/// A tier's planned memory as the status shows it; the card's share alone where the header is unread.
-pub fn vram_status(plan: Option<&VramPlan>, available: Option<u64>) -> Option<VramStatus> {
+/// A tier's planned memory as the status shows it, with what was measured; the card's share alone where the header is unread.
+pub fn vram_status(
+    plan: Option<&VramPlan>,
+    available: Option<u64>,
+    measured: Option<u64>,
+) -> Option<VramStatus> {
+    let measured = measured.map(quantity);
     let Some(plan) = plan else {
-        return available
-            .map(|bytes| VramStatus { available: Some(format_bytes(bytes)), ..VramStatus::default() });
+        let available = available.map(format_bytes);
+        return available.map(|bytes| VramStatus {
+            available: Some(bytes),
+            measured,
+            ..VramStatus::default()
+        });
     };
     Some(VramStatus {
         weights: Some(quantity(plan.need.weights)),
@@ -83,6 +92,7 @@ pub fn vram_status(plan: Option<&VramPlan>, available: Option<u64>) -> Option<Vr
         overhead: Some(quantity(plan.overhead)),
         required: Some(quantity(plan.required)),
         available: Some(format_bytes(plan.available)),
+        measured,
         max_context_tokens: i32::try_from(plan.max_context_tokens).ok(),
     })
 }

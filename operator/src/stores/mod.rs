@@ -6,7 +6,10 @@ mod triggers;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use atlas_crds::{AtlasModel, GpuProfile, names};
@@ -58,6 +61,8 @@ pub struct Stores {
     others_ready: tokio::sync::watch::Sender<bool>,
     nodes_ready: tokio::sync::watch::Sender<bool>,
     queues: OnceLock<Queues>,
+    /// Whether models may have gone since somebody looked.
+    models_gone: AtomicBool,
     /// Whether the cluster serves resource claims (`resource.k8s.io/v1`).
     pub serves_claims: bool,
 }
@@ -98,6 +103,7 @@ impl Stores {
             others_ready: tokio::sync::watch::Sender::new(false),
             nodes_ready: tokio::sync::watch::Sender::new(false),
             queues: OnceLock::new(),
+            models_gone: AtomicBool::new(false),
             serves_claims,
         });
 
@@ -118,10 +124,14 @@ impl Stores {
                 }
                 watcher::Event::Delete(model) => {
                     let before = seen.remove(&ObjectRef::from_obj(model));
+                    stores.models_gone.store(true, Ordering::Release);
                     stores.model_changed(model);
                     stores.trigger_profiles(&before);
                 }
-                watcher::Event::InitDone => stores.trigger_everything(),
+                watcher::Event::InitDone => {
+                    stores.models_gone.store(true, Ordering::Release);
+                    stores.trigger_everything();
+                }
                 watcher::Event::Init => seen.clear(),
                 watcher::Event::InitApply(model) => {
                     seen.insert(ObjectRef::from_obj(model), Seen::of(model));
@@ -133,12 +143,12 @@ impl Stores {
             let stores = Arc::clone(&stores);
             move |event: &watcher::Event<GpuProfile>| match event {
                 watcher::Event::Apply(profile) => {
-                    // What engines found about their cards decides where pods may go.
-                    let found = profile
-                        .status
-                        .as_ref()
-                        .map(|status| (status.excluded.clone(), status.card_faults.clone()));
-                    let key = Some((profile.metadata.generation, found.unwrap_or_default()));
+                    // What engines found about their cards decides where pods may go, and what is planned.
+                    let told = profile.status.as_ref().map(|status| {
+                        let runtime = status.calibration.as_ref().map(|c| c.runtime.clone());
+                        (status.excluded.clone(), status.card_faults.clone(), runtime)
+                    });
+                    let key = Some((profile.metadata.generation, told.unwrap_or_default()));
                     // Every profile and model is concerned: they say which others there are and which share nodes.
                     if generations.insert(profile.name_any(), key.clone()) != Some(key) {
                         stores.trigger_everything();
@@ -217,6 +227,11 @@ impl Stores {
         let _ = self.nodes_ready.subscribe().wait_for(|ready| *ready).await;
         let _ = self.others_ready.subscribe().wait_for(|ready| *ready).await;
         Ok(())
+    }
+
+    /// Whether models may have gone since this was asked last.
+    pub fn take_models_gone(&self) -> bool {
+        self.models_gone.swap(false, Ordering::AcqRel)
     }
 
     /// Sends triggers from now on, and one for everything that exists.

@@ -40,6 +40,13 @@ impl Stores {
         }
     }
 
+    /// Asks for a reconcile of the profiles that a model names.
+    pub fn trigger_profiles_of(&self, model: &ObjectRef<AtlasModel>) {
+        if let Some(model) = self.models.get(model) {
+            self.trigger_profiles(&[Seen::of(&model)]);
+        }
+    }
+
     pub(super) fn trigger_everything(&self) {
         for model in self.models.state() {
             self.trigger_namespace(model.namespace());

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use atlas_crds::{AtlasModel, GpuProfile, Tier};
-use atlas_operator_core::vram::{Card, Question, VramPlan, available_bytes, plan_vram};
+use atlas_operator_core::vram::{Calibrations, Card, Question, VramPlan, available_bytes, plan_vram};
 use kube::ResourceExt;
 
 use crate::{
-    fit::{describe_misfit, other_profiles, setting_of},
+    fit::{Cards, describe_misfit, other_profiles, setting_of},
     headers::Known,
 };
 
@@ -119,11 +119,16 @@ fn plan_raw(
     profiles: &[Arc<GpuProfile>],
     known: &Known,
 ) -> Option<VramPlan> {
+    let calibrations = Calibrations::of(profiles.iter().map(AsRef::as_ref));
+    let cards = Cards { profiles, calibrations: &calibrations };
     Some(plan_vram(&Question {
         shape: &known.shape,
         setting: setting_of(tier),
-        card: Card::with_available(available_bytes(&profile.spec, tier)?),
-        other_profiles: &other_profiles(profile, profiles),
+        card: Card {
+            available: available_bytes(&profile.spec, tier)?,
+            runtime: calibrations.runtime(profile),
+        },
+        other_profiles: &other_profiles(profile, cards),
         other_files: &known.other_files,
     }))
 }

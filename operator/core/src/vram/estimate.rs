@@ -10,7 +10,8 @@ use super::ModelShape;
 
 /// What the runtime takes beside the model: context, code objects, streams, staging buffers.
 ///
-/// An estimate, not a measurement: no card has been at hand. 184 MiB leaves the activations of a 70B model room
+/// An estimate, not a measurement: no card has been at hand. What engines measure takes its place, by gfx target
+/// ([`super::Calibrations`]). 184 MiB leaves the activations of a 70B model room
 /// within the 400 MiB that the hardware guide's tables allow for all overhead.
 pub const RUNTIME_BYTES: u64 = 184 << 20;
 /// Tokens of prompts that one step computes at most; activations are as large as a step.

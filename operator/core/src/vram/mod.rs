@@ -1,9 +1,10 @@
 //! How much memory of a card a model needs, what fits, and what to change where it does not.
 //!
 //! The numbers come from the model's own header, never from its name; nothing here reads a file or asks a card.
-//! What a card really uses beyond that (the runtime's share) is one constant, to be corrected by measurements.
+//! What a card really uses beyond that (the runtime's share) is a constant until engines have measured it.
 
 mod advice;
+mod calibration;
 mod estimate;
 mod plan;
 mod safetensors;
@@ -11,6 +12,9 @@ mod shape;
 
 pub use advice::{Advice, Change, OtherFile, OtherProfile};
 pub use atlas_format::SafetensorsError;
+pub use calibration::{
+    Calibrations, LOWER_AFTER, MAX_RUNTIME_BYTES, MIN_RUNTIME_BYTES, Measured, RUNTIME_STEP_BYTES, calibrate,
+};
 pub use estimate::{Need, RUNTIME_BYTES, Setting, estimate};
 pub use plan::{Card, Question, VramPlan, plan_vram};
 pub use safetensors::{read_index_bytes, read_safetensors_header};

@@ -25,7 +25,7 @@ pub struct Card {
 }
 
 impl Card {
-    /// A card with the runtime's usual share.
+    /// A card on which nothing was measured: with the runtime's estimated share.
     #[must_use]
     pub const fn with_available(available: u64) -> Self {
         Self { available, runtime: RUNTIME_BYTES }
