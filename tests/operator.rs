@@ -57,6 +57,7 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     inventory::a_model_keeps_its_card_while_its_pod_is_replaced(&bench).await?;
     inventory::kubectl_scales_the_first_tier_and_suspend_stops_every_one(&bench).await?;
     memory::what_does_not_fit_is_not_started_and_says_what_would(&bench).await?;
+    memory::what_the_advice_says_of_the_kv_cache_works(&bench).await?;
     memory::a_change_that_does_not_fit_leaves_what_serves(&bench).await?;
     memory::a_hand_edit_is_put_back_and_told_by_its_field(&bench).await?;
     memory::a_profile_that_is_deleted_in_use_takes_nothing_away(&bench).await?;

@@ -180,6 +180,17 @@ pub enum KvCacheType {
     Q8_0,
 }
 
+impl KvCacheType {
+    /// As specifications and the engine's command line write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::F16 => "F16",
+            Self::Q8_0 => "Q8_0",
+        }
+    }
+}
+
 /// How ready a tier is kept while one before it serves.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Standby {

@@ -229,6 +229,16 @@ fn a_card_serves_and_tells_what_it_is() {
 }
 
 #[test]
+fn a_cache_of_eight_bits_serves_and_takes_half() {
+    let engine = Engine::start_with("", &["--kv-cache-type", "Q8_0"]);
+    let (status, answer) = engine.complete("The capital of France is", 2);
+    assert_eq!((status, answer["choices"][0]["text"].as_str()), (200, Some(" Paris.")), "{answer}");
+    let status: Value = serde_json::from_str(&engine.get("/internal/status").1).unwrap();
+    // 34 bytes for 32 values, where halves take 64.
+    assert_eq!(status["vram"]["kvCacheBytes"], 30 * 2 * 3 * 64 / 32 * 34 * 64);
+}
+
+#[test]
 fn a_card_that_cannot_serve_ends_the_engine_with_the_contracts_code() {
     for (settings, more, code, words) in [
         ("", &["--expect-gfx-target", "gfx1102"][..], 20, "is gfx1100, and --expect-gfx-target is gfx1102"),

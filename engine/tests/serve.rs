@@ -14,6 +14,17 @@ use support::{Engine, PATIENCE, chat, command, model, prompt, request};
 const NO_HIP: &str = if cfg!(feature = "hip") { "amdgpu driver" } else { "no HIP backend" };
 
 #[test]
+fn a_cache_of_eight_bits_answers_alike() {
+    let engine = Engine::start(&["--kv-cache-type", "Q8_0"]);
+    assert_eq!(engine.complete(prompt("The capital of France is", json!({"max_tokens": 2}))), " Paris.");
+    // Long enough for several blocks of the cache, and again from the prefix cache.
+    let counted = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,";
+    let whole = engine.complete(prompt(counted, json!({"max_tokens": 9})));
+    assert!(whole.starts_with(" 15, 16, 17"), "{whole}");
+    assert_eq!(engine.complete(prompt(counted, json!({"max_tokens": 9}))), whole);
+}
+
+#[test]
 fn answers_agree_between_forms_companies_and_seeds() {
     let engine = Engine::start(&[]);
     assert_eq!(engine.complete(prompt("The capital of France is", json!({"max_tokens": 2}))), " Paris.");

@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use atlas_crds::{
     AtlasModel, GpuProfile, ModelSource,
-    model::{EngineOverrides, ExposeType, FailoverMode, KvCacheType, RolloutStrategy, Standby},
+    model::{EngineOverrides, ExposeType, FailoverMode, RolloutStrategy, Standby},
     profile::{Allocation, Backend},
     quantity::parse_bytes,
 };
@@ -267,9 +267,6 @@ fn validate_tier(
     let mut not_implemented = |field: String, value: String, remedy| {
         refusals.push(Refusal::NotImplemented { field, value, remedy });
     };
-    if tier.kv_cache_type == KvCacheType::Q8_0 {
-        not_implemented(field("kvCacheType"), "Q8_0".into(), "use F16");
-    }
     if tier.standby == Standby::Warm {
         not_implemented(field("standby"), "Warm".into(), "use Hot or Cold");
     }

@@ -61,6 +61,22 @@ pub async fn what_does_not_fit_is_not_started_and_says_what_would(bench: &Bench)
     bench.remove_model(at).await
 }
 
+pub async fn what_the_advice_says_of_the_kv_cache_works(bench: &Bench) -> Result<()> {
+    let at = ("memory", "halved");
+    // At this context the card holds the cache in Q8_0 alone.
+    bench.model(at, &[wide("wide", 3600)], json!({})).await?;
+    bench.condition(at, "VramFits", "False", "DoesNotFit", &["kvCacheType F16 -> Q8_0"]).await?;
+    let mut halved = wide("wide", 3600);
+    halved["kvCacheType"] = "Q8_0".into();
+    bench.patch("AtlasModel", at, json!({"spec": {"tiers": [halved]}})).await?;
+    bench.wait_for("Deployment", (Some(at.0), "halved-t-wide"), replicas(1)).await?;
+    bench.condition(at, "VramFits", "True", "Fits", &["of 5,616 MiB"]).await?;
+    let live = bench.api("Deployment", Some(at.0)).get("halved-t-wide").await?;
+    let args = live.data["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+    ensure!(args.contains("\"--kv-cache-type\",\"Q8_0\""), "{args}");
+    bench.remove_model(at).await
+}
+
 pub async fn a_change_that_does_not_fit_leaves_what_serves(bench: &Bench) -> Result<()> {
     let at = ("memory", "serves");
     bench.model(at, &[wide("wide", 2048)], json!({})).await?;

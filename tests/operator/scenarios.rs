@@ -112,7 +112,6 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
             &["rx-9999", "big, small"],
         ),
         ("batch", with("maxBatch", 64.into()), json!({}), "BatchTooLarge", &["64", "4", "big"]),
-        ("kv", with("kvCacheType", "Q8_0".into()), json!({}), "NotImplemented", &["kvCacheType", "Q8_0"]),
         ("standby", with("standby", "Warm".into()), json!({}), "NotImplemented", &["standby", "Warm"]),
         (
             "bucket",

@@ -261,7 +261,7 @@ fn build_args(model: &ValidatedModel, tier: &ValidatedTier) -> Vec<String> {
     flag("request-timeout", duration_text(model.request_timeout));
     flag("max-body-bytes", model.max_body_bytes.to_string());
     flag("drain-timeout", duration_text(model.drain_timeout));
-    flag("kv-cache-type", "F16".into());
+    flag("kv-cache-type", tier.setting.kv_cache_type.as_str().into());
     if profile.backend == Backend::Hip {
         if let Some(target) = &profile.gfx_target {
             flag("expect-gfx-target", target.clone());
