@@ -159,7 +159,8 @@ impl Relay {
         // Closed before anything is sent elsewhere: the old engine may still be generating.
         drop(broken);
         self.cutter.rest();
-        let resumed = resume::go_on(&self.call, &endpoint, body).await;
+        // On the heap, since few streams break and every one would keep room for it.
+        let resumed = Box::pin(resume::go_on(&self.call, &endpoint, body)).await;
         let (model, tokens) = (&endpoint.config.model, transcript.tokens());
         self.call.metrics.resumed(model, resumed.is_some());
         if resumed.is_some() {

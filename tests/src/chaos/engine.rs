@@ -24,6 +24,9 @@ use crate::support::{binary, wait_until};
 /// Longer than any start takes, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Name of the thread of an engine that computes.
+pub const WORKER: &str = "worker";
+
 /// An engine; ended when dropped.
 pub struct Engine {
     program: PathBuf,
@@ -107,7 +110,7 @@ impl Engine {
     /// The process is gone or may not be traced.
     pub fn stall_worker(&mut self) -> anyhow::Result<()> {
         let pid = self.child.as_ref().and_then(Child::id).context("the engine is gone already")?;
-        self.stalled = Some(Stalled::stall(pid, "worker")?);
+        self.stalled = Some(Stalled::stall(&[pid], WORKER)?);
         Ok(())
     }
 

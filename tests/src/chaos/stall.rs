@@ -21,14 +21,14 @@ pub struct Stalled {
 }
 
 impl Stalled {
-    /// Stops the first thread of this name.
+    /// Stops the first thread of this name in these processes.
     ///
     /// # Errors
     ///
-    /// The process has no such thread, or may not be traced.
-    pub fn stall(process: u32, name: &str) -> anyhow::Result<Self> {
-        let thread =
-            find_thread(process, name).with_context(|| format!("no thread {name:?} in {process}"))?;
+    /// They have no such thread, or may not be traced.
+    pub fn stall(processes: &[u32], name: &str) -> anyhow::Result<Self> {
+        let thread = processes.iter().find_map(|process| find_thread(*process, name));
+        let thread = thread.with_context(|| format!("no thread {name:?} in {processes:?}"))?;
         let (release, released) = mpsc::channel::<()>();
         let (tell, told) = mpsc::channel();
         let tracer = std::thread::spawn(move || {
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_process_without_the_thread_is_told() {
-        let error = Stalled::stall(std::process::id(), "no such thread").map(|_| ()).unwrap_err();
+        let error = Stalled::stall(&[std::process::id()], "no such thread").map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("no such thread"), "{error}");
     }
 }

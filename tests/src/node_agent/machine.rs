@@ -71,12 +71,19 @@ pub enum Command {
         /// Answered when everything stands.
         done: oneshot::Sender<()>,
     },
-    /// Kill one container; the answer is false when it does not run.
+    /// Kill one container.
     Crash {
         /// Which one.
         key: ContainerKey,
-        /// Answered when the signal is sent.
-        done: oneshot::Sender<bool>,
+        /// Answered when the signal is sent; nothing where it does not run.
+        done: oneshot::Sender<Option<()>>,
+    },
+    /// Name the processes of one container.
+    Find {
+        /// Which one.
+        key: ContainerKey,
+        /// Their ids; nothing where it does not run.
+        done: oneshot::Sender<Option<Vec<u32>>>,
     },
     /// Kill everything and end.
     PowerOff,
@@ -229,6 +236,9 @@ pub async fn run_machine(
                 Some(Command::Crash { key, done }) => {
                     // An impatient caller does not change what happened.
                     let _ = done.send(machine.processes.crash(&key));
+                }
+                Some(Command::Find { key, done }) => {
+                    let _ = done.send(machine.processes.find(&key));
                 }
                 Some(Command::Freeze { resume, done }) => {
                     machine.processes.stop_all();

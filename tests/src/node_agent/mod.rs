@@ -182,23 +182,44 @@ impl NodeAgent {
         pod: &str,
         container: &str,
     ) -> Result<(), NodeAgentError> {
+        self.ask_of(namespace, pod, container, |key, done| Command::Crash { key, done }).await
+    }
+
+    /// The ids of one container's processes, parents first.
+    ///
+    /// # Errors
+    /// When the node is off or frozen, or the container does not run here.
+    pub async fn processes_of(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+    ) -> Result<Vec<u32>, NodeAgentError> {
+        self.ask_of(namespace, pod, container, |key, done| Command::Find { key, done }).await
+    }
+
+    async fn ask_of<T>(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        command: impl FnOnce(ContainerKey, oneshot::Sender<Option<T>>) -> Command,
+    ) -> Result<T, NodeAgentError> {
         let power = self.power.lock().await;
         let power = power.as_ref().ok_or_else(|| self.state("off"))?;
         if power.resume.is_some() {
             return Err(self.state("frozen"));
         }
-        let (namespace, pod, container) = (namespace.to_owned(), pod.to_owned(), container.to_owned());
-        let key =
-            ContainerKey { namespace: namespace.clone(), pod: pod.clone(), container: container.clone() };
-        let (done, crashed) = oneshot::channel();
-        power.commands.send(Command::Crash { key, done }).map_err(|_| self.state("off"))?;
-        match crashed.await {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                Err(NodeAgentError::NoContainer { node: self.name().to_owned(), namespace, pod, container })
-            }
-            Err(_) => Err(self.state("off")),
-        }
+        let key = ContainerKey { namespace: namespace.into(), pod: pod.into(), container: container.into() };
+        let (done, answered) = oneshot::channel();
+        power.commands.send(command(key.clone(), done)).map_err(|_| self.state("off"))?;
+        let ContainerKey { namespace, pod, container } = key;
+        answered.await.map_err(|_| self.state("off"))?.ok_or_else(|| NodeAgentError::NoContainer {
+            node: self.name().to_owned(),
+            namespace,
+            pod,
+            container,
+        })
     }
 
     /// Ends the node and everything on it; its objects stay in the API.

@@ -180,10 +180,16 @@ impl Processes {
         Registered { processes: self.clone(), key, outer, alive: true }
     }
 
-    /// Sends SIGKILL to one container; false when it does not run.
-    pub fn crash(&self, key: &ContainerKey) -> bool {
+    /// Sends SIGKILL to one container; nothing when it does not run.
+    pub fn crash(&self, key: &ContainerKey) -> Option<()> {
         let outer = self.lock().get(key).copied();
-        outer.map(kill_container).is_some()
+        outer.map(kill_container)
+    }
+
+    /// The processes of one container, parents first; nothing when it does not run.
+    pub fn find(&self, key: &ContainerKey) -> Option<Vec<u32>> {
+        let outer = self.lock().get(key).copied()?;
+        Some(descendants(outer).into_iter().filter_map(|pid| u32::try_from(pid.as_raw()).ok()).collect())
     }
 
     /// Kills everything.

@@ -16,6 +16,7 @@ use super::{
     site::{Behind, CONTROLLERS, OPERATOR_NAMESPACE, Site, System},
 };
 use crate::{
+    chaos::{engine::WORKER, stall::Stalled},
     lab::{FALLBACK_NODE, PRIMARY_NODE},
     support::wait_until,
     tour::{MODEL, NAMESPACE},
@@ -133,7 +134,13 @@ impl Site {
                     node.crash_engine(victim.namespace, &victim.pod, victim.container).await?;
                 }
             }
-            Fault::EngineCrash | Fault::GpuHang => bail!("{} is not played on the cluster", fault.id()),
+            Fault::GpuHang => {
+                let victim = victims.first().context("no engine to hold")?;
+                let node = lab.node(&victim.node)?;
+                let processes = node.processes_of(victim.namespace, &victim.pod, victim.container).await?;
+                self.stalled = Some(Stalled::stall(&processes, WORKER)?);
+            }
+            Fault::EngineCrash => bail!("{} is not played on the cluster", fault.id()),
         }
         Ok(())
     }
@@ -170,12 +177,14 @@ impl Site {
 
     /// Puts right what was broken. What was killed gets a fresh pod: the waits between restarts grow with each one.
     pub async fn repair(&mut self, fault: Fault, victims: &[Victim]) -> anyhow::Result<()> {
+        self.stalled = None;
         let lab = self.stage.lab();
         match fault {
             Fault::NodeKill => lab.restore_node(PRIMARY_NODE).await?,
             Fault::NodeFreeze => lab.node(PRIMARY_NODE)?.thaw().await?,
             Fault::NetCut => lab.node(PRIMARY_NODE)?.heal().await?,
-            Fault::EngineKill | Fault::GatewayKill | Fault::ControllerKill => {
+            // A card that hung is of no use any more: its engine is started anew, as its watchdog has it.
+            Fault::EngineKill | Fault::GpuHang | Fault::GatewayKill | Fault::ControllerKill => {
                 for victim in victims {
                     let pods = Api::<Pod>::namespaced(self.kube.clone(), victim.namespace);
                     pods.delete(&victim.pod, &DeleteParams::default())
@@ -183,7 +192,7 @@ impl Site {
                         .with_context(|| format!("delete pod {}", victim.pod))?;
                 }
             }
-            Fault::EngineCrash | Fault::GpuHang => bail!("{} is not played on the cluster", fault.id()),
+            Fault::EngineCrash => bail!("{} is not played on the cluster", fault.id()),
         }
         if fault == Fault::ControllerKill {
             let arguments = [

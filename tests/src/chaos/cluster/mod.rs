@@ -106,6 +106,7 @@ async fn play(
     let load = Load::start(door.clone(), demand).await?;
     let (mut played, mut gateways_lost) = (Vec::new(), 0);
     for round in 0..rounds {
+        let begun = Instant::now();
         // In the second half of the rounds a lost node takes a gateway with it; else the engine is all that is lost.
         let with_gateway = fault.takes_a_node() && round >= rounds.div_ceil(2);
         site.place_gateway(with_gateway).await?;
@@ -129,12 +130,17 @@ async fn play(
         .await?;
         let repaired = Instant::now();
         site.repair(fault, &victims).await?;
+        let millis = |from: Instant, to: Instant| to.duration_since(from).as_millis();
         println!(
-            "    {} round {} of {rounds}{}: traffic moved after {} ms",
+            "    {} round {} of {rounds}{}: traffic moved after {} ms (ready for it in {} ms, answers for {} ms, \
+             repaired in {} ms)",
             fault.id(),
             round + 1,
             if with_gateway { ", with a gateway" } else { "" },
-            moved.duration_since(at).as_millis()
+            millis(at, moved),
+            millis(begun, at),
+            millis(moved, repaired),
+            repaired.elapsed().as_millis()
         );
         played.push(Round { fault: at, moved, repaired });
     }

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{Fault, PATIENCE, manifests};
 use crate::{
-    chaos::{ask::Door, engine::request_over},
+    chaos::{ask::Door, engine::request_over, stall::Stalled},
     support::wait_until,
     tour::{MODEL, NAMESPACE, stage::LocalStage},
 };
@@ -82,6 +82,8 @@ pub struct Site {
     pub(super) stage: LocalStage,
     pub(super) kube: kube::Client,
     pub(super) system: System,
+    /// The thread that stands still because its card is said to hang.
+    pub(super) stalled: Option<Stalled>,
     /// What each gateway and controller said last; one that was killed says nothing more.
     counts: Mutex<BTreeMap<String, Counts>>,
 }
@@ -90,7 +92,7 @@ impl Site {
     /// A cluster on which nothing is deployed yet.
     pub fn new(mut stage: LocalStage) -> Self {
         let kube = stage.lab().cluster().client();
-        Self { stage, kube, system: System::Atlas, counts: Mutex::default() }
+        Self { stage, kube, system: System::Atlas, stalled: None, counts: Mutex::default() }
     }
 
     /// Whether gateways stand before the engines.
