@@ -95,3 +95,8 @@ async fn what_comes_late_is_acted_on_when_it_comes() -> Result<()> {
 async fn a_frozen_or_dead_gateway_is_deleted_and_a_starved_controller_deletes_none() -> Result<()> {
     silence::silent_and_starved().await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_was_cut_off_deletes_no_living_gateway_afterwards() -> Result<()> {
+    silence::cut_off().await
+}

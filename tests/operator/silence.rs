@@ -8,17 +8,22 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use atlas_crds::names::{GATEWAY_INTERNAL_PORT, GATEWAY_PORT};
-use atlas_tests::support::{binary, wait_until};
+use atlas_tests::{
+    chaos::wire::Wire,
+    support::{binary, wait_until},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use crate::bench::{Bench, LONG};
 
 const NAMESPACE: &str = "silence";
+/// For a controller to make up its mind about what it does not hear.
+const CUT_FOR: Duration = Duration::from_secs(2);
 const DELETED: &str = "atlas_silent_gateways_deleted_total ";
 const STALLED: &str = "atlas_gateway_watch_stalled_seconds_total ";
 
@@ -87,6 +92,43 @@ async fn is_gone(bench: &Bench, pod: &str) -> Result<()> {
     })
     .await
     .with_context(|| bench.log("operator-a"))?;
+    Ok(())
+}
+
+/// A cable to the API server that is cut holds what is sent, as a network does, and delivers it when it is mended.
+pub async fn cut_off() -> Result<()> {
+    let mut bench = Bench::without_operator().await?;
+    // What the cluster writes is JSON, which is YAML too.
+    let mut kubeconfig: Value = serde_json::from_slice(&std::fs::read(bench.kubeconfig())?)?;
+    let server = &mut kubeconfig["clusters"][0]["cluster"]["server"];
+    let address = server.as_str().and_then(|url| url.strip_prefix("https://")).context("no server")?;
+    let wire = Wire::lay(address.parse()?).await?;
+    *server = format!("https://{}", wire.address).into();
+    bench.lead_through(&kubeconfig.to_string())?;
+    bench.namespace(NAMESPACE).await?;
+    let bench = &bench;
+    let operator = bench.spawn_operator("operator-a").await?;
+    bench.replace_operator(Some(operator));
+    let near = Process::start(bench, "gateway-a").await?;
+    let far = Process::start(bench, "gateway-b").await?;
+    let lost = Process::start(bench, "gateway-c").await?;
+    // One that is really lost shows that the controller knows all three.
+    kill(id(&lost.child)?, Signal::SIGSTOP)?;
+    is_gone(bench, lost.pod).await?;
+
+    wire.set_cut(true);
+    kill(id(&far.child)?, Signal::SIGSTOP)?;
+    tokio::time::sleep(CUT_FOR).await;
+    kill(id(&far.child)?, Signal::SIGCONT)?;
+    wire.set_cut(false);
+    // The controller acts again, and what it may have wanted meanwhile has arrived.
+    kill(id(&near.child)?, Signal::SIGSTOP)?;
+    is_gone(bench, near.pod).await?;
+    ensure!(
+        bench.api("Pod", Some(NAMESPACE)).get_opt(far.pod).await?.is_some(),
+        "what a controller did while it was cut off took a living gateway\n{}",
+        bench.log("operator-a")
+    );
     Ok(())
 }
 

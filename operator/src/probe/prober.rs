@@ -2,7 +2,10 @@
 //!
 //! Every question is a knock: a connection of its own and, where that is accepted, a request on it, whatever became of the
 //! questions before it. Questions do not wait for one another and a late answer is a sign of life too, so a gateway is
-//! silent only where nothing at all comes from it: three knocks in a row, the first of which had the whole limit.
+//! silent only where nothing at all comes from it.
+//!
+//! Before its pod is deleted, the API server has to answer and then the gateway once more not to: a controller that is cut
+//! off hears nobody but a gateway of its own node, and a deletion that it sent then would arrive when the cut is healed.
 
 use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
 
@@ -32,6 +35,10 @@ const PULSE: Duration = Duration::from_millis(25);
 const LONGEST_PULSE: Duration = Duration::from_millis(50);
 /// No question is waited for longer. Longer than any silence matters, since an answer counts however late it is.
 const QUESTION_LIMIT: Duration = Duration::from_secs(2);
+/// For the last knock, which begins so long before the silence is too long.
+const KNOCK_LIMIT: Duration = Duration::from_millis(250);
+/// For the API server to show a pod.
+const LOOK_LIMIT: Duration = Duration::from_millis(500);
 /// For the API server to delete a pod.
 const DELETE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -52,63 +59,143 @@ pub struct GatewayProber {
 /// Something that ended.
 enum Ended {
     Question { gateway: Gateway, answer: Result<GatewayStatus, ProbeError> },
-    Deletion { uid: String },
+    Check { gateway: Gateway, found: Found },
+    Deletion { gateway: Gateway },
+}
+
+/// What a last look at a silent gateway found.
+enum Found {
+    /// The API server has the pod as it was, in this version, and the gateway did not answer after that.
+    Silent { version: String },
+    /// It answers.
+    Alive,
+    /// The API server did not say so: this process may be cut off, or the pod is another one by now.
+    Nothing,
 }
 
 type Work = FuturesUnordered<Pin<Box<dyn Future<Output = Ended> + Send>>>;
+
+/// What the task knows.
+struct Watch {
+    attention: Attention,
+    silences: Silences,
+    gateways: Vec<Gateway>,
+    next_round: Duration,
+    work: Work,
+    /// Uids of gateways that are being looked at or deleted.
+    busy: HashSet<String>,
+}
 
 impl GatewayProber {
     /// Watches until the token is cancelled.
     pub async fn run(self, stop: CancellationToken) {
         let mut pulses = tokio::time::interval(PULSE);
         pulses.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut attention = Attention::begin(Instant::now(), LONGEST_PULSE);
-        let mut silences = Silences::new(self.silence);
-        let (mut gateways, mut next_round) = (Vec::new(), Duration::ZERO);
-        let (mut work, mut deleting) = (Work::new(), HashSet::new());
+        let mut watch = Watch {
+            attention: Attention::begin(Instant::now(), LONGEST_PULSE),
+            silences: Silences::new(self.silence),
+            gateways: Vec::new(),
+            next_round: Duration::ZERO,
+            work: Work::new(),
+            busy: HashSet::new(),
+        };
         loop {
             tokio::select! {
                 // What was said while this process stood still counts before the time that passed.
                 biased;
                 () = stop.cancelled() => return,
-                Some(ended) = work.next() => match ended {
-                    Ended::Question { gateway, answer } => {
-                        if answer.is_ok() {
-                            silences.hear(&gateway.uid, attention.awake());
-                        }
-                        if silences.knows(&gateway.uid) {
-                            self.note(gateway, answer);
-                        }
-                    }
-                    Ended::Deletion { uid } => {
-                        deleting.remove(&uid);
-                    }
-                },
-                _ = pulses.tick() => {
-                    let stalled = attention.pulse(Instant::now());
-                    self.metrics.watch_stalled.inc_by(stalled.as_secs_f64());
-                    let awake = attention.awake();
-                    if awake >= next_round {
-                        next_round = awake + PERIOD;
-                        gateways = self.gateways();
-                        silences.observe(&gateways, awake);
-                        work.extend(gateways.iter().filter_map(|gateway| self.question(gateway)));
-                        self.forget_others(&gateways, &silences, awake);
-                    }
-                    if silences.choose(&gateways, awake).is_empty() {
-                        continue;
-                    }
-                    // What is known of the pods may be as old as the round.
-                    gateways = self.gateways();
-                    silences.observe(&gateways, awake);
-                    for gateway in silences.choose(&gateways, awake) {
-                        if deleting.insert(gateway.uid.clone()) {
-                            work.push(self.deletion(gateway.clone(), silences.of(gateway, awake)));
+                Some(ended) = watch.work.next() => self.take(&mut watch, ended),
+                _ = pulses.tick() => self.pulse(&mut watch),
+            }
+        }
+    }
+
+    fn pulse(&self, watch: &mut Watch) {
+        let awake = self.awake(watch);
+        if awake >= watch.next_round {
+            watch.next_round = awake + PERIOD;
+            self.look_around(watch);
+            watch.work.extend(watch.gateways.iter().filter_map(|gateway| self.question(gateway)));
+            self.forget_others(&watch.gateways, &watch.silences, awake);
+        }
+        for gateway in watch.silences.choose(&watch.gateways, awake, KNOCK_LIMIT) {
+            if let Some(address) = gateway.address.clone()
+                && watch.busy.insert(gateway.uid.clone())
+            {
+                watch.work.push(self.check(gateway.clone(), address));
+            }
+        }
+    }
+
+    fn take(&self, watch: &mut Watch, ended: Ended) {
+        let awake = self.awake(watch);
+        match ended {
+            Ended::Question { gateway, answer } => {
+                if answer.is_ok() {
+                    watch.silences.hear(&gateway.uid, awake);
+                }
+                if watch.silences.knows(&gateway.uid) {
+                    self.note(gateway, answer);
+                }
+            }
+            Ended::Check { gateway, found } => {
+                watch.busy.remove(&gateway.uid);
+                match found {
+                    Found::Nothing => {}
+                    Found::Alive => watch.silences.hear(&gateway.uid, awake),
+                    Found::Silent { version } => {
+                        self.look_around(watch);
+                        let chosen = watch.silences.choose(&watch.gateways, awake, Duration::ZERO);
+                        if chosen.iter().any(|chosen| chosen.uid == gateway.uid) {
+                            let silent = watch.silences.of(&gateway, awake);
+                            watch.busy.insert(gateway.uid.clone());
+                            watch.work.push(self.deletion(gateway, version, silent));
                         }
                     }
                 }
             }
+            Ended::Deletion { gateway } => {
+                watch.busy.remove(&gateway.uid);
+            }
         }
+    }
+
+    fn awake(&self, watch: &mut Watch) -> Duration {
+        let stalled = watch.attention.pulse(Instant::now());
+        self.metrics.watch_stalled.inc_by(stalled.as_secs_f64());
+        watch.attention.awake()
+    }
+
+    fn look_around(&self, watch: &mut Watch) {
+        watch.gateways = self.gateways();
+        watch.silences.observe(&watch.gateways, watch.attention.awake());
+    }
+
+    /// Asks the API server for the pod and then knocks at the gateway once more.
+    fn check(&self, gateway: Gateway, address: String) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &gateway.namespace);
+        Box::pin(async move {
+            let look = tokio::time::timeout(LOOK_LIMIT, api.get(&gateway.name)).await;
+            let version = match look {
+                Ok(Ok(pod)) if is_same(&pod, &gateway) => pod.resource_version(),
+                _ => None,
+            };
+            let Some(version) = version else {
+                // Not at once again.
+                tokio::time::sleep(PERIOD).await;
+                return Ended::Check { gateway, found: Found::Nothing };
+            };
+            let (port, over) = (names::GATEWAY_INTERNAL_PORT, Instant::now() + KNOCK_LIMIT);
+            let found = match fetch_status::<GatewayStatus>(&address, port, KNOCK_LIMIT).await {
+                Ok(_) => Found::Alive,
+                Err(_) => {
+                    // One that refuses at once has not been silent for too long yet.
+                    tokio::time::sleep_until(over).await;
+                    Found::Silent { version }
+                }
+            };
+            Ended::Check { gateway, found }
+        })
     }
 
     fn gateways(&self) -> Vec<Gateway> {
@@ -171,11 +258,19 @@ impl GatewayProber {
         }
     }
 
-    fn deletion(&self, gateway: Gateway, silent: Duration) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
+    fn deletion(
+        &self,
+        gateway: Gateway,
+        version: String,
+        silent: Duration,
+    ) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &gateway.namespace);
         let params = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: Some(gateway.uid.clone()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(gateway.uid.clone()),
+                resource_version: Some(version),
+            }),
             ..DeleteParams::default()
         };
         let metrics = Arc::clone(&self.metrics);
@@ -205,9 +300,15 @@ impl GatewayProber {
             }
             // Until the watch has told of it, and before a deletion that failed is tried again.
             tokio::time::sleep(PERIOD).await;
-            Ended::Deletion { uid: gateway.uid }
+            Ended::Deletion { gateway }
         })
     }
+}
+
+fn is_same(pod: &Pod, gateway: &Gateway) -> bool {
+    pod.metadata.uid.as_ref() == Some(&gateway.uid)
+        && pod.metadata.deletion_timestamp.is_none()
+        && is_ready(pod)
 }
 
 fn is_ready(pod: &Pod) -> bool {

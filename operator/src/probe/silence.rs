@@ -106,11 +106,12 @@ impl Silences {
         self.of(gateway, awake) >= self.limit
     }
 
-    /// Ready gateways that have been silent for too long, where another ready one of the namespace was heard just now.
+    /// Ready gateways that will have been silent for too long before `lead` has passed, where another ready one of the
+    /// namespace was heard just now.
     ///
     /// Where none was, it is this process that is cut off, or nothing is left to gain.
     #[must_use]
-    pub fn choose<'a>(&self, gateways: &'a [Gateway], awake: Duration) -> Vec<&'a Gateway> {
+    pub fn choose<'a>(&self, gateways: &'a [Gateway], awake: Duration, lead: Duration) -> Vec<&'a Gateway> {
         let is_heard = |other: &Gateway| other.ready && self.of(other, awake) < self.limit / 2;
         let others = |gateway: &Gateway| {
             gateways.iter().any(|other| {
@@ -119,7 +120,7 @@ impl Silences {
         };
         gateways
             .iter()
-            .filter(|gateway| gateway.ready && self.is_silent(gateway, awake) && others(gateway))
+            .filter(|gateway| gateway.ready && self.is_silent(gateway, awake + lead) && others(gateway))
             .collect()
     }
 }
@@ -158,7 +159,8 @@ mod tests {
             for (pod, (_, _, silent)) in pods.iter().zip(gateways) {
                 silences.hear(&pod.uid, now - millis(*silent));
             }
-            let chosen: Vec<&str> = silences.choose(&pods, now).iter().map(|g| g.uid.as_str()).collect();
+            let chosen: Vec<&str> =
+                silences.choose(&pods, now, Duration::ZERO).iter().map(|g| g.uid.as_str()).collect();
             assert_eq!(chosen, expected, "{gateways:?}");
         };
         check(&[("a", true, 800), ("a", true, 10)], &["0"]);
@@ -184,10 +186,15 @@ mod tests {
         silences.observe(&[starts.clone(), other.clone()], later);
         let pods = [Gateway { ready: true, ..starts }, other];
         silences.observe(&pods, later);
-        assert!(silences.choose(&pods, later).is_empty(), "it became ready this moment");
+        assert!(silences.choose(&pods, later, Duration::ZERO).is_empty(), "it became ready this moment");
         silences.hear(&pods[1].uid, millis(5_700));
-        assert!(silences.choose(&pods, millis(5_749)).is_empty());
-        assert_eq!(silences.choose(&pods, millis(5_750)).len(), 1, "from then on its silence counts");
+        assert!(silences.choose(&pods, millis(5_749), Duration::ZERO).is_empty());
+        assert_eq!(
+            silences.choose(&pods, millis(5_750), Duration::ZERO).len(),
+            1,
+            "from then on its silence counts"
+        );
+        assert_eq!(silences.choose(&pods, millis(5_700), millis(50)).len(), 1, "and is seen coming");
     }
 
     #[test]
@@ -198,7 +205,7 @@ mod tests {
         let pods = [Gateway { uid: "new".into(), ..old }, other];
         silences.observe(&pods, millis(740));
         silences.hear(&pods[1].uid, millis(800));
-        assert!(silences.choose(&pods, millis(800)).is_empty());
+        assert!(silences.choose(&pods, millis(800), Duration::ZERO).is_empty());
     }
 
     #[test]

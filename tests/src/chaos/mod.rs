@@ -15,7 +15,7 @@ pub mod saturate;
 pub mod soak;
 mod stall;
 mod summary;
-mod wire;
+pub mod wire;
 
 use std::{
     path::PathBuf,

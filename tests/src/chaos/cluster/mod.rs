@@ -149,12 +149,17 @@ async fn play(
     let samples = load.finish().await;
     site.hear_controllers().await?;
     let after = site.counts();
+    // One that was killed and started again in its place counts anew.
+    let since = |after: u64, before: u64| after.saturating_sub(before);
+    if since(after.deleted, before.deleted) > gateways_lost {
+        println!("more gateways were deleted than were lost:\n{}", site.told_of_gateways().await?);
+    }
     Ok(Played {
         rounds: played,
         samples,
-        retried: after.retried - before.retried,
-        resumed: after.resumed - before.resumed,
-        deleted: after.deleted - before.deleted,
+        retried: since(after.retried, before.retried),
+        resumed: since(after.resumed, before.resumed),
+        deleted: since(after.deleted, before.deleted),
         gateways_lost,
         resumes,
     })

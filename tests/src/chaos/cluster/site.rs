@@ -30,6 +30,8 @@ pub const CONTROLLERS: &str = "app.kubernetes.io/component=controller";
 
 /// How long a gateway may take to say what it sees.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long a controller may take; nothing is measured meanwhile.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What serves the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,12 +205,20 @@ impl Site {
                 text.lines().find_map(|line| line.strip_prefix(METRIC))?.trim().parse::<u64>().ok()
             };
             // One that does not answer was heard the last time.
-            if let Ok(Some(deleted)) = tokio::time::timeout(STATUS_TIMEOUT, ask).await {
+            if let Ok(Some(deleted)) = tokio::time::timeout(METRICS_TIMEOUT, ask).await {
                 let counts = self.counts.get_mut().expect("no holder panics");
                 counts.insert(pod.name_any(), Counts { deleted, ..Counts::default() });
             }
         }
         Ok(())
+    }
+
+    /// What the controllers wrote of silent gateways.
+    pub async fn told_of_gateways(&mut self) -> anyhow::Result<String> {
+        let logs = ["logs", "-n", OPERATOR_NAMESPACE, "-l", CONTROLLERS, "--prefix", "--tail=5000"];
+        let logs = self.stage.lab().cluster().kubectl(&logs).await?;
+        let lines = logs.stdout.lines().filter(|line| line.contains("silent gateway"));
+        Ok(lines.map(|line| format!("    {line}\n")).collect())
     }
 
     /// What gateways and controllers counted, as far as it was heard.
