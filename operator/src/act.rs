@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use atlas_crds::{AtlasModel, names};
+use atlas_crds::{AtlasModel, GpuProfile, names};
 use atlas_operator_core::{
     tiers::{RolloutStep, TierRollout},
     vram::Calibrations,
@@ -17,9 +17,10 @@ use crate::{
     },
     error::ReconcileError,
     fit::{Cards, is_refused, plan_tiers},
+    headers::Headers,
     kinds::Kind,
     observe::{TierPods, view_rollout},
-    plan::{Plan, PlanInputs, TierState, Word, plan},
+    plan::{Placement, Plan, PlanInputs, TierState, Word, plan},
     probe::GatewayModel,
     reconcile::{Context, Inputs},
     revision::revise,
@@ -47,19 +48,19 @@ pub async fn act(
     let calibrations = Calibrations::of(inputs.profiles.iter().map(AsRef::as_ref));
     for (tier, pods) in model.tiers.iter().zip(tiers) {
         let name = names::tier_object_name(&model.name, &tier.name);
-        let live = stores.child(Kind::Deployment, &model.namespace, &name);
-        let excluded = keep_from(tier, pods, live.as_deref());
+        let live = stores.read_child(Kind::Deployment, &model.namespace, &name);
+        let excluded = keep_from(tier, pods, live.as_ref());
         let wanted =
             build_pod_template(model, tier, &excluded, &context.settings).map_err(ReconcileError::Render)?;
-        let record = stores.child(Kind::ConfigMap, &model.namespace, &name);
-        let mut revision = revise(wanted, live.as_deref(), record.as_deref(), pods, model.generation, now);
-        revision.template.runtime = match live.as_deref() {
+        let record = stores.read_child(Kind::ConfigMap, &model.namespace, &name);
+        let mut revision = revise(wanted, live.as_ref(), record.as_ref(), pods, model.generation, now);
+        revision.template.runtime = match live.as_ref() {
             // What was planned keeps its figure.
             Some(live) if keeps_plan(live, &revision.template.hash) => kept_runtime(live),
             _ => calibrations.runtime(&tier.profile),
         };
         states.push(TierState {
-            started: live.as_deref().is_some_and(|live| replicas_of(live) > 0),
+            started: live.as_ref().is_some_and(|live| replicas_of(live) > 0),
             proven: revision.template.good.is_some(),
             troubled: pods.current().any(|pod| pod.failure.is_some() || pod.unschedulable.is_some()),
             taken_back: revision.taken_back,
@@ -71,17 +72,16 @@ pub async fn act(
         .iter()
         .zip(&deployments)
         .zip(&templates)
-        .map(|((tier, live), template)| view_rollout(tier, live.as_deref(), &template.hash))
+        .map(|((tier, live), template)| view_rollout(tier, live.as_ref(), &template.hash))
         .collect();
     let plan = plan(
         model,
         &PlanInputs {
-            profiles: &inputs.profiles,
+            ground: &|profile| stores.ground(profile),
+            shares: &|profile, ground| stores.shares(profile, ground),
             nodes: &inputs.nodes,
+            pods: tiers,
             others: &inputs.others,
-            granted: &|namespace, name| granted(stores, namespace, name),
-            models: &inputs.models,
-            pods: &inputs.engine_pods,
             rollouts: &rollouts,
             states: &states,
             word: Word::of(gateways, model),
@@ -91,17 +91,12 @@ pub async fn act(
                 &templates.iter().map(|template| template.runtime).collect::<Vec<_>>(),
                 context.headers.as_ref(),
             ),
-            refused: &|other, index, profile| {
-                let Some(headers) = &context.headers else { return false };
-                is_refused(other, index, profile, calibrations.runtime(profile), headers)
-                    && started_runtime(stores, other, index)
-                        .is_none_or(|kept| is_refused(other, index, profile, kept, headers))
-            },
         },
     );
     for (tier, planned) in model.tiers.iter().zip(&plan.tiers) {
         stores.note_contention(&tier.profile.name_any(), planned.contended);
     }
+    stores.note_waiting(&model.namespace, &model.name, waits_for(model, &plan, tiers));
     // A tier that waits keeps its live template, so that everything else of it can still change.
     for ((planned, live), template) in plan.tiers.iter().zip(&deployments).zip(&mut templates) {
         if let (RolloutStep::Hold(_), Some(live)) = (&planned.step, live) {
@@ -157,11 +152,26 @@ fn keeps_plan(live: &DynamicObject, hash: &str) -> bool {
     replicas_of(live) > 0 && live.annotations().get(TEMPLATE_ANNOTATION).is_some_and(|live| live == hash)
 }
 
+/// Whether a tier of any model is known not to fit a card of this profile, also as it was planned when it started.
+#[must_use]
+pub fn is_known_misfit(
+    tier: (&AtlasModel, usize),
+    profile: &GpuProfile,
+    calibrations: &Calibrations,
+    headers: &Headers,
+    stores: &Stores,
+) -> bool {
+    let (model, index) = tier;
+    is_refused(model, index, profile, calibrations.runtime(profile), headers)
+        && started_runtime(stores, model, index)
+            .is_none_or(|kept| is_refused(model, index, profile, kept, headers))
+}
+
 /// The runtime's share that a tier of any model was planned with, where it asks for pods.
 fn started_runtime(stores: &Stores, model: &AtlasModel, index: usize) -> Option<u64> {
     let name = names::tier_object_name(&model.name_any(), &model.spec.tiers.get(index)?.name);
     let live = stores.child(Kind::Deployment, &model.namespace()?, &name)?;
-    (replicas_of(&live) > 0).then(|| kept_runtime(&live))
+    (live.replicas() > 0).then(|| kept_runtime(&*live))
 }
 
 /// Pods that a Deployment asks for.
@@ -170,7 +180,13 @@ fn replicas_of(live: &DynamicObject) -> i32 {
     i32::try_from(replicas).unwrap_or(i32::MAX)
 }
 
-/// Cards that a tier was given before.
-fn granted(stores: &Stores, namespace: &str, name: &str) -> i32 {
-    stores.child(Kind::Deployment, namespace, name).map_or(0, |live| replicas_of(&live))
+/// The profiles for whose cards or nodes pods of the model wait.
+fn waits_for(model: &ValidatedModel, plan: &Plan, tiers: &[TierPods]) -> BTreeSet<String> {
+    let tiers = model.tiers.iter().zip(&plan.tiers).zip(tiers);
+    let waiting = tiers.filter(|((_, planned), pods)| {
+        let bound = pods.current().filter(|pod| pod.node.is_some()).count();
+        planned.placement != Placement::Possible
+            || i32::try_from(bound).is_ok_and(|bound| bound < planned.wanted)
+    });
+    waiting.map(|((tier, _), _)| tier.profile.name_any()).collect()
 }

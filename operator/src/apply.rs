@@ -8,7 +8,7 @@ use atlas_crds::names;
 use atlas_operator_core::llm_config::{FILE_NAME, changed_fields};
 use futures::{StreamExt, stream::FuturesUnordered};
 use kube::{
-    Api, Client,
+    Api, Client, Resource, ResourceExt,
     api::{DeleteParams, DynamicObject, Patch, PatchParams},
 };
 use serde_json::Value;
@@ -69,18 +69,14 @@ pub enum Ownership<'a> {
 }
 
 impl Ownership<'_> {
-    fn holds(self, live: &DynamicObject) -> bool {
+    fn holds(self, live: &impl ResourceExt) -> bool {
+        let mut owners = live.owner_references().iter();
         match self {
-            Self::ControlledBy(uid) => live
-                .metadata
-                .owner_references
-                .iter()
-                .flatten()
-                .any(|owner| owner.uid == uid && owner.controller == Some(true)),
+            Self::ControlledBy(uid) => owners.any(|owner| owner.uid == uid && owner.controller == Some(true)),
             // Labels are taken off by hand more easily than owners.
             Self::Operator => {
                 crate::stores::label(live, names::LABEL_MANAGED_BY) == Some(names::FIELD_MANAGER)
-                    || live.metadata.owner_references.iter().flatten().any(|owner| {
+                    || owners.any(|owner| {
                         owner.kind == "AtlasModel"
                             && owner.api_version.split('/').next() == Some(names::GROUP)
                     })
@@ -166,7 +162,7 @@ impl Applier {
     async fn apply_one(&self, desired: &Desired, ownership: Ownership<'_>) -> Result<Outcome, ApplyError> {
         let Desired { kind, namespace, name, body } = desired;
         let api = self.api(*kind, namespace);
-        let known = self.stores.child(*kind, namespace, name);
+        let known = self.stores.read_child(*kind, namespace, name);
         let edit = known.as_ref().and_then(|live| find_hand_edit(desired, live));
         let params = match known {
             Some(live) if !ownership.holds(&live) => {
@@ -211,14 +207,14 @@ impl Applier {
     ) -> Result<(), ApplyError> {
         for kind in [Kind::Deployment, Kind::Service, Kind::ConfigMap, Kind::ResourceClaimTemplate] {
             for live in self.stores.children_of(kind, namespace, model) {
-                let Some(name) = live.metadata.name.as_deref() else { continue };
+                let name = &live.name_any();
                 // A tier that keeps, or may return to, an older revision needs that revision's claim template.
-                let wanted = desired.iter().any(|object| object.kind == kind && object.name == name)
+                let wanted = desired.iter().any(|object| object.kind == kind && object.name == *name)
                     || (kind == Kind::ResourceClaimTemplate
-                        && desired.iter().any(|object| object.body.to_string().contains(name)));
+                        && desired.iter().any(|object| object.body.to_string().contains(name.as_str())));
                 if wanted
-                    || live.metadata.deletion_timestamp.is_some()
-                    || !Ownership::ControlledBy(uid).holds(&live)
+                    || live.meta().deletion_timestamp.is_some()
+                    || !Ownership::ControlledBy(uid).holds(&*live)
                 {
                     continue;
                 }
@@ -226,11 +222,7 @@ impl Applier {
                     Ok(_) => {}
                     Err(kube::Error::Api(status)) if status.code == 404 => {}
                     Err(source) => {
-                        return Err(ApplyError::Delete {
-                            kind: kind.as_str(),
-                            name: name.to_owned(),
-                            source,
-                        });
+                        return Err(ApplyError::Delete { kind: kind.as_str(), name: name.clone(), source });
                     }
                 }
             }
@@ -267,7 +259,7 @@ pub fn is_behind(desired: &[Desired], model: &ValidatedModel, stores: &Stores) -
     desired.iter().filter_map(|object| stores.child(object.kind, &object.namespace, &object.name)).any(
         |live| {
             let written = annotation(&*live, GENERATION_ANNOTATION).and_then(|text| text.parse::<i64>().ok());
-            Ownership::ControlledBy(&model.uid).holds(&live)
+            Ownership::ControlledBy(&model.uid).holds(&*live)
                 && written.is_some_and(|written| written > model.generation)
         },
     )

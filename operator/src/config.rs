@@ -85,6 +85,9 @@ pub struct ControllerArgs {
     /// Whether replicas elect the one that reconciles.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub leader_election: bool,
+    /// How often each watch is compared with a list, so that an event that it has lost is noticed.
+    #[arg(long, default_value = "40s", value_parser = parse_duration)]
+    pub audit_interval: Duration,
     /// Whether headers of model files are read, so that what does not fit is refused before a node fetches it.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub read_headers: bool,

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use atlas_crds::names;
@@ -19,6 +20,7 @@ use kube::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    act::is_known_misfit,
     apply::Applier,
     config::ControllerArgs,
     desired::Settings,
@@ -123,6 +125,11 @@ pub async fn run(
         build_webhook(&args, &client, &stores, headers.as_ref(), &metrics),
         watching.clone(),
     ));
+    if let Some(headers) = headers.clone() {
+        stores.refuse_by(Box::new(move |stores, calibrations, tier, profile| {
+            is_known_misfit(tier, profile, calibrations, &headers, stores)
+        }));
+    }
     let context = Arc::new(build_context(&args, &client, &stores, views, &metrics, headers));
     let led = tokio::select! {
         led = lead(&args, client, context, &stop) => led,
@@ -263,7 +270,8 @@ async fn lead(
     tracing::info!(identity = args.pod_name, "this replica reconciles");
     context.metrics.leader.set(1);
     let reconciling = CancellationToken::new();
-    let work = tokio::spawn(reconcile_until(Arc::clone(&context), reconciling.clone()));
+    let every = args.audit_interval;
+    let work = tokio::spawn(reconcile_until(Arc::clone(&context), every, reconciling.clone()));
     let held = async {
         match &mut elector {
             Some(elector) => elector.hold(stop, finish(&reconciling, work)).await,
@@ -294,7 +302,7 @@ async fn finish(reconciling: &CancellationToken, work: tokio::task::JoinHandle<(
     }
 }
 
-async fn reconcile_until(context: Arc<Context>, stop: CancellationToken) {
+async fn reconcile_until(context: Arc<Context>, audit_interval: Duration, stop: CancellationToken) {
     let (models, model_triggers) = unbounded();
     let (profiles, profile_triggers) = unbounded();
     let (namespaces, namespace_triggers) = unbounded();
@@ -320,5 +328,7 @@ async fn reconcile_until(context: Arc<Context>, stop: CancellationToken) {
     )
     .for_each(|_| std::future::ready(()));
     let gateways = gateway_set::run(Arc::clone(&context), namespace_triggers, stop.clone());
-    tokio::join!(models, profiles, gateways);
+    let Context { stores, client, metrics, .. } = &*context;
+    let audit = stores.audit(client, metrics, audit_interval, stop.clone());
+    tokio::join!(models, profiles, gateways, audit);
 }

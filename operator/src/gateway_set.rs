@@ -21,7 +21,9 @@ use crate::{
         Owner,
         gateway::{GatewayInputs, build_gateway},
     },
+    drain::last_may_go,
     error::backoff,
+    observe::view_pod,
     reconcile::Context,
 };
 
@@ -107,7 +109,10 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
         .filter_map(|profile| profile.spec.node_match.clone())
         .collect();
     first_tier_nodes.sort_by(|a, b| a.vram_class.cmp(&b.vram_class));
-    let inputs = GatewayInputs { namespace: namespace.to_owned(), owners, first_tier_nodes };
+    let pods = context.stores.gateway_pods(namespace);
+    let pods: Vec<_> = pods.iter().map(|pod| view_pod(pod)).collect();
+    let last_may_go = last_may_go(&pods, context.settings.gateway_replicas, &context.stores.nodes());
+    let inputs = GatewayInputs { namespace: namespace.to_owned(), owners, first_tier_nodes, last_may_go };
     let applied = context
         .applier
         .apply_objects(&build_gateway(&inputs, &context.settings), Ownership::Operator)

@@ -139,6 +139,7 @@ impl Headers {
 
     /// Asks for a reconcile of the models that have this source, and of those that share a card with them.
     fn tell(&self, uri: &str) {
+        self.stores.note_header();
         for model in self.stores.models.state() {
             if model.spec.tiers.iter().any(|tier| tier.model.source == uri) {
                 self.stores.model_changed(&model);

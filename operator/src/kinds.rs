@@ -8,11 +8,7 @@ use k8s_openapi::api::{
     rbac::v1::RoleBinding,
     resource::v1::ResourceClaimTemplate,
 };
-use kube::{
-    Resource,
-    api::{ApiResource, DynamicObject},
-    runtime::reflector::ObjectRef,
-};
+use kube::{Resource, api::ApiResource};
 
 /// A kind of object that the operator owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,11 +101,5 @@ impl Kind {
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
-    }
-
-    /// A store key.
-    #[must_use]
-    pub fn object_ref(self, namespace: &str, name: &str) -> ObjectRef<DynamicObject> {
-        ObjectRef::new_with(name, self.api_resource()).within(namespace)
     }
 }

@@ -10,7 +10,7 @@ mod busy;
 mod config;
 mod controller;
 mod desired;
-mod engine_pods;
+mod drain;
 mod error;
 mod events;
 mod fit;
@@ -48,9 +48,21 @@ use tokio_util::sync::CancellationToken;
 /// Longest wait for the API server to answer what is not a watch; it gives its own answers up after a minute.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+/// Threads of the controllers at most: they wait for the API server most of their time, and each thread of a large
+/// machine would keep memory of its own.
+const CONTROLLER_THREADS: usize = 4;
+
+fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(cli.command, Command::Controller(_)) {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        runtime.worker_threads(cores.min(CONTROLLER_THREADS));
+    }
+    runtime.enable_all().build().context("no threads can be started")?.block_on(run(cli))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
     telemetry::start_logging(cli.log_format, &cli.log).context("--log holds no filter")?;
     let stop = CancellationToken::new();
     stop_on_signal(stop.clone())?;

@@ -19,6 +19,8 @@ pub struct Metrics {
     pub busy: HistogramVec,
     /// Writes by kind of object.
     pub writes: IntCounterVec,
+    /// Events that watches have lost without breaking, by kind of object.
+    pub lost_events: IntCounterVec,
     /// Gateways that were deleted because they stayed silent.
     pub silent_gateways: IntCounter,
     /// Seconds in which the watch over the gateways did not run on time, which count as nobody's silence.
@@ -108,6 +110,11 @@ impl Metrics {
             reconciles: by("atlas_reconciles_total", "Reconciles by controller.", &["controller"])?,
             errors: by("atlas_reconcile_errors_total", "Failed reconciles.", &["controller", "error"])?,
             writes: by("atlas_writes_total", "Writes to the API server by kind.", &["kind"])?,
+            lost_events: by(
+                "atlas_lost_watch_events_total",
+                "Events that a watch lost without breaking, found by comparing it with a list.",
+                &["kind"],
+            )?,
             header_errors: by(
                 "atlas_header_errors_total",
                 "Headers of model files that could not be read.",

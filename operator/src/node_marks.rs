@@ -29,9 +29,9 @@ pub async fn mark_nodes(name: &str, status: &GpuProfileStatus, context: &Context
     let profiles = context.stores.profiles.state();
     let faults = compute_faults(name, status, profiles.iter().map(AsRef::as_ref));
     let api: Api<Node> = Api::all(context.client.clone());
-    for node in context.stores.nodes() {
+    for node in context.stores.nodes().values() {
         let said = faults.get(&node.name);
-        if !differs(&node, context.mark_nodes, said) {
+        if !differs(node, context.mark_nodes, said) {
             continue;
         }
         let written = match context.mark_nodes {

@@ -5,11 +5,11 @@
 use std::{sync::Arc, time::Duration};
 
 use atlas_crds::{
-    AtlasModel, GpuProfile,
+    GpuProfile,
     model::{RolloutStrategy, Standby},
 };
 use atlas_operator_core::{
-    inventory::{NodeView, OtherWorkloads, unambiguous_problems},
+    inventory::OtherWorkloads,
     tiers::{
         Admission, Before, Failure, HEADER_PATIENCE, RolloutStep, Standing, TierRollout, Traffic, Wait,
         admit, plan_rollout, wants_standby,
@@ -17,27 +17,27 @@ use atlas_operator_core::{
 };
 
 use crate::{
-    engine_pods::EnginePods,
+    drain::last_may_go,
     fit::TierVram,
-    place::{Placed, place},
+    observe::TierPods,
+    place::{Ground, Placed, Shares, place},
     probe::GatewayModel,
+    stores::Nodes,
     validate::ValidatedModel,
 };
 
 /// What a plan is made from besides the model.
 pub struct PlanInputs<'a> {
-    /// Every profile.
-    pub profiles: &'a [Arc<GpuProfile>],
+    /// What the nodes of a profile offer.
+    pub ground: &'a dyn Fn(&GpuProfile) -> Arc<Ground>,
+    /// How its cards are shared out.
+    pub shares: &'a dyn Fn(&GpuProfile, &Ground) -> Arc<Shares>,
     /// Every node.
-    pub nodes: &'a [Arc<NodeView>],
+    pub nodes: &'a Nodes,
+    /// This model's pods, in the order of its tiers.
+    pub pods: &'a [TierPods],
     /// What pods of others hold.
     pub others: &'a OtherWorkloads,
-    /// Pods that a tier's Deployment asks for, by namespace and name.
-    pub granted: &'a dyn Fn(&str, &str) -> i32,
-    /// Every model, this one too.
-    pub models: &'a [Arc<AtlasModel>],
-    /// Every engine pod.
-    pub pods: &'a EnginePods,
     /// This model's Deployments, in the order of its tiers.
     pub rollouts: &'a [TierRollout],
     /// How they stand besides.
@@ -46,8 +46,6 @@ pub struct PlanInputs<'a> {
     pub word: Word,
     /// What its tiers need of their cards.
     pub vram: Vec<TierVram>,
-    /// Whether a tier of any model, on a card of this profile, is known not to fit.
-    pub refused: &'a dyn Fn(&AtlasModel, usize, &GpuProfile) -> bool,
 }
 
 /// How a tier stands, as far as its Deployment does not say.
@@ -101,6 +99,8 @@ impl Word {
 pub struct Plan {
     /// The tiers.
     pub tiers: Vec<TierPlan>,
+    /// Whether an eviction may take the last engine, since no other can be made first.
+    pub last_may_go: bool,
 }
 
 impl Plan {
@@ -201,15 +201,16 @@ pub fn plan(model: &ValidatedModel, inputs: &PlanInputs<'_>) -> Plan {
             );
         let wanted = if model.suspended || stands_by { 0 } else { tier.replicas };
         let stopped = admission == Admission::Stop;
-        let Placed { replicas, placement, contended, refused } =
-            place(model, index, &tier.profile, if stopped { 0 } else { wanted }, inputs);
+        let ground = (inputs.ground)(&tier.profile);
+        let Placed { replicas, placement, contended } =
+            place(model, index, &tier.profile, if stopped { 0 } else { wanted }, &ground, inputs);
         tiers.push(TierPlan {
             wanted,
             replicas,
             placement,
             contended,
-            refused,
-            ambiguities: ambiguities(&tier.profile, inputs),
+            refused: ground.refused.clone(),
+            ambiguities: ground.ambiguities.clone(),
             vram: vram.clone(),
             admission,
             step,
@@ -217,7 +218,9 @@ pub fn plan(model: &ValidatedModel, inputs: &PlanInputs<'_>) -> Plan {
             stands_by,
         });
     }
-    Plan { tiers }
+    let wanted = tiers.iter().map(|tier| tier.replicas).fold(0, i32::saturating_add);
+    let last_may_go = last_may_go(inputs.pods.iter().flat_map(|tier| &tier.pods), wanted, inputs.nodes);
+    Plan { tiers, last_may_go }
 }
 
 /// Which changes are applied now.
@@ -267,10 +270,4 @@ fn look_before(
             && tier.placement == Placement::Possible;
     }
     before
-}
-
-fn ambiguities(profile: &GpuProfile, inputs: &PlanInputs<'_>) -> Vec<String> {
-    let profiles: Vec<&GpuProfile> = inputs.profiles.iter().map(AsRef::as_ref).collect();
-    let nodes: Vec<&NodeView> = inputs.nodes.iter().map(AsRef::as_ref).collect();
-    unambiguous_problems(profile, &profiles, &nodes)
 }

@@ -29,6 +29,7 @@ use crate::{
     measure::measurements,
     node_marks::mark_nodes,
     observe::{TierPods, last_end, view_pod},
+    place::names_profile,
     profile_status::{Seen, compute_profile_status},
     reconcile::Context,
 };
@@ -102,7 +103,7 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     let profiles = context.stores.profiles.state();
     let profiles: Vec<&GpuProfile> = profiles.iter().map(AsRef::as_ref).collect();
     let nodes = context.stores.nodes();
-    let nodes: Vec<&NodeView> = nodes.iter().map(AsRef::as_ref).collect();
+    let nodes: Vec<&NodeView> = nodes.values().map(AsRef::as_ref).collect();
     let name = object.name_any();
     let mut in_use = 0;
     let mut held = BTreeMap::new();
@@ -117,9 +118,11 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
             reports.carrying.insert(node.name.clone());
         }
     }
-    let engine_pods = context.stores.engine_pods();
     for model in context.stores.models.state() {
-        let pods = engine_pods.of(&model.namespace().unwrap_or_default(), &model.name_any());
+        if !names_profile(&model, &object) {
+            continue;
+        }
+        let pods = context.stores.engine_pods(&model.namespace().unwrap_or_default(), &model.name_any());
         for tier in model.spec.tiers.iter().filter(|tier| tier.gpu_profile == name) {
             let holding = pods.iter().filter(|pod| {
                 pod.labels().get(names::LABEL_TIER) == Some(&tier.name) && TierPods::holds_card(pod)

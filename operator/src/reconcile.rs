@@ -9,7 +9,7 @@ use std::{
 };
 
 use atlas_crds::{AtlasModel, GpuProfile, names, status::AtlasModelStatus};
-use atlas_operator_core::inventory::{NodeView, OtherWorkloads};
+use atlas_operator_core::inventory::OtherWorkloads;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -25,7 +25,6 @@ use crate::{
     busy::measured,
     config::NodeMark,
     desired::Settings,
-    engine_pods::EnginePods,
     error::{ReconcileError, Retry, backoff},
     events::{Events, build_edit_event, build_events},
     headers::Headers,
@@ -35,7 +34,7 @@ use crate::{
     probe::GatewayViews,
     probe::fetch_status,
     status::{Move, MoveKind, Observed, Verdict, compute_status},
-    stores::Stores,
+    stores::{Nodes, Stores},
     validate::{ValidatedModel, check_claims, validate},
     wrong_card::{Tries, choose_retries},
 };
@@ -96,26 +95,18 @@ pub struct Inputs {
     /// Every profile.
     pub profiles: Vec<Arc<GpuProfile>>,
     /// Every node.
-    pub nodes: Vec<Arc<NodeView>>,
+    pub nodes: Arc<Nodes>,
     /// What pods of others hold.
     pub others: Arc<OtherWorkloads>,
-    /// Every model.
-    pub models: Vec<Arc<AtlasModel>>,
-    /// Every engine pod.
-    pub engine_pods: Arc<EnginePods>,
     own_pods: Vec<Arc<Pod>>,
 }
 
 fn gather(object: &AtlasModel, stores: &Stores) -> Inputs {
-    let engine_pods = stores.engine_pods();
-    let own_pods = engine_pods.of(&object.namespace().unwrap_or_default(), &object.name_any()).to_vec();
     Inputs {
         profiles: stores.profiles.state(),
         nodes: stores.nodes(),
         others: stores.others(),
-        models: stores.models.state(),
-        engine_pods,
-        own_pods,
+        own_pods: stores.engine_pods(&object.namespace().unwrap_or_default(), &object.name_any()),
     }
 }
 
@@ -235,7 +226,7 @@ async fn delete_lost_pods(namespace: &str, inputs: &Inputs, context: &Context) -
     let now = Timestamp::now();
     for pod in inputs.own_pods.iter().filter(|pod| is_past_grace(pod, now)) {
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-        let alive = inputs.nodes.iter().any(|view| Some(view.name.as_str()) == node && view.ready);
+        let alive = node.and_then(|node| inputs.nodes.get(node)).is_some_and(|view| view.ready);
         if alive {
             continue;
         }

@@ -5,13 +5,13 @@
 use std::{collections::HashMap, time::Duration};
 
 use atlas_crds::GpuProfile;
-use atlas_operator_core::{
-    engine_contract::EngineExit,
-    inventory::{NodeView, match_node},
-};
+use atlas_operator_core::{engine_contract::EngineExit, inventory::match_node};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::observe::{PodView, TierPods};
+use crate::{
+    observe::{PodView, TierPods},
+    stores::Nodes,
+};
 
 /// Wait before the first new pod; twice as long before each further one.
 const FIRST: Duration = Duration::from_secs(30);
@@ -25,7 +25,7 @@ pub type Tries = HashMap<String, u32>;
 pub fn choose_retries<'a>(
     tiers: &'a [TierPods],
     profile_of: impl Fn(usize) -> Option<&'a GpuProfile>,
-    nodes: &[std::sync::Arc<NodeView>],
+    nodes: &Nodes,
     tries: &mut Tries,
     now: Timestamp,
 ) -> Vec<&'a PodView> {
@@ -36,7 +36,7 @@ pub fn choose_retries<'a>(
         }
         let Some(profile) = profile_of(index) else { continue };
         let mixed = |pod: &PodView| {
-            let node = nodes.iter().find(|node| Some(&node.name) == pod.node.as_ref());
+            let node = pod.node.as_ref().and_then(|name| nodes.get(name));
             node.and_then(|node| match_node(profile, node)).is_some_and(|matched| matched.mixed)
         };
         let tried = tries.get(&tier.tier).copied().unwrap_or(0);

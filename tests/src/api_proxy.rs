@@ -33,12 +33,14 @@ pub enum Fault {
     CutWatch,
     /// The watch ends with 410 Gone in place of the event.
     ExpireWatch,
+    /// The event never comes, and the watch goes on as if nothing had been.
+    DropEvent,
 }
 
 impl Fault {
     /// Whether it strikes events of watches, not writes.
     pub fn is_of_watches(self) -> bool {
-        matches!(self, Self::CutWatch | Self::ExpireWatch)
+        matches!(self, Self::CutWatch | Self::ExpireWatch | Self::DropEvent)
     }
 }
 
@@ -260,7 +262,7 @@ impl Shared {
                 });
                 late.await.unwrap_or(Err(Cut))
             }
-            Fault::LoseAnswer | Fault::Hang | Fault::CutWatch | Fault::ExpireWatch => {
+            Fault::LoseAnswer | Fault::Hang | Fault::CutWatch | Fault::ExpireWatch | Fault::DropEvent => {
                 // The write is a matter of the API server from here on, whoever ends meanwhile.
                 let shared = Arc::clone(&self);
                 let done = tokio::spawn(async move { shared.forward(&parts, body).await });
@@ -338,6 +340,10 @@ impl Shared {
                 while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
                     let line: Vec<u8> = pending.drain(..=end).collect();
                     let fault = self.fault_of(&line);
+                    if fault == Some(Fault::DropEvent) {
+                        self.struck.notify_waiters();
+                        continue;
+                    }
                     let frame = match fault {
                         None => Ok(Frame::data(line.into())),
                         Some(Fault::ExpireWatch) => Ok(Frame::data(Bytes::from_static(EXPIRED))),

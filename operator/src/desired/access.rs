@@ -1,7 +1,7 @@
 //! Who may disturb a model's engines, and who may reach them.
 
 use atlas_crds::names;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Desired, gateway,
@@ -24,8 +24,13 @@ fn model_labels(model: &ValidatedModel) -> Labels {
     all
 }
 
+/// How many pods may be away: one, so that the others serve, or all where waiting for the others would be in vain.
+pub fn max_unavailable(last_may_go: bool) -> Value {
+    if last_may_go { "100%".into() } else { 1.into() }
+}
+
 /// One budget over all tiers: two budgets over one pod make evictions fail.
-pub fn build_disruption_budget(model: &ValidatedModel) -> Desired {
+pub fn build_disruption_budget(model: &ValidatedModel, last_may_go: bool) -> Desired {
     assemble(Parts {
         kind: Kind::PodDisruptionBudget,
         namespace: &model.namespace,
@@ -34,7 +39,7 @@ pub fn build_disruption_budget(model: &ValidatedModel) -> Desired {
         owners: &controller_of(model),
         annotations: Labels::new(),
         fields: json!({"spec": {
-            "maxUnavailable": 1,
+            "maxUnavailable": max_unavailable(last_may_go),
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": engine_selector(model)},
         }}),

@@ -11,7 +11,7 @@ use atlas_operator_core::{
     inventory::{Expression, node_selector_terms},
     vram::RUNTIME_BYTES,
 };
-use kube::{ResourceExt, api::DynamicObject};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::{
@@ -41,7 +41,7 @@ const RUNTIME_ANNOTATION: &str = "atlas.gillsystems.com/planned-runtime-bytes";
 
 /// The runtime's share that a live Deployment's pods were planned with.
 #[must_use]
-pub fn kept_runtime(live: &DynamicObject) -> u64 {
+pub fn kept_runtime(live: &impl ResourceExt) -> u64 {
     live.annotations().get(RUNTIME_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or(RUNTIME_BYTES)
 }
 

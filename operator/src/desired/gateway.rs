@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     Desired, Settings,
+    access::max_unavailable,
     engine::USER_ID,
     meta::{Labels, Owner, Parts, assemble, base_labels, labels},
 };
@@ -35,6 +36,8 @@ pub struct GatewayInputs {
     pub owners: Vec<Owner>,
     /// How nodes of the models' first tiers are found: the loss of such a node should not take a gateway too.
     pub first_tier_nodes: Vec<NodeMatch>,
+    /// Whether an eviction may take the last gateway, since no other can be made first.
+    pub last_may_go: bool,
 }
 
 /// ServiceAccount, RoleBinding, Deployment, budget and NetworkPolicy of a namespace's gateway.
@@ -66,7 +69,7 @@ pub fn build_gateway(inputs: &GatewayInputs, settings: &Settings) -> Vec<Desired
         object(
             Kind::PodDisruptionBudget,
             json!({"spec": {
-                "maxUnavailable": 1,
+                "maxUnavailable": max_unavailable(inputs.last_may_go),
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
                 "selector": {"matchLabels": selector()},
             }}),

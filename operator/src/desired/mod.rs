@@ -107,7 +107,7 @@ pub fn build_objects(
     }
     objects.push(service::build_url_service(model));
     objects.push(config::build_llm_config(model, settings)?);
-    objects.push(access::build_disruption_budget(model));
+    objects.push(access::build_disruption_budget(model, plan.last_may_go));
     objects.push(access::build_network_policy(model));
     Ok(objects)
 }

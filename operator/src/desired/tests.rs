@@ -80,6 +80,7 @@ fn objects() -> Vec<Desired> {
                 stands_by: false,
             })
             .collect(),
+        last_may_go: false,
     };
     let templates = model
         .tiers
@@ -111,6 +112,7 @@ fn gateway() -> Vec<Desired> {
             },
         ],
         first_tier_nodes: vec![model.tiers[0].profile.spec.node_match.clone().unwrap()],
+        last_may_go: false,
     };
     build_gateway(&inputs, &settings())
 }

@@ -2,6 +2,11 @@
 //!
 //! Every replica keeps them warm, leader or not; reconciles read them instead of asking the API server.
 
+mod audit;
+mod cards;
+mod child;
+mod index;
+mod nodes;
 mod triggers;
 
 use std::{
@@ -13,9 +18,9 @@ use std::{
 };
 
 use atlas_crds::{AtlasModel, GpuProfile, names};
-use atlas_operator_core::inventory::{NodeView, OtherWorkloads, match_node};
+use atlas_operator_core::inventory::{NodeView, OtherWorkloads};
 use futures::channel::mpsc::UnboundedSender;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use kube::{
     Api, Client, ResourceExt,
     api::DynamicObject,
@@ -26,13 +31,19 @@ use kube::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use audit::{Audited, VersionLog};
+use cards::{CardCache, Changed};
+pub use child::Child;
+use index::{ByModel, Listed};
 use triggers::Seen;
 
 use crate::{
-    engine_pods::{EnginePods, EnginePodsCache},
     kinds::Kind,
-    watch::Spawn,
+    watch::{Spawn, Watch},
 };
+
+/// Every node, by its name.
+pub type Nodes = BTreeMap<String, Arc<NodeView>>;
 
 /// Where triggers go while this replica leads.
 pub struct Queues {
@@ -52,17 +63,21 @@ pub struct Stores {
     pub profiles: Store<GpuProfile>,
     /// Pods that the operator's Deployments made.
     pub pods: Store<Pod>,
-    children: Vec<Store<DynamicObject>>,
-    engine_pods: EnginePodsCache,
+    children: Vec<Store<Child>>,
+    /// Which of each kind belong to which model.
+    owned: Vec<ByModel>,
+    engine_pods: ByModel,
+    cards: CardCache,
     /// Profiles whose cards do not suffice for what models want of them.
     contended: Mutex<BTreeSet<String>>,
-    nodes: RwLock<BTreeMap<String, Arc<NodeView>>>,
+    nodes: RwLock<Arc<Nodes>>,
     others: RwLock<Arc<OtherWorkloads>>,
     others_ready: tokio::sync::watch::Sender<bool>,
     nodes_ready: tokio::sync::watch::Sender<bool>,
     queues: OnceLock<Queues>,
     /// Whether models may have gone since somebody looked.
     models_gone: AtomicBool,
+    audited: OnceLock<Vec<Audited>>,
     /// Whether the cluster serves resource claims (`resource.k8s.io/v1`).
     pub serves_claims: bool,
 }
@@ -87,7 +102,7 @@ impl Stores {
         let (children, writers): (Vec<_>, Vec<_>) = Kind::ALL
             .into_iter()
             .map(|kind| {
-                let writer = Writer::new(kind.api_resource());
+                let writer = Writer::new(kind);
                 (writer.as_reader(), (kind, writer))
             })
             .unzip();
@@ -96,21 +111,24 @@ impl Stores {
             profiles,
             pods,
             children,
-            engine_pods: EnginePodsCache::default(),
+            owned: Kind::ALL.map(|_| ByModel::default()).into(),
+            engine_pods: ByModel::default(),
+            cards: CardCache::default(),
             contended: Mutex::default(),
-            nodes: RwLock::new(BTreeMap::new()),
+            nodes: RwLock::default(),
             others: RwLock::default(),
             others_ready: tokio::sync::watch::Sender::new(false),
             nodes_ready: tokio::sync::watch::Sender::new(false),
             queues: OnceLock::new(),
             models_gone: AtomicBool::new(false),
+            audited: OnceLock::new(),
             serves_claims,
         });
 
         let spawn = Spawn { tasks, stop };
         let any = watcher::Config::default();
         let mut seen: HashMap<_, Seen> = HashMap::new();
-        spawn.watch(Api::all(client.clone()), any.clone(), Some(models_writer), {
+        let models_again = spawn.watch(Api::all(client.clone()), any.clone(), Some(models_writer), {
             let stores = Arc::clone(&stores);
             move |event: &watcher::Event<AtlasModel>| match event {
                 watcher::Event::Apply(model) => {
@@ -118,6 +136,7 @@ impl Stores {
                     let before = seen.insert(ObjectRef::from_obj(model), now.clone());
                     // A status write of our own changes no generation, and needs no reconcile.
                     if before.as_ref() != Some(&now) {
+                        stores.cards.note(Changed::Models);
                         stores.model_changed(model);
                         stores.trigger_profiles(before.iter().chain([&now]));
                     }
@@ -125,11 +144,14 @@ impl Stores {
                 watcher::Event::Delete(model) => {
                     let before = seen.remove(&ObjectRef::from_obj(model));
                     stores.models_gone.store(true, Ordering::Release);
+                    stores.cards.note(Changed::Models);
+                    stores.model_is_gone(model);
                     stores.model_changed(model);
                     stores.trigger_profiles(&before);
                 }
                 watcher::Event::InitDone => {
                     stores.models_gone.store(true, Ordering::Release);
+                    stores.cards.note(Changed::Models);
                     stores.trigger_everything();
                 }
                 watcher::Event::Init => seen.clear(),
@@ -139,7 +161,7 @@ impl Stores {
             }
         });
         let mut generations = HashMap::new();
-        spawn.watch(Api::all(client.clone()), any.clone(), Some(profiles_writer), {
+        let profiles_again = spawn.watch(Api::all(client.clone()), any.clone(), Some(profiles_writer), {
             let stores = Arc::clone(&stores);
             move |event: &watcher::Event<GpuProfile>| match event {
                 watcher::Event::Apply(profile) => {
@@ -151,21 +173,31 @@ impl Stores {
                     let key = Some((profile.metadata.generation, told.unwrap_or_default()));
                     // Every profile and model is concerned: they say which others there are and which share nodes.
                     if generations.insert(profile.name_any(), key.clone()) != Some(key) {
+                        stores.cards.note(Changed::Profiles);
                         stores.trigger_everything();
                     }
                 }
                 watcher::Event::Delete(profile) => {
                     generations.remove(&profile.name_any());
+                    stores.cards.note(Changed::Profiles);
                     stores.trigger_everything();
                 }
-                watcher::Event::InitDone => stores.trigger_everything(),
+                watcher::Event::InitDone => {
+                    stores.cards.note(Changed::Profiles);
+                    stores.trigger_everything();
+                }
                 watcher::Event::Init | watcher::Event::InitApply(_) => {}
             }
         });
-        spawn.watch(Api::all(client.clone()), ours.clone(), Some(pods_writer), {
+        let api = Api::all(client.clone());
+        let config = ours.clone();
+        let own = Watch { api, config, writer: Some(pods_writer), dyntype: (), prune: prune_pod };
+        let pods_again = spawn.watch_with(own, {
             let stores = Arc::clone(&stores);
+            let mut listed = Listed::default();
             move |event: &watcher::Event<Pod>| {
-                stores.engine_pods.invalidate();
+                stores.engine_pods.follow(event, &mut listed);
+                stores.cards.note(Changed::Pods);
                 match event {
                     watcher::Event::Apply(pod) | watcher::Event::Delete(pod) => {
                         stores.pod_changed(pod, event)
@@ -185,31 +217,52 @@ impl Stores {
             let mut listed = OtherWorkloads::default();
             move |event: &watcher::Event<Pod>| stores.other_pod_event(event, &mut listed)
         });
-        spawn.watch(Api::all(client.clone()), any, None, {
-            let stores = Arc::clone(&stores);
-            let mut listed = BTreeMap::new();
-            move |event: &watcher::Event<Node>| stores.node_event(event, &mut listed)
+        let versions = Arc::new(VersionLog::default());
+        let nodes_again = spawn.watch(Api::all(client.clone()), any, None, {
+            let (stores, versions) = (Arc::clone(&stores), Arc::clone(&versions));
+            let (mut listed, mut listed_versions) = (BTreeMap::new(), HashMap::new());
+            move |event: &watcher::Event<Node>| {
+                versions.follow(event, &mut listed_versions);
+                stores.node_event(event, &mut listed);
+            }
         });
+        let labels = ours.label_selector.clone();
+        let mut audited = vec![
+            Audited::of(&stores.models, &(), None, models_again),
+            Audited::of(&stores.profiles, &(), None, profiles_again),
+            Audited::of(&stores.pods, &(), labels.clone(), pods_again),
+            Audited::of_versions::<Node>(&versions, nodes_again),
+        ];
         for (kind, writer) in writers {
             if !kind.is_served(serves_claims) {
                 continue;
             }
-            let stores = Arc::clone(&stores);
-            let api = Api::all_with(client.clone(), &kind.api_resource());
-            spawn.watch_with(
-                api,
-                ours.clone(),
-                Some(writer),
-                kind.api_resource(),
-                move |event| match event {
+            let told = Arc::clone(&stores);
+            let mut listed = Listed::default();
+            let on_event = move |event: &watcher::Event<Child>| {
+                if let Some(owned) = told.owned.get(kind.index()) {
+                    owned.follow(event, &mut listed);
+                }
+                if kind == Kind::Deployment {
+                    told.cards.note(Changed::Deployments);
+                }
+                match event {
                     watcher::Event::Apply(object) | watcher::Event::Delete(object) => {
-                        stores.child_changed(object)
+                        told.child_changed(object)
                     }
-                    watcher::Event::InitDone => stores.trigger_everything(),
+                    watcher::Event::InitDone => told.trigger_everything(),
                     watcher::Event::Init | watcher::Event::InitApply(_) => {}
-                },
-            );
+                }
+            };
+            let api = Api::all_with(client.clone(), &kind);
+            let config = ours.clone();
+            let child = Watch { api, config, writer: Some(writer), dyntype: kind, prune: |_| {} };
+            let again = spawn.watch_with(child, on_event);
+            if let Some(store) = stores.children.get(kind.index()) {
+                audited.push(Audited::of(store, &kind, labels.clone(), again));
+            }
         }
+        let _ = stores.audited.set(audited);
         stores
     }
 
@@ -242,30 +295,42 @@ impl Stores {
 
     /// An object of ours, by kind and name.
     #[must_use]
-    pub fn child(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<DynamicObject>> {
-        self.children.get(kind.index())?.get(&kind.object_ref(namespace, name))
+    pub fn child(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Child>> {
+        self.children.get(kind.index())?.get(&ObjectRef::new_with(name, kind).within(namespace))
+    }
+
+    /// The same with everything that it holds.
+    #[must_use]
+    pub fn read_child(&self, kind: Kind, namespace: &str, name: &str) -> Option<DynamicObject> {
+        Some(self.child(kind, namespace, name)?.read())
     }
 
     /// Objects of one kind that carry a model's label.
     #[must_use]
-    pub fn children_of(&self, kind: Kind, namespace: &str, model: &str) -> Vec<Arc<DynamicObject>> {
-        let Some(store) = self.children.get(kind.index()) else { return Vec::new() };
-        store.state_filter(|object| {
-            object.metadata.namespace.as_deref() == Some(namespace)
-                && label(object, names::LABEL_MODEL) == Some(model)
-        })
+    pub fn children_of(&self, kind: Kind, namespace: &str, model: &str) -> Vec<Arc<Child>> {
+        let names = self.owned.get(kind.index()).map(|owned| owned.names(namespace, model));
+        let found = names.into_iter().flatten().filter_map(|name| self.child(kind, namespace, &name));
+        found.filter(|object| label(&**object, names::LABEL_MODEL) == Some(model)).collect()
     }
 
-    /// Engine pods by model.
+    /// The engine pods of one model, by name.
     #[must_use]
-    pub fn engine_pods(&self) -> Arc<EnginePods> {
-        self.engine_pods.get(|| self.pods.state())
+    pub fn engine_pods(&self, namespace: &str, model: &str) -> Vec<Arc<Pod>> {
+        let names = self.engine_pods.names(namespace, model);
+        let found = names.iter().filter_map(|name| self.pods.get(&ObjectRef::new(name).within(namespace)));
+        found.filter(|pod| label(&**pod, names::LABEL_MODEL) == Some(model)).collect()
+    }
+
+    /// The gateways of a namespace.
+    #[must_use]
+    pub fn gateway_pods(&self, namespace: &str) -> Vec<Arc<Pod>> {
+        self.pods.state_filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace) && is_gateway(pod))
     }
 
     /// Every node.
     #[must_use]
-    pub fn nodes(&self) -> Vec<Arc<NodeView>> {
-        self.nodes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    pub fn nodes(&self) -> Arc<Nodes> {
+        Arc::clone(&self.nodes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What pods of others hold.
@@ -275,6 +340,9 @@ impl Stores {
     }
 
     fn pod_changed(&self, pod: &Pod, event: &watcher::Event<Pod>) {
+        if is_gateway(pod) {
+            self.trigger_namespace(pod.namespace());
+        }
         let labels = pod.labels();
         let (Some(model), Some(tier), Some(namespace)) =
             (labels.get(names::LABEL_MODEL), labels.get(names::LABEL_TIER), pod.namespace())
@@ -297,8 +365,8 @@ impl Stores {
         self.trigger_model(key);
     }
 
-    fn child_changed(&self, object: &DynamicObject) {
-        let namespace = object.metadata.namespace.clone();
+    fn child_changed(&self, object: &Child) {
+        let namespace = object.namespace();
         // Not by label: the Service of the stable URL carries none, or its EndpointSlices would look like engines'.
         let controller = object.owner_references().iter().find(|owner| owner.controller == Some(true));
         match (controller, &namespace) {
@@ -308,83 +376,16 @@ impl Stores {
             _ => self.trigger_namespace(namespace),
         }
     }
+}
 
-    fn other_pod_event(&self, event: &watcher::Event<Pod>, listed: &mut OtherWorkloads) {
-        let change = |change: &dyn Fn(&mut OtherWorkloads) -> Option<String>| {
-            let mut others = self.others.write().unwrap_or_else(PoisonError::into_inner);
-            change(Arc::make_mut(&mut others))
-        };
-        let node = match event {
-            watcher::Event::Init => {
-                *listed = OtherWorkloads::default();
-                None
-            }
-            watcher::Event::InitApply(pod) => {
-                listed.put(pod);
-                None
-            }
-            watcher::Event::InitDone => {
-                let now = Arc::new(std::mem::take(listed));
-                let before = std::mem::replace(
-                    &mut *self.others.write().unwrap_or_else(PoisonError::into_inner),
-                    Arc::clone(&now),
-                );
-                self.others_ready.send_replace(true);
-                if before != now {
-                    self.trigger_everything();
-                }
-                None
-            }
-            watcher::Event::Apply(pod) => change(&|others| others.put(pod)),
-            watcher::Event::Delete(pod) => change(&|others| others.remove(pod)),
-        };
-        let Some(node) = node else { return };
-        let view = self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned();
-        self.node_changed(None, view.as_deref());
-    }
+fn is_gateway(pod: &Pod) -> bool {
+    label(pod, names::LABEL_COMPONENT) == Some(names::COMPONENT_GATEWAY)
+}
 
-    fn node_event(&self, event: &watcher::Event<Node>, listed: &mut BTreeMap<String, Arc<NodeView>>) {
-        let view = |node: &Node| Arc::new(NodeView::from_node(node));
-        match event {
-            watcher::Event::Init => listed.clear(),
-            watcher::Event::InitApply(node) => {
-                listed.insert(node.name_any(), view(node));
-            }
-            watcher::Event::InitDone => {
-                *self.nodes.write().unwrap_or_else(PoisonError::into_inner) = std::mem::take(listed);
-                self.nodes_ready.send_replace(true);
-                self.trigger_everything();
-            }
-            watcher::Event::Apply(node) => {
-                let now = view(node);
-                let before = self
-                    .nodes
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(node.name_any(), Arc::clone(&now));
-                if before.as_ref() != Some(&now) {
-                    self.node_changed(before.as_deref(), Some(&now));
-                }
-            }
-            watcher::Event::Delete(node) => {
-                let before =
-                    self.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(&node.name_any());
-                self.node_changed(before.as_deref(), None);
-            }
-        }
-    }
-
-    fn node_changed(&self, before: Option<&NodeView>, now: Option<&NodeView>) {
-        for profile in self.profiles.state() {
-            let concerned =
-                [before, now].into_iter().flatten().any(|node| match_node(&profile, node).is_some());
-            if concerned {
-                self.trigger_profile(&profile.name_any());
-                for model in self.models_using(&profile.name_any()) {
-                    self.trigger_model(ObjectRef::from_obj(&*model));
-                }
-            }
-        }
+/// Leaves of a pod's specification what is read of it: by far the most of it is its template once more.
+fn prune_pod(pod: &mut Pod) {
+    if let Some(spec) = &mut pod.spec {
+        *spec = PodSpec { node_name: spec.node_name.take(), ..PodSpec::default() };
     }
 }
 

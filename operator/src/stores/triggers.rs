@@ -21,6 +21,11 @@ impl Stores {
         }
     }
 
+    /// Whether triggers go anywhere.
+    pub(super) fn leads(&self) -> bool {
+        self.queues.get().is_some()
+    }
+
     pub(super) fn trigger_namespace(&self, namespace: Option<String>) {
         if let (Some(queues), Some(namespace)) = (self.queues.get(), namespace) {
             let _ = queues.namespaces.unbounded_send(namespace);
@@ -54,8 +59,8 @@ impl Stores {
         }
         // A gateway whose last model went while nobody watched.
         for gateway in self.children.first().map(Store::state).unwrap_or_default() {
-            if gateway.metadata.name.as_deref() == Some(names::GATEWAY_NAME) {
-                self.trigger_namespace(gateway.metadata.namespace.clone());
+            if gateway.name_any() == names::GATEWAY_NAME {
+                self.trigger_namespace(gateway.namespace());
             }
         }
         for profile in self.profiles.state() {

@@ -1,7 +1,8 @@
 //! The operator among faults: whatever breaks, the cluster comes to the same rest as without.
 //!
 //! `ATLAS_PERTURB=all` plays every write and every event; without it a sample is drawn, anew for each
-//! `ATLAS_PERTURB_SEED`.
+//! `ATLAS_PERTURB_SEED`. `ATLAS_AUDIT_INTERVAL` says how often the operator looks for events that a watch lost; a
+//! short one makes the run of every event shorter.
 
 mod canonical;
 mod children;
@@ -49,7 +50,8 @@ const OF_WRITES: [What; 6] = [
     What::Break(Fault::LoseAnswer),
     What::Break(Fault::Hang),
 ];
-const OF_WATCHES: [What; 2] = [What::Break(Fault::CutWatch), What::Break(Fault::ExpireWatch)];
+const OF_WATCHES: [What; 3] =
+    [What::Break(Fault::CutWatch), What::Break(Fault::ExpireWatch), What::Break(Fault::DropEvent)];
 
 pub async fn everything() -> Result<()> {
     let mut bench = Bench::without_operator().await?;
@@ -151,7 +153,8 @@ async fn restart(bench: &Bench) -> Result<()> {
     if let Some(mut old) = bench.replace_operator(None) {
         old.child.kill().await?;
     }
-    let operator = bench.spawn_operator(POD).await?;
+    let interval = std::env::var("ATLAS_AUDIT_INTERVAL").unwrap_or_else(|_| "40s".to_owned());
+    let operator = bench.spawn_operator_with(POD, &["--audit-interval", &interval]).await?;
     bench.replace_operator(Some(operator));
     Ok(())
 }

@@ -30,6 +30,8 @@ pub struct Load {
     client: kube::Client,
     models: usize,
     nodes: usize,
+    /// Profiles of each kind: models and nodes take them by turns.
+    pairs: usize,
 }
 
 fn parse<T: DeserializeOwned>(object: Value) -> anyhow::Result<T> {
@@ -38,22 +40,35 @@ fn parse<T: DeserializeOwned>(object: Value) -> anyhow::Result<T> {
 
 impl Load {
     /// Nothing is created yet.
-    pub fn new(client: kube::Client, models: usize, nodes: usize) -> Self {
-        Self { client, models, nodes: nodes.max(2) }
+    pub fn new(client: kube::Client, models: usize, nodes: usize, profiles: usize) -> Self {
+        let pairs = (profiles / 2).max(1);
+        Self { client, models, nodes: nodes.max(2 * pairs), pairs }
+    }
+
+    /// Nodes of one profile.
+    fn nodes_of_profile(&self) -> usize {
+        self.nodes / 2 / self.pairs
+    }
+
+    /// The node whose card a model's tier has.
+    fn node_of(&self, model: usize, tier: usize) -> String {
+        let slot = (model / self.pairs) % self.nodes_of_profile();
+        node_name(2 * (model % self.pairs + self.pairs * slot) + tier)
     }
 
     /// Profiles, nodes with cards, namespaces.
     pub async fn create_surroundings(&self) -> anyhow::Result<()> {
         let profiles: Api<GpuProfile> = Api::all(self.client.clone());
-        for (_, name, class, units) in KINDS {
+        for (pair, (_, name, class, units)) in (0..self.pairs).flat_map(|pair| KINDS.map(|kind| (pair, kind)))
+        {
             let (vram, gfx) = if class == "24G" { ("24560Mi", "gfx1100") } else { ("8176Mi", "gfx1102") };
             let spec = json!({
                 "product": name, "gfxTarget": gfx, "vram": vram, "maxBatch": 4,
-                "match": {"vramClass": class, "computeUnits": units.parse::<i32>()?},
+                "match": {"vramClass": class, "computeUnits": compute_units(units, pair)?},
             });
             let profile = parse(json!({
                 "apiVersion": format!("{}/{}", names::GROUP, names::VERSION), "kind": "GpuProfile",
-                "metadata": {"name": name}, "spec": spec,
+                "metadata": {"name": profile_name(name, pair)}, "spec": spec,
             }))?;
             profiles.create(&PostParams::default(), &profile).await?;
         }
@@ -64,9 +79,10 @@ impl Load {
         }
         let nodes: Api<Node> = Api::all(self.client.clone());
         // Every model's tier gets a card.
-        let cards = self.models.div_ceil(self.nodes / 2).to_string();
+        let cards = self.models.div_ceil(self.pairs).div_ceil(self.nodes_of_profile()).to_string();
         self.each(self.nodes, async |index| {
             let (_, _, class, units) = KINDS[index % 2];
+            let units = compute_units(units, index / 2 % self.pairs)?.to_string();
             let amounts = json!({"cpu": "16", "memory": "64Gi", "pods": "110", "amd.com/gpu": cards});
             let node = json!({
                 "metadata": {"name": node_name(index), "labels": {"amd.com/gpu.vram": class, "amd.com/gpu.cu-count": units}},
@@ -89,6 +105,7 @@ impl Load {
                 .iter()
                 .map(|(tier, profile, ..)| {
                     let source = format!("hf://acme/models/wide-{}.gguf", index % 20);
+                    let profile = profile_name(profile, index % self.pairs);
                     json!({"name": tier, "gpuProfile": profile, "model": {"source": source}, "contextTokens": 2048})
                 })
                 .collect();
@@ -105,13 +122,12 @@ impl Load {
 
     /// A ready pod for each tier, on the node whose card is the model's.
     pub async fn create_pods(&self) -> anyhow::Result<()> {
-        let per_kind = self.nodes / 2;
         self.each(self.models * 2, async |number| {
             let (index, (tier, ..)) = (number / 2, KINDS[number % 2]);
             let (namespace, model) = model_name(index);
             let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
             let name = format!("{}-0", names::tier_object_name(&model, tier));
-            let node = node_name(2 * (index % per_kind) + number % 2);
+            let node = self.node_of(index, number % 2);
             let labels = json!({
                 names::LABEL_MODEL: model, names::LABEL_TIER: tier,
                 names::LABEL_COMPONENT: names::COMPONENT_ENGINE, names::LABEL_MANAGED_BY: names::FIELD_MANAGER,
@@ -162,7 +178,12 @@ impl Load {
     /// Changes one node.
     pub async fn change_node(&self, change: &Value) -> anyhow::Result<()> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        nodes.patch(&node_name(0), &PatchParams::default(), &Patch::Merge(change)).await?;
+        let (name, params) = (node_name(0), PatchParams::default());
+        if change.get("status").is_some() {
+            nodes.patch_status(&name, &params, &Patch::Merge(change)).await?;
+        } else {
+            nodes.patch(&name, &params, &Patch::Merge(change)).await?;
+        }
         Ok(())
     }
 
@@ -183,6 +204,15 @@ impl Load {
             .await?;
         Ok(())
     }
+}
+
+/// Cards of one kind differ in their number of units, which is what profiles match on.
+fn compute_units(units: &str, pair: usize) -> anyhow::Result<usize> {
+    Ok(units.parse::<usize>()? + pair)
+}
+
+fn profile_name(name: &str, pair: usize) -> String {
+    format!("{name}-{pair}")
 }
 
 fn node_name(index: usize) -> String {

@@ -33,6 +33,9 @@ pub struct Args {
     /// Nodes, half of each kind, with cards enough for every model.
     #[arg(long, default_value_t = 1000)]
     nodes: usize,
+    /// GpuProfiles, half of each kind; each has its own nodes and models.
+    #[arg(long, default_value_t = 8)]
+    profiles: usize,
     /// Seconds for which the operator is left alone and watched.
     #[arg(long, default_value_t = 120)]
     idle: u64,
@@ -51,16 +54,16 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     server.stop().await;
     let figures = figures?;
     println!(
-        "\nmachine: {}\ncommand: atlas-local scale --models {} --nodes {}\n",
+        "\nmachine: {}\ncommand: atlas-local scale --models {} --nodes {} --profiles {}\n",
         machine(),
         args.models,
-        args.nodes
+        args.nodes,
+        args.profiles
     );
     figures.print();
     let path = Path::new("target/bench/scale.json");
     std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-    let report =
-        json!({"machine": machine(), "models": args.models, "nodes": args.nodes, "figures": figures});
+    let report = json!({"machine": machine(), "models": args.models, "nodes": args.nodes, "profiles": args.profiles, "figures": figures});
     std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
     Ok(())
 }
@@ -68,7 +71,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 async fn measure(args: &Args, client: &kube::Client, proxy: &ApiProxy) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
     figures.plans();
-    let load = Load::new(client.clone(), args.models, args.nodes);
+    let load = Load::new(client.clone(), args.models, args.nodes, args.profiles);
     say("profiles, nodes and namespaces");
     load.create_surroundings().await?;
     let mut operator = Operator::start(proxy).await?;
@@ -94,6 +97,10 @@ async fn measure(args: &Args, client: &kube::Client, proxy: &ApiProxy) -> anyhow
 
     for (what, change) in [
         ("one node cordoned", json!({"spec": {"unschedulable": true}})),
+        (
+            "it is lost",
+            json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": ""}]}}),
+        ),
         ("one node's label changed", json!({"metadata": {"labels": {"amd.com/gpu.driver-version": "6.3"}}})),
     ] {
         say(what);

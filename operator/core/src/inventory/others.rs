@@ -36,6 +36,14 @@ impl OtherWorkloads {
         known.then_some(node)
     }
 
+    /// The node of a pod that holds something, or did; `None` for every other pod.
+    #[must_use]
+    pub fn node_of<'a>(&self, pod: &'a Pod) -> Option<&'a str> {
+        let node = pod.spec.as_ref()?.node_name.as_deref()?;
+        let known = self.by_node.get(node).is_some_and(|pods| pods.contains_key(&key_of(pod)));
+        (known || !extended_requests(pod).is_empty()).then_some(node)
+    }
+
     /// Nodes on which anything is held.
     pub fn nodes(&self) -> impl Iterator<Item = &str> {
         self.by_node.keys().map(String::as_str)
