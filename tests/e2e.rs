@@ -5,6 +5,11 @@
 // Helpers of tests are tests too.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "e2e/drain.rs"]
+mod drain;
+#[path = "e2e/webhook.rs"]
+mod webhook;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -50,6 +55,8 @@ async fn scenarios(stage: &mut Stage, screen: &Screen, report: &mut Report) -> R
     the_openai_client_works(stage).await?;
     a_hand_edit_is_put_back(stage).await?;
     a_younger_model_waits_for_the_card(stage).await?;
+    webhook::what_cannot_fit_is_refused_through_the_service(stage).await?;
+    drain::every_node_can_be_drained(stage).await?;
     stage.kubectl(&["delete", "atlasmodel", "-n", NAMESPACE, "code", "--timeout=60s"]).await?;
     nothing_is_left(stage).await?;
     for case in bad_inputs() {
