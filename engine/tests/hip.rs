@@ -294,7 +294,11 @@ fn a_card_that_hangs_ends_the_engine() {
 /// The embedding and twenty of thirty layers on the processor, the rest and the head on the card.
 #[test]
 fn a_model_that_exceeds_the_card_is_served_with_its_first_layers_on_the_processor() {
-    let engine = Engine::start_with("vram=380000000", &["--cpu-layers", "20"]);
+    let mut engine = Engine::start_with("vram=380000000", &["--cpu-layers", "20"]);
     let (status, answer) = engine.complete("The capital of France is", 2);
     assert_eq!((status, answer["choices"][0]["text"].as_str()), (200, Some(" Paris.")), "{answer}");
+    engine.child.kill().unwrap();
+    let log = engine.rest();
+    let at = |words: &str| log.find(words).unwrap_or_else(|| panic!("{words:?} is missing: {log}"));
+    assert!(at("expected_tokens_per_second=") < at("taking memory on the card"), "{log}");
 }

@@ -5,6 +5,7 @@ use crate::error::Fatal;
 use crate::model::{ModelConfig, ModelShape, Tensors};
 use atlas_engine_core::backend::{Backend, KvSpec};
 use atlas_engine_core::program::Heads;
+use atlas_kernels::hip::predict::{CardLimits, Split};
 use atlas_kernels::hip::{self, Card, Expected, HipBackend, Options, Sizes};
 
 fn options(arguments: &Serve) -> Options {
@@ -56,6 +57,25 @@ pub fn open(
     let arena_bytes = weight_bytes.saturating_add(kv).saturating_add(scratch);
     tracing::info!(weight_bytes, kv_cache_bytes = kv, scratch_bytes = scratch, "taking memory on the card");
     Ok(Box::new(HipBackend::open(&Options { arena_bytes: Some(arena_bytes), ..options(arguments) })?))
+}
+
+/// Tokens a second that one sequence should get, by the model of the card's data sheet and the weights' bytes; `None`
+/// for cards that it does not know.
+pub fn expected_speed(
+    arguments: &Serve,
+    tensors: &Tensors,
+    config: &ModelConfig,
+    offloaded: usize,
+) -> Option<f64> {
+    let card = Card::find(&arguments.hip.system_root).ok()?;
+    let limits = CardLimits::of(&card.gfx_target, card.vram_bytes)?;
+    let host_bytes = tensors.iter().filter(|(name, _)| layer(name).is_some_and(|layer| layer < offloaded));
+    let host_bytes = host_bytes.map(|(_, tensor)| tensor.byte_count()).sum();
+    let on_card = tensors.iter().filter(|(name, _)| !is_hosts(tensors, name, offloaded));
+    let card_bytes = on_card.map(|(_, tensor)| tensor.byte_count()).sum();
+    let split = Split { card_bytes, card_layers: config.layers.saturating_sub(offloaded), host_bytes };
+    // Two digits are as many as a prediction has.
+    Some((split.tokens_per_second(&limits) * 10.0).round() / 10.0)
 }
 
 /// Whether a tensor is the processor's alone when it takes so many first layers: the embedding goes with them, where the

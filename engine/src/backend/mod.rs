@@ -8,6 +8,7 @@ use crate::model::{ModelConfig, ModelShape, Tensors};
 use atlas_engine_core::backend::Backend;
 use atlas_kernels::CpuBackend;
 use atlas_kernels::hip::Card;
+use atlas_kernels::hip::predict::HOST_GIGABYTES_PER_SECOND;
 
 /// Devices in the order of a step, and how many layers each takes at most.
 pub type Devices = Vec<(Box<dyn Backend>, usize)>;
@@ -59,15 +60,19 @@ pub fn select(
         Choice::Cpu => Ok(vec![(cpu()?, usize::MAX)]),
         Choice::Hip => {
             let offloaded = offloaded_layers(arguments, config);
+            if offloaded > 0 {
+                tracing::warn!(
+                    layers = offloaded,
+                    of = config.layers,
+                    expected_tokens_per_second = hip::expected_speed(arguments, tensors, config, offloaded),
+                    if_memory_gives_gigabytes_per_second = HOST_GIGABYTES_PER_SECOND,
+                    "experimental: the processor takes layers, and every token waits for the machine's memory"
+                );
+            }
             let card = hip::open(arguments, tensors, config, offloaded, shape)?;
             if offloaded == 0 {
                 return Ok(vec![(card, usize::MAX)]);
             }
-            tracing::warn!(
-                layers = offloaded,
-                of = config.layers,
-                "experimental: the processor takes layers"
-            );
             Ok(vec![(cpu()?, offloaded), (card, usize::MAX)])
         }
     }

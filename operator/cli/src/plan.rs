@@ -6,7 +6,7 @@ use atlas_crds::{AtlasModel, GpuProfile, ModelSource, Tier, model::KvCacheType};
 use atlas_headers::{Guard, HeaderReader, Limits, Options};
 use atlas_operator_core::vram::{
     Calibrations, Card, ModelShape, OtherFile, OtherProfile, Question, Setting, VramPlan, available_bytes,
-    plan_vram, profile_bytes,
+    card_bytes_per_second, expected_tokens_per_second, plan_vram, profile_bytes,
 };
 use kube::ResourceExt;
 use serde::Serialize;
@@ -65,6 +65,9 @@ pub struct TierReport {
     /// The plan, where the header was read and the profile is known.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub plan: Option<VramPlan>,
+    /// What one sequence should get with layers on the CPU, where the card is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_tokens_per_second: Option<f64>,
     /// Why there is no plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -207,6 +210,7 @@ fn report_tier(tier: &Tier, profiles: &[GpuProfile], shapes: &Shapes) -> TierRep
         max_batch: tier.max_batch,
         kv_cache_type: tier.kv_cache_type,
         plan: None,
+        expected_tokens_per_second: None,
         problem: None,
     };
     let available = profile.and_then(|profile| available_bytes(&profile.spec, tier));
@@ -224,9 +228,14 @@ fn report_tier(tier: &Tier, profiles: &[GpuProfile], shapes: &Shapes) -> TierRep
         (_, _, Some(Err(problem))) => report.problem = Some(problem.clone()),
         (Some(profile), Some(available), Some(Ok((shape, other_files)))) => {
             let calibrations = Calibrations::of(profiles);
+            let setting = setting_of(tier);
+            let bandwidth =
+                card_bytes_per_second(&profile.spec.product).filter(|_| setting.offload_layers > 0);
+            report.expected_tokens_per_second =
+                bandwidth.map(|bandwidth| expected_tokens_per_second(shape, &setting, bandwidth));
             report.plan = Some(plan_vram(&Question {
                 shape,
-                setting: setting_of(tier),
+                setting,
                 card: Card { available, runtime: calibrations.runtime(profile) },
                 other_profiles: &other_profiles(tier, profiles, &calibrations),
                 other_files,

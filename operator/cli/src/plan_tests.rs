@@ -113,3 +113,16 @@ fn a_plan_is_drawn_to_the_width() {
         }
     }
 }
+
+#[test]
+fn layers_on_the_cpu_come_with_the_speed_to_expect() {
+    let mut offloaded = tier("a", "rx-7900-xtx", 1);
+    offloaded["cpuOffloadLayers"] = json!(16);
+    let all = report(json!([offloaded, tier("b", "rx-7900-xtx", 1)]));
+    // 16 layers of 124 MB each from the machine's memory, the others from the card's.
+    let speed = all.tiers[0].expected_tokens_per_second.unwrap();
+    assert!((20.0..25.0).contains(&speed), "{speed}");
+    assert_eq!(all.tiers[1].expected_tokens_per_second, None);
+    let text = render_plan(&all, &Terminal::plain(200));
+    assert!(text.contains("tokens/s where the node's memory gives 50 GB/s"), "{text}");
+}

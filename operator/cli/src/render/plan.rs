@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
-use atlas_operator_core::vram::{VramPlan, mebibytes, whole_mebibytes};
+use atlas_operator_core::vram::{HOST_BYTES_PER_SECOND, VramPlan, mebibytes, whole_mebibytes};
 
 use crate::{
     plan::{ModelReport, TierReport},
@@ -70,6 +70,14 @@ fn render_tier(out: &mut String, tier: &TierReport, terminal: &Terminal) {
     );
     if plan.experimental {
         out.push_str(&terminal.wrap("experimental: layers on the CPU answer several times slower", "  "));
+        if let Some(speed) = tier.expected_tokens_per_second {
+            let memory = HOST_BYTES_PER_SECOND / 1e9;
+            let text = format!(
+                "one sequence should get about {speed:.1} tokens/s where the node's memory gives {memory:.0} GB/s \
+                 (predicted, not measured)"
+            );
+            out.push_str(&terminal.wrap(&text, "  "));
+        }
     }
     if plan.max_context_tokens > 0 || plan.max_batch > 0 {
         let context = format!("largest context at this batch: {}", plan.max_context_tokens);

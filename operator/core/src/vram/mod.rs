@@ -9,6 +9,7 @@ mod estimate;
 mod plan;
 mod safetensors;
 mod shape;
+mod speed;
 
 pub use advice::{Advice, Change, OtherFile, OtherProfile};
 pub use atlas_format::SafetensorsError;
@@ -19,6 +20,7 @@ pub use estimate::{Need, RUNTIME_BYTES, Setting, estimate};
 pub use plan::{Card, Question, VramPlan, plan_vram};
 pub use safetensors::{read_index_bytes, read_safetensors_header};
 pub use shape::{LayerShape, ModelShape, ShapeError};
+pub use speed::{HOST_BYTES_PER_SECOND, card_bytes_per_second, expected_tokens_per_second};
 
 use atlas_crds::{GpuProfileSpec, Tier, quantity::parse_bytes};
 

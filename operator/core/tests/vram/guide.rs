@@ -2,7 +2,8 @@
 
 use atlas_crds::model::KvCacheType;
 use atlas_operator_core::vram::{
-    Card, Change, OtherFile, OtherProfile, Question, Setting, VramPlan, plan_vram,
+    Card, Change, OtherFile, OtherProfile, Question, Setting, VramPlan, card_bytes_per_second,
+    expected_tokens_per_second, plan_vram,
 };
 
 use crate::models::{
@@ -153,4 +154,17 @@ fn a_plan_reads_as_json() {
         (plan["advice"][0]["from"].as_u64(), plan["advice"][0]["to"].as_u64()),
         (Some(4096), Some(2816))
     );
+}
+
+/// The engine's model of its kernels says the same of these two (engine/kernels/src/hip/predict/split.rs).
+#[test]
+fn a_34b_is_read_by_the_card_and_a_70b_waits_for_the_machines_memory() {
+    let card = card_bytes_per_second("Radeon RX 7900 XTX").unwrap();
+    for (what, model, layers, low, high) in
+        [("34B", CODELLAMA_34B, 0, 28.0, 40.0), ("70B", LLAMA_31_70B, 42, 1.9, 2.4)]
+    {
+        let setting = Setting { offload_layers: layers, ..setting(1) };
+        let found = expected_tokens_per_second(&shape(&model.q4_k_m()), &setting, card);
+        assert!((low..high).contains(&found), "{what}: {found}");
+    }
 }

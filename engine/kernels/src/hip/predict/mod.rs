@@ -10,10 +10,12 @@
 mod model;
 mod published;
 mod report;
+mod split;
 
 pub use model::{Llama, Mix};
 pub use published::{PUBLISHED, Published};
 pub use report::report;
+pub use split::{HOST_GIGABYTES_PER_SECOND, Split, predict_split};
 
 use model::Weight;
 use std::collections::BTreeMap;

@@ -92,6 +92,20 @@ impl Llama {
         head_size: 128,
         vocabulary: 32_016,
     };
+    /// CodeLlama 34B.
+    pub const B34: Self = Self {
+        name: "CodeLlama 34B",
+        layers: 48,
+        hidden: 8192,
+        feed_forward: 22_016,
+        heads: 64,
+        kv_heads: 8,
+        vocabulary: 32_000,
+        ..Self::B13
+    };
+    /// Llama 3.1 70B.
+    pub const B70: Self =
+        Self { name: "Llama 3.1 70B", layers: 80, feed_forward: 28_672, vocabulary: 128_256, ..Self::B34 };
     /// Llama 7B.
     pub const B7: Self = Self {
         name: "Llama 7B",
@@ -172,14 +186,16 @@ impl Llama {
         Weight { format: Format::Q6K, rows: self.vocabulary, columns: self.hidden }
     }
 
+    /// Bytes of a layer's matrices.
+    pub(super) fn layer_bytes(&self, layer: u32) -> f64 {
+        let qkv: f64 = self.qkv(layer).iter().map(Weight::bytes).sum();
+        qkv + self.output().bytes() + self.gate_up().bytes() + self.down(layer).bytes()
+    }
+
     /// Bytes of weights that every step reads: all but the embedding.
     #[must_use]
     pub fn read_bytes(&self) -> f64 {
-        let layer = |layer| {
-            let qkv: f64 = self.qkv(layer).iter().map(Weight::bytes).sum();
-            qkv + self.output().bytes() + self.gate_up().bytes() + self.down(layer).bytes()
-        };
-        (0..self.layers).map(layer).sum::<f64>() + self.head().bytes()
+        (0..self.layers).map(|layer| self.layer_bytes(layer)).sum::<f64>() + self.head().bytes()
     }
 
     /// Bytes of the embedding's rows.

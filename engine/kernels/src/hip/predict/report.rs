@@ -1,7 +1,8 @@
 //! The predictions as Markdown: what `selftest --model-only` prints and docs/hardware.md carries.
 
 use super::{
-    CardLimits, GAP_MICROSECONDS, Llama, Mix, PUBLISHED, Prediction, RX_7600, RX_7900_XTX, STREAM, predict,
+    CardLimits, GAP_MICROSECONDS, HOST_GIGABYTES_PER_SECOND, Llama, Mix, PUBLISHED, Prediction, RX_7600,
+    RX_7900_XTX, STREAM, predict, predict_split,
 };
 use std::fmt::Write;
 
@@ -74,6 +75,19 @@ fn write(text: &mut String) -> std::fmt::Result {
             card.name,
             predicted / bound
         )?;
+    }
+    writeln!(
+        text,
+        "\nLarger models on the {}, one sequence, with their first layers on the processor where it says so, whose \
+         memory is assumed to give {HOST_GIGABYTES_PER_SECOND:.0} GB/s:\n",
+        RX_7900_XTX.name
+    )?;
+    writeln!(text, "| model | layers on the processor | context | predicted, tokens/s |")?;
+    writeln!(text, "|---|---|---|---|")?;
+    for (model, layers, context) in [(Llama::B34, 0, 512), (Llama::B34, 0, 4096), (Llama::B70, 42, 512)] {
+        let predicted = predict_split(&RX_7900_XTX, &model, context, layers);
+        let name = format!("{} {}", model.name, mix(model.mix));
+        writeln!(text, "| {name} | {layers} of {} | {context} | {predicted:.1} |", model.layers)?;
     }
     for (card, model, context, batch, _) in [CASES[0], CASES[1], CASES[4]] {
         let name = format!("{} {} on the {}", model.name, mix(model.mix), card.name);

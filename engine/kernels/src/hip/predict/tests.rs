@@ -14,6 +14,8 @@ fn models_weigh_what_their_files_do() {
         (Llama::B8.with(Mix::Q5KM), 5.733),
         (Llama::B7.with(Mix::Q4_0), 3.826),
         (Llama::QWEN7, 4.683),
+        (Llama::B34, 20.22),
+        (Llama::B70, 42.52),
     ] {
         let found = (model.read_bytes() + model.embedding_bytes()) / 1e9;
         assert!((found / expected - 1.0).abs() < 0.005, "{model:?}: {found} GB, {expected} expected");
