@@ -17,6 +17,7 @@ use atlas_engine_core::backend::{KvSpec, KvType};
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
 use atlas_engine_core::scheduler::PROMPT_ROWS;
 use atlas_engine_core::speculation::MAX_DRAFT;
+use atlas_format::TensorType;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -111,6 +112,14 @@ fn read(
     let began = std::time::Instant::now();
     let checkpoint = Checkpoint::open(path)?;
     let Checkpoint { config, tensors, .. } = &checkpoint;
+    let own = [TensorType::NF4, TensorType::AWQ4];
+    if arguments.backend == Choice::Cpu && tensors.iter().any(|(_, tensor)| own.contains(&tensor.tensor_type))
+    {
+        tracing::warn!(
+            "the processor has no int8 kernels for AWQ and NF4: it multiplies them as f32, several times slower than \
+             GGUF's types"
+        );
+    }
     let context_tokens = arguments.context_tokens.get();
     if context_tokens > config.trained_context {
         return Err(Fatal::Context { asked: context_tokens, trained: config.trained_context });

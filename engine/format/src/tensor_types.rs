@@ -43,7 +43,13 @@ const TYPES: &[(u32, &str, u64, u64)] = &[
     (34, "TQ1_0", 256, 54),
     (35, "TQ2_0", 256, 66),
     (39, "MXFP4", 32, 17),
+    // This project's own, made from folders of safetensors; files do not have them (engine/kernels/hip/formats.h).
+    (OWN, "NF4", 64, 36),
+    (OWN + 1, "AWQ4", 128, 68),
 ];
+
+/// Far beyond ggml's numbers.
+const OWN: u32 = 0x4154_0000;
 
 impl TensorType {
     /// 32-bit floats.
@@ -52,6 +58,10 @@ impl TensorType {
     pub const F16: Self = Self(1);
     /// The upper half of 32-bit floats.
     pub const BF16: Self = Self(30);
+    /// 4-bit quantiles of a normal distribution with an f32 scale for 64, as this project packs them.
+    pub const NF4: Self = Self(OWN);
+    /// 4-bit integers with an f16 scale and a zero point for 128, as this project packs them.
+    pub const AWQ4: Self = Self(OWN + 1);
 
     /// The type with this ggml number, known or not.
     #[must_use]

@@ -3,6 +3,8 @@
 //! Source of the layouts: ggml-common.h and ggml-quants.c of ggml. Plain loops over arrays of fixed length, which the
 //! compiler vectorises for whichever instruction set they are inlined into.
 
+use atlas_format::TensorType;
+
 /// How a row of weights is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -20,10 +22,14 @@ pub enum BlockType {
     Q4K,
     Q5K,
     Q6K,
+    /// 64 weights: an f32 scale and 32 bytes, the first weight of each in the high nibble.
+    Nf4,
+    /// 128 weights: an f16 scale, a zero point of a byte, a byte of padding, and four pieces laid out as Q4_0's.
+    Awq4,
 }
 
 impl BlockType {
-    /// Every type there is a kernel for.
+    /// ggml's types that there is a kernel for.
     pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
@@ -40,12 +46,15 @@ impl BlockType {
         Self::Q6K,
     ];
 
-    /// The type with this ggml number; `None` where there is no kernel for it.
+    /// This project's own types.
+    pub const OWN: [Self; 2] = [Self::Nf4, Self::Awq4];
+
+    /// The type with this number, ggml's or our own; `None` where there is no kernel for it.
     pub fn from_ggml(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|block| block.ggml() == number)
+        Self::ALL.into_iter().chain(Self::OWN).find(|block| block.ggml() == number)
     }
 
-    /// The number in ggml.
+    /// The number in ggml, or in this project.
     pub fn ggml(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -61,7 +70,14 @@ impl BlockType {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::Bf16 => 30,
+            Self::Nf4 => TensorType::NF4.number(),
+            Self::Awq4 => TensorType::AWQ4.number(),
         }
+    }
+
+    /// Whether cards multiply it with activations in floats rather than in int8 blocks.
+    pub fn takes_floats(self) -> bool {
+        self.is_float() || self == Self::Nf4
     }
 
     /// Whether its elements are floats, each for itself.
@@ -84,6 +100,8 @@ impl BlockType {
             Self::Q4K => (256, 144),
             Self::Q5K => (256, 176),
             Self::Q6K => (256, 210),
+            Self::Nf4 => (64, 36),
+            Self::Awq4 => (128, 68),
         }
     }
 
@@ -113,6 +131,8 @@ pub(crate) fn dequantize(block: BlockType, bytes: &[u8], out: &mut [f32]) {
         BlockType::Q4K => each(bytes, out, q4_k),
         BlockType::Q5K => each(bytes, out, q5_k),
         BlockType::Q6K => each(bytes, out, q6_k),
+        BlockType::Nf4 => each(bytes, out, nf4),
+        BlockType::Awq4 => each(bytes, out, awq4),
     }
 }
 
@@ -268,6 +288,47 @@ fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
         for i in 0..16 {
             let value = (b[low + i] >> low_shift) & 15 | (b[high + i] >> high_shift & 3) << 4;
             y[i] = d * (i32::from(value) - 32) as f32;
+        }
+    }
+}
+
+/// The quantiles that NF4 counts in (Dettmers et al. 2023, appendix E).
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+#[inline(always)]
+fn nf4(b: &[u8; 36], y: &mut [f32; 64]) {
+    let scale = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    for i in 0..32 {
+        y[2 * i] = scale * NF4[usize::from(b[4 + i] >> 4)];
+        y[2 * i + 1] = scale * NF4[usize::from(b[4 + i] & 15)];
+    }
+}
+
+#[inline(always)]
+fn awq4(b: &[u8; 68], y: &mut [f32; 128]) {
+    let (scale, zero) = (half(b, 0), i32::from(b[2]));
+    for (piece, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for i in 0..16 {
+            let byte = b[4 + piece * 16 + i];
+            y[i] = scale * (i32::from(byte & 15) - zero) as f32;
+            y[i + 16] = scale * (i32::from(byte >> 4) - zero) as f32;
         }
     }
 }

@@ -33,6 +33,7 @@ fn candle_type(block: BlockType) -> GgmlDType {
         BlockType::Q4K => GgmlDType::Q4K,
         BlockType::Q5K => GgmlDType::Q5K,
         BlockType::Q6K => GgmlDType::Q6K,
+        BlockType::Nf4 | BlockType::Awq4 => unreachable!("candle does not know it"),
     }
 }
 

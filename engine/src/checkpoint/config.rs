@@ -4,6 +4,7 @@
 //! `modeling_rope_utils.py` for what `rope_scaling` means.
 
 use super::CheckpointError;
+use super::quantized::Method;
 use crate::model::{ModelConfig, ModelError};
 use atlas_engine_core::program::Pairing;
 use serde_json::Value;
@@ -23,6 +24,8 @@ pub struct Described {
     pub rope_factors: Option<Vec<f32>>,
     /// Whether the head is the embedding.
     pub tied: bool,
+    /// How the matrices are quantized.
+    pub method: Method,
 }
 
 /// Reads `config.json`; `name` is what the model is called.
@@ -36,12 +39,10 @@ pub fn read(json: &Value, name: String) -> Result<Described, CheckpointError> {
         return Err(CheckpointError::Architecture { found: model_type });
     }
     keys.only("hidden_act", &["silu"], "the feed-forward part is built for SwiGLU")?;
-    for key in ["quantization_config", "compression_config"] {
-        if let Some(method) = keys.0.get(key).filter(|value| !value.is_null()) {
-            let method = method.get("quant_method").unwrap_or(method);
-            return Err(unsupported(key, method, "quantized folders are not built yet: use a GGUF file"));
-        }
+    if let Some(value) = keys.0.get("compression_config").filter(|value| !value.is_null()) {
+        return Err(unsupported("compression_config", value, "AWQ and NF4 are built; use a GGUF file"));
     }
+    let method = Method::read(json)?;
     let (hidden, heads) = (keys.number("hidden_size")?, keys.number("num_attention_heads")?);
     let kv_heads = keys.optional("num_key_value_heads")?.unwrap_or(heads);
     if !heads.is_multiple_of(kv_heads) {
@@ -74,7 +75,7 @@ pub fn read(json: &Value, name: String) -> Result<Described, CheckpointError> {
         trained_context: sliding_window(&keys, &model_type)?.map_or(trained, |window| window.min(trained)),
     };
     let tied = json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
-    Ok(Described { model_type, config, rope_factors: rope.factors, tied })
+    Ok(Described { model_type, config, rope_factors: rope.factors, tied, method })
 }
 
 /// Mistral's window counts where it is set, Qwen's where it is switched on.

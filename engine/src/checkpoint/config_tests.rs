@@ -78,7 +78,11 @@ fn what_would_be_computed_wrongly_is_refused_by_key() {
         ("rope_scaling", json!({"rope_type": "yarn", "factor": 4}), "\"rope_scaling\" to yarn"),
         ("rope_scaling", json!({"rope_type": "linear"}), "nothing for \"factor\""),
         ("partial_rotary_factor", json!(0.001), "number of RoPE dimensions is 0"),
-        ("quantization_config", json!({"quant_method": "gptq"}), "\"quantization_config\" to gptq"),
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq"}),
+            "\"quantization_config.quant_method\" to \"gptq\"",
+        ),
     ] {
         let message = read(&with(key, value), String::new()).unwrap_err().to_string();
         assert!(message.contains(expected), "{message:?} does not say {expected:?}");

@@ -2,13 +2,14 @@
 
 use super::config::{self, Described};
 use super::names::{HEAD, Place, place};
-use super::{Checkpoint, CheckpointError, Text};
+use super::{Checkpoint, CheckpointError, Text, repacked};
 use crate::model::{ModelError, Tensor, Tensors};
 use crate::text::tokenizer_json::Sources;
 use atlas_format::{Dtype, Safetensors, SafetensorsIndex, StoredTensor, TensorType};
 use atlas_kernels::{BlockType, MappedFile, Weights};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -72,7 +73,58 @@ fn chat_template(folder: &Path, config: &Value) -> Result<Option<String>, Checkp
     })
 }
 
-fn read_tensors(folder: &Path, described: &Described) -> Result<Tensors, CheckpointError> {
+/// A tensor of a folder, and the file that holds it.
+#[derive(Debug)]
+pub struct Stored {
+    info: StoredTensor,
+    file: Arc<MappedFile>,
+}
+
+/// The tensors of a folder, by their names.
+pub type Found = BTreeMap<String, Stored>;
+
+impl Stored {
+    /// Element type.
+    pub fn dtype(&self) -> &Dtype {
+        &self.info.dtype
+    }
+
+    /// Dimensions, slowest first.
+    pub fn shape(&self) -> Vec<usize> {
+        // A length that does not fit is no length of anything in memory.
+        self.info.shape.iter().map(|length| usize::try_from(*length).unwrap_or(0)).collect()
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        let Range { start, end } = self.info.bytes;
+        let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+        // The header was parsed from the whole file, so the range lies inside it.
+        range.and_then(|(start, end)| self.file.get(start..end)).unwrap_or_default()
+    }
+
+    /// The values of a tensor of floats.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        let (_, block) = float_type(self.dtype())?;
+        let length = self.shape().iter().product();
+        let mut values = vec![0.0; length];
+        Weights::new(block, self.bytes(), 1, length).ok()?.row(0, &mut values);
+        Some(values)
+    }
+}
+
+/// The types of a tensor of floats to files and kernels.
+fn float_type(dtype: &Dtype) -> Option<(TensorType, BlockType)> {
+    match dtype {
+        Dtype::F32 => Some((TensorType::F32, BlockType::F32)),
+        Dtype::F16 => Some((TensorType::F16, BlockType::F16)),
+        Dtype::Bf16 => Some((TensorType::BF16, BlockType::Bf16)),
+        _ => None,
+    }
+}
+
+/// Maps the folder's files, and finds every tensor once.
+fn find_tensors(folder: &Path) -> Result<Found, CheckpointError> {
     let path = folder.join(INDEX);
     let index = match std::fs::read(&path) {
         Ok(text) => {
@@ -81,82 +133,80 @@ fn read_tensors(folder: &Path, described: &Described) -> Result<Tensors, Checkpo
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(source) => return Err(CheckpointError::Open { path, source }),
     };
-    let files =
-        index.as_ref().map_or_else(|| BTreeSet::from([WEIGHTS.to_owned()]), |index| index.files.clone());
     if index.is_none() && !folder.join(WEIGHTS).exists() {
         return Err(CheckpointError::NoWeights { folder: folder.to_owned() });
     }
-    let mut builder = Builder { described, tensors: Tensors::default(), names: BTreeSet::new() };
-    for file in files {
-        let path = folder.join(file);
+    let one = || BTreeSet::from([WEIGHTS.to_owned()]);
+    let mut found = Found::new();
+    for name in index.as_ref().map_or_else(one, |index| index.files.clone()) {
+        let path = folder.join(name);
         let open = |source| CheckpointError::Open { path: path.clone(), source };
         let file = Arc::new(MappedFile::open(&path).map_err(open)?);
         let damaged = |source| CheckpointError::Header { path: path.clone(), source };
         let header = Safetensors::parse_file(&file).map_err(damaged)?;
-        header.tensors().iter().try_for_each(|tensor| builder.add(tensor, &file))?;
+        for info in header.tensors() {
+            let stored = Stored { info: info.clone(), file: file.clone() };
+            if found.insert(info.name.clone(), stored).is_some() {
+                return Err(CheckpointError::Twice { name: info.name.clone() });
+            }
+        }
     }
     let mut listed = index.iter().flat_map(|index| index.file_of.keys());
-    if let Some(name) = listed.find(|name| !builder.names.contains(*name)) {
-        return Err(ModelError::MissingTensor { name: name.clone() }.into());
+    match listed.find(|name| !found.contains_key(*name)) {
+        Some(name) => Err(ModelError::MissingTensor { name: name.clone() }.into()),
+        None => Ok(found),
+    }
+}
+
+fn read_tensors(folder: &Path, described: &Described) -> Result<Tensors, CheckpointError> {
+    let mut found = find_tensors(folder)?;
+    let mut tensors = Tensors::default();
+    let mut add = |name: &str, tensor: &mut dyn FnMut() -> Result<Tensor, CheckpointError>| {
+        match place(name) {
+            // Some tools write a tied head out.
+            Place::Tensor(gguf) if gguf == HEAD && described.tied => Ok(()),
+            Place::Needless => Ok(()),
+            Place::Tensor(gguf) => {
+                tensors.insert(gguf, tensor()?);
+                Ok(())
+            }
+            Place::None => {
+                let model_type = described.model_type.clone();
+                Err(CheckpointError::Unused { name: name.to_owned(), model_type })
+            }
+        }
+    };
+    for (name, tensor) in repacked::take(&mut found, described.method)? {
+        let mut tensor = Some(tensor);
+        add(&name, &mut || Ok(tensor.take().expect("asked for once")))?;
+    }
+    for (name, stored) in &found {
+        add(name, &mut || plain(stored))?;
     }
     if let Some(factors) = &described.rope_factors {
-        builder.tensors.insert("rope_freqs.weight".to_owned(), Tensor::of_values(factors));
+        tensors.insert("rope_freqs.weight".to_owned(), Tensor::of_values(factors));
     }
     // Without a head of its own a model would be served with its embedding.
-    if !described.tied && !builder.tensors.contains(HEAD) {
+    if !described.tied && !tensors.contains(HEAD) {
         return Err(ModelError::MissingTensor { name: "lm_head.weight".to_owned() }.into());
     }
-    Ok(builder.tensors)
+    Ok(tensors)
 }
 
-struct Builder<'a> {
-    described: &'a Described,
-    tensors: Tensors,
-    names: BTreeSet<String>,
-}
-
-impl Builder<'_> {
-    fn add(&mut self, stored: &StoredTensor, file: &Arc<MappedFile>) -> Result<(), CheckpointError> {
-        let name = &stored.name;
-        if !self.names.insert(name.clone()) {
-            return Err(CheckpointError::Twice { name: name.clone() });
+/// A tensor as it lies in its file; a vector in f32, as norms and biases are computed with.
+fn plain(stored: &Stored) -> Result<Tensor, CheckpointError> {
+    let StoredTensor { name, dtype, shape, bytes } = &stored.info;
+    let unknown = || CheckpointError::Dtype { name: name.clone(), dtype: dtype.to_string() };
+    let (tensor_type, _) = float_type(dtype).ok_or_else(unknown)?;
+    let narrow = shape.len() == 1 && tensor_type != TensorType::F32;
+    match narrow.then(|| stored.floats()).flatten() {
+        Some(values) => Ok(Tensor::of_values(&values)),
+        None => {
+            // GGUF's dimensions stand fastest first.
+            let shape = shape.iter().rev().copied().collect();
+            Ok(Tensor::new(tensor_type, shape, stored.file.clone(), bytes.clone()))
         }
-        let gguf = match place(name) {
-            // Some tools write a tied head out.
-            Place::Tensor(gguf) if gguf == HEAD && self.described.tied => return Ok(()),
-            Place::Tensor(gguf) => gguf,
-            Place::Needless => return Ok(()),
-            Place::None => {
-                let model_type = self.described.model_type.clone();
-                return Err(CheckpointError::Unused { name: name.clone(), model_type });
-            }
-        };
-        let (tensor_type, block) = match stored.dtype {
-            Dtype::F32 => (TensorType::F32, BlockType::F32),
-            Dtype::F16 => (TensorType::F16, BlockType::F16),
-            Dtype::Bf16 => (TensorType::BF16, BlockType::Bf16),
-            ref other => {
-                return Err(CheckpointError::Dtype { name: name.clone(), dtype: other.to_string() });
-            }
-        };
-        // GGUF's dimensions stand fastest first.
-        let shape: Vec<u64> = stored.shape.iter().rev().copied().collect();
-        let mut tensor = Tensor::new(tensor_type, shape, file.clone(), stored.bytes.clone());
-        if stored.shape.len() == 1 && tensor_type != TensorType::F32 {
-            tensor = widened(stored, block, file).unwrap_or(tensor);
-        }
-        self.tensors.insert(gguf, tensor);
-        Ok(())
     }
-}
-
-/// A vector in f32, as norms and biases are computed with.
-fn widened(stored: &StoredTensor, block: BlockType, file: &MappedFile) -> Option<Tensor> {
-    let range = usize::try_from(stored.bytes.start).ok()?..usize::try_from(stored.bytes.end).ok()?;
-    let length = usize::try_from(*stored.shape.first()?).ok()?;
-    let mut values = vec![0.0; length];
-    Weights::new(block, file.get(range)?, 1, length).ok()?.row(0, &mut values);
-    Some(Tensor::of_values(&values))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {

@@ -6,6 +6,8 @@
 mod config;
 mod folder;
 mod names;
+mod quantized;
+mod repacked;
 
 use crate::model::{ModelConfig, ModelError, Tensors};
 use crate::text::{TextTokenizer, TokenizerError};
@@ -153,8 +155,18 @@ pub enum CheckpointError {
         /// The tensor.
         name: String,
     },
+    /// The parts of a quantized matrix are not what they should be.
+    #[error("the quantized matrix {name:?} cannot be read: {reason}")]
+    Quantized {
+        /// The matrix.
+        name: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// A tensor's type is not served.
-    #[error("tensor {name:?} is stored as {dtype}, and weights in F32, F16 and BF16 are served")]
+    #[error(
+        "tensor {name:?} is stored as {dtype}, and weights in F32, F16 and BF16 are served, or quantized by AWQ or as NF4"
+    )]
     Dtype {
         /// The tensor.
         name: String,

@@ -18,7 +18,7 @@ use atlas_kernels::hip::{BUILT, HipBackend, Options};
 use std::path::{Path, PathBuf};
 
 #[path = "../../kernels/tests/support/mod.rs"]
-mod support;
+pub(crate) mod support;
 
 const PROMPT_TOKENS: usize = 40;
 const ANSWER_TOKENS: usize = 16;

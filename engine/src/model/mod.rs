@@ -229,4 +229,4 @@ pub enum ModelError {
 mod tests;
 
 #[cfg(all(test, feature = "hip"))]
-mod hip_tests;
+pub(crate) mod hip_tests;

@@ -10,14 +10,35 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// A tensor and its bytes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Tensor {
     /// Element type.
     pub tensor_type: TensorType,
     /// Dimensions, fastest first.
     pub shape: Vec<u64>,
-    /// The bytes; `None` where the type's size is not known.
-    bytes: Option<SharedBytes>,
+    bytes: Bytes,
+}
+
+/// Makes a tensor's bytes when it is loaded, so that no more than one is in memory twice.
+pub type Make = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
+
+enum Bytes {
+    /// Where they lie.
+    Shared(SharedBytes),
+    /// So many, to be made.
+    Made(usize, Make),
+    /// The type's size is not known.
+    Unknown,
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shared(bytes) => bytes.fmt(f),
+            Self::Made(length, _) => write!(f, "Made({length} bytes)"),
+            Self::Unknown => f.write_str("Unknown"),
+        }
+    }
 }
 
 impl Tensor {
@@ -30,7 +51,12 @@ impl Tensor {
     ) -> Self {
         let range = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
         let bytes = range.and_then(|(start, end)| SharedBytes::new(owner, start..end));
-        Self { tensor_type, shape, bytes }
+        Self { tensor_type, shape, bytes: bytes.map_or(Bytes::Unknown, Bytes::Shared) }
+    }
+
+    /// A tensor whose bytes, so many, are made when it is loaded.
+    pub fn made(tensor_type: TensorType, shape: Vec<u64>, byte_count: usize, make: Make) -> Self {
+        Self { tensor_type, shape, bytes: Bytes::Made(byte_count, make) }
     }
 
     /// A vector of f32 of its own.
@@ -42,7 +68,11 @@ impl Tensor {
 
     /// Bytes that it takes.
     pub fn byte_count(&self) -> u64 {
-        self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)
+        match &self.bytes {
+            Bytes::Shared(bytes) => bytes.len() as u64,
+            Bytes::Made(length, _) => *length as u64,
+            Bytes::Unknown => 0,
+        }
     }
 }
 
@@ -59,7 +89,7 @@ impl Tensors {
             let (tensor_type, shape) = (info.tensor_type, info.shape.clone());
             let tensor = match info.byte_range() {
                 Some(range) => Tensor::new(tensor_type, shape, file.clone(), range),
-                None => Tensor { tensor_type, shape, bytes: None },
+                None => Tensor { tensor_type, shape, bytes: Bytes::Unknown },
             };
             (info.name.clone(), tensor)
         });
@@ -130,9 +160,18 @@ impl Tensors {
 
 fn raw(name: &str, tensor: &Tensor, rows: usize, columns: usize) -> Result<RawTensor, ModelError> {
     let (name, tensor_type) = (name.to_owned(), tensor.tensor_type);
-    match &tensor.bytes {
-        Some(bytes) => Ok(RawTensor { name, tensor_type, rows, columns, bytes: bytes.clone() }),
+    let bytes = match &tensor.bytes {
+        Bytes::Shared(bytes) => Some(bytes.clone()),
+        Bytes::Made(_, make) => {
+            let made = make();
+            let length = made.len();
+            SharedBytes::new(Arc::new(made), 0..length)
+        }
         // A type of unknown size has no range: its number tells the backend's user what it is.
+        Bytes::Unknown => None,
+    };
+    match bytes {
+        Some(bytes) => Ok(RawTensor { name, tensor_type, rows, columns, bytes }),
         None => Err(ModelError::TensorSize { name, tensor_type: tensor_type.to_string() }),
     }
 }

@@ -57,6 +57,7 @@ impl CpuBackend {
             name: "cpu".to_owned(),
             tensor_types: BlockType::ALL
                 .into_iter()
+                .chain(BlockType::OWN)
                 .map(|block| TensorType::from_number(block.ggml()))
                 .collect(),
             kv_types: vec![KvType::F32, KvType::F16, KvType::Q8_0],

@@ -2,7 +2,8 @@
 //!
 //! Matrices are computed with by the kernels of [`crate::int8`]: panel by panel from the file's bytes at first, so that
 //! a model answers as soon as it is mapped; [`Weight::settle`] repacks them and lets the bytes in the file go. Types
-//! without such a kernel (Q2_K, Q3_K) are multiplied where they lie, and all are where exact products are asked for.
+//! without such a kernel (Q2_K, Q3_K, NF4, AWQ4) are multiplied where they lie, and all are where exact products are
+//! asked for.
 
 use super::check::shape;
 use crate::blocks::{BlockType, dequantize};
@@ -114,7 +115,7 @@ impl Weight {
                 let blocks = rounded.then(|| round_to_blocks(x));
                 let mut first = 0;
                 for part in parts {
-                    let x = blocks.as_deref().filter(|_| !part.block.is_float()).unwrap_or(x);
+                    let x = blocks.as_deref().filter(|_| !part.block.takes_floats()).unwrap_or(x);
                     part.weights(self.columns).multiply_into(pool, x, out, self.rows, first);
                     first += part.rows;
                 }

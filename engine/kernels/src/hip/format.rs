@@ -42,15 +42,15 @@ impl Format {
         Self::Awq4,
     ];
 
-    /// The format of a GGUF tensor's type; `None` where there is no kernel.
+    /// The format of a tensor's type; `None` where there is no kernel.
     #[must_use]
     pub fn from_tensor_type(tensor_type: TensorType) -> Option<Self> {
-        Self::ALL.into_iter().find(|format| format.tensor_type() == Some(tensor_type))
+        Self::ALL.into_iter().find(|format| format.tensor_type() == tensor_type)
     }
 
-    /// The blocks that the CPU backend knows too, as GGUF files have them; `None` for formats of safetensors files.
-    fn block_type(self) -> Option<BlockType> {
-        Some(match self {
+    /// The blocks, which the CPU backend knows too.
+    pub(crate) fn block_type(self) -> BlockType {
+        match self {
             Self::F32 => BlockType::F32,
             Self::F16 => BlockType::F16,
             Self::Bf16 => BlockType::Bf16,
@@ -62,14 +62,15 @@ impl Format {
             Self::Q4K => BlockType::Q4K,
             Self::Q5K => BlockType::Q5K,
             Self::Q6K => BlockType::Q6K,
-            Self::Nf4 | Self::Awq4 => return None,
-        })
+            Self::Nf4 => BlockType::Nf4,
+            Self::Awq4 => BlockType::Awq4,
+        }
     }
 
-    /// The GGUF type; `None` for formats of safetensors files.
+    /// The type of tensors that are stored so.
     #[must_use]
-    pub fn tensor_type(self) -> Option<TensorType> {
-        self.block_type().map(|block| TensorType::from_number(block.ggml()))
+    pub fn tensor_type(self) -> TensorType {
+        TensorType::from_number(self.block_type().ggml())
     }
 
     /// The name in kernels' names.
@@ -95,9 +96,7 @@ impl Format {
     /// Elements and bytes of a block.
     #[must_use]
     pub fn block(self) -> (usize, usize) {
-        const NF4: (usize, usize) = (64, 36);
-        const AWQ4: (usize, usize) = (128, 68);
-        self.block_type().map_or(if self == Self::Nf4 { NF4 } else { AWQ4 }, BlockType::size)
+        self.block_type().size()
     }
 
     /// Whether its products take activations as q8 blocks (dot4) rather than as floats.

@@ -216,17 +216,27 @@ impl ModelShape {
         let parameters = per_layer * layer_count + others;
         let share = u128::from(total) * u128::from(per_layer) / u128::from(parameters.max(1));
         let share = u64::try_from(share).unwrap_or(u64::MAX);
+        let linear = per_layer - 2 * hidden;
+        let (quantization, layer_bytes, other_bytes) = match repacked(config) {
+            // What the engine makes of it: blocks for the products, 16 bits for embedding and head, f32 for norms.
+            Some((name, elements, bytes)) => (
+                Some(name.to_owned()),
+                linear.div_ceil(elements).saturating_mul(bytes).saturating_add(8 * hidden),
+                2 * (others - hidden) + 4 * hidden,
+            ),
+            None => (None, share, total.saturating_sub(share.saturating_mul(layer_count))),
+        };
         let layer = LayerShape {
-            weight_bytes: share,
+            weight_bytes: layer_bytes,
             key_elements: kv_heads * head_size,
             value_elements: kv_heads * head_size,
         };
         Ok(Self {
             architecture: config.get("model_type").and_then(Json::as_str).unwrap_or("unknown").to_owned(),
-            quantization: None,
+            quantization,
             parameters,
             layers: vec![layer; usize::try_from(layer_count).unwrap_or(0)],
-            other_weight_bytes: total.saturating_sub(share.saturating_mul(layer_count)),
+            other_weight_bytes: other_bytes,
             hidden,
             feed_forward,
             query_elements: heads * head_size,
@@ -285,6 +295,17 @@ fn per_layer(header: &Gguf, key: &str, layers: u64) -> Result<Option<Vec<u64>>, 
             let value = in_bounds(u64::from(header.require_u32(key)?))?;
             Ok(Some(vec![value; count]))
         }
+    }
+}
+
+/// Name, elements and bytes of the blocks that the engine keeps quantized folders in (engine/kernels/hip/formats.h).
+fn repacked(config: &Json) -> Option<(&'static str, u64, u64)> {
+    let settings = config.get("quantization_config")?;
+    let text = |key: &str| settings.get(key).and_then(Json::as_str);
+    match (text("quant_method")?, text("bnb_4bit_quant_type")) {
+        ("awq", _) => Some(("AWQ", 128, 68)),
+        ("bitsandbytes", Some("nf4")) => Some(("NF4", 64, 36)),
+        _ => None,
     }
 }
 

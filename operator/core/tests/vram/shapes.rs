@@ -86,6 +86,26 @@ fn a_safetensors_model_plans_like_the_same_gguf() {
 }
 
 #[test]
+fn a_quantized_folder_is_planned_as_the_engine_keeps_it() {
+    for (quantization, name, bits) in [
+        (json!({"quant_method": "awq", "bits": 4}), "AWQ", 4.25),
+        (json!({"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}), "NF4", 4.5),
+    ] {
+        let config = json!({
+            "model_type": "mistral", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 32000,
+            "max_position_embeddings": 32768, "tie_word_embeddings": false, "quantization_config": quantization,
+        });
+        // What the file holds does not matter, since it is repacked.
+        let shape = ModelShape::from_config(&config, [("I32".to_owned(), 4_000_000_000)].into()).unwrap();
+        assert_eq!(shape.quantization.as_deref(), Some(name));
+        let products = f64::from(4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336);
+        assert_eq!(shape.layers[0].weight_bytes as f64, products * bits / 8.0 + 8.0 * 4096.0);
+        assert_eq!(shape.other_weight_bytes, 2 * 2 * 4096 * 32000 + 4 * 4096);
+    }
+}
+
+#[test]
 fn a_config_without_a_number_names_it() {
     let error = ModelShape::from_config(&json!({"num_hidden_layers": 32}), BTreeMap::new()).unwrap_err();
     assert!(error.to_string().contains("config.json: hidden_size"), "{error}");

@@ -101,7 +101,7 @@ impl HipBackend {
         let arena = Arena::new(&mut device, bytes)?;
         let caps = Caps {
             name: card.gfx_target.clone(),
-            tensor_types: Format::ALL.into_iter().filter_map(Format::tensor_type).collect(),
+            tensor_types: Format::ALL.into_iter().map(Format::tensor_type).collect(),
             kv_types: vec![KvType::F16, KvType::Q8_0],
             memory_bytes: Some(bytes),
         };

@@ -1,6 +1,6 @@
 //! Data for the checks: numbers that look random and are the same every time, and weights in every format.
 
-use crate::blocks::{self, BlockType};
+use crate::blocks;
 use crate::hip::format::Format;
 
 /// Numbers that look random.
@@ -77,60 +77,10 @@ pub fn half_bits(value: f32) -> u16 {
     if exponent <= 0 { sign } else { sign | (exponent as u16) << 10 | (bits >> 13 & 0x3ff) as u16 }
 }
 
-/// What weights mean, by the CPU backend's code for ggml's formats.
+/// What weights mean, by the CPU backend's code for their format.
 pub fn values(format: Format, bytes: &[u8]) -> Vec<f32> {
     let (elements, size) = format.block();
     let mut out = vec![0.0; bytes.len() / size * elements];
-    match format.tensor_type().and_then(|of| BlockType::from_ggml(of.number())) {
-        Some(block) => blocks::dequantize(block, bytes, &mut out),
-        None => {
-            for (block, out) in bytes.chunks_exact(size).zip(out.chunks_exact_mut(elements)) {
-                match format {
-                    Format::Nf4 => nf4(block, out),
-                    _ => awq4(block, out),
-                }
-            }
-        }
-    }
+    blocks::dequantize(format.block_type(), bytes, &mut out);
     out
-}
-
-/// The table of `bitsandbytes`' NF4 (Dettmers et al. 2023, appendix E).
-const NF4: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
-
-fn nf4(block: &[u8], out: &mut [f32]) {
-    let scale = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-    for (byte, out) in block[4..].iter().zip(out.chunks_exact_mut(2)) {
-        out[0] = scale * NF4[usize::from(byte >> 4)];
-        out[1] = scale * NF4[usize::from(byte & 15)];
-    }
-}
-
-fn awq4(block: &[u8], out: &mut [f32]) {
-    let mut scale = [0.0];
-    blocks::dequantize(BlockType::F16, &block[..2], &mut scale);
-    let zero = i32::from(block[2]);
-    for (bytes, out) in block[4..].chunks_exact(16).zip(out.chunks_exact_mut(32)) {
-        for (at, byte) in bytes.iter().enumerate() {
-            out[at] = scale[0] * (i32::from(byte & 15) - zero) as f32;
-            out[at + 16] = scale[0] * (i32::from(byte >> 4) - zero) as f32;
-        }
-    }
 }

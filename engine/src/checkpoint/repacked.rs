@@ -1,0 +1,113 @@
+//! Quantized matrices of a folder, gathered from the tensors that each of them is kept in.
+
+use super::CheckpointError;
+use super::folder::{Found, Stored};
+use super::quantized::{AWQ_BLOCK, Awq, Method, NF4_BLOCK, Nf4, Nf4State, is_nf4, nested_scales};
+use crate::model::{ModelError, Tensor};
+use atlas_format::{Dtype, TensorType};
+
+/// Takes the parts of quantized matrices out of what was found; the answer is the matrices by their names.
+///
+/// # Errors
+/// A part is missing, or of another shape or type than the others ask for.
+pub fn take(found: &mut Found, method: Method) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+    match method {
+        Method::Plain => Ok(Vec::new()),
+        Method::Awq { group } => stems(found, ".qweight")
+            .into_iter()
+            .map(|stem| Ok((format!("{stem}.weight"), take_awq(found, &stem, group)?)))
+            .collect(),
+        Method::Nf4 => stems(found, STATE)
+            .into_iter()
+            .map(|name| take_nf4(found, &name).map(|tensor| (name, tensor)))
+            .collect(),
+    }
+}
+
+/// What bitsandbytes appends to the name of a weight for its description.
+const STATE: &str = ".quant_state.bitsandbytes__nf4";
+
+fn stems(found: &Found, suffix: &str) -> Vec<String> {
+    found.keys().filter_map(|name| name.strip_suffix(suffix)).map(str::to_owned).collect()
+}
+
+fn part(found: &mut Found, name: String) -> Result<Stored, CheckpointError> {
+    found.remove(&name).ok_or_else(|| ModelError::MissingTensor { name }.into())
+}
+
+fn odd(name: &str, reason: &'static str) -> CheckpointError {
+    CheckpointError::Quantized { name: name.to_owned(), reason }
+}
+
+fn take_awq(found: &mut Found, stem: &str, group: usize) -> Result<Tensor, CheckpointError> {
+    let mut part = |name: &str| part(found, format!("{stem}.{name}"));
+    let (weights, zeros, scales) = (part("qweight")?, part("qzeros")?, part("scales")?);
+    let [columns, words] = weights.shape()[..] else { return Err(odd(stem, "qweight is no matrix")) };
+    if columns == 0 || words == 0 || !columns.is_multiple_of(AWQ_BLOCK.0) {
+        return Err(odd(stem, "its inputs are no multiple of 128"));
+    }
+    let group = if group == 0 { columns } else { group };
+    if !columns.is_multiple_of(group) {
+        return Err(odd(stem, "its inputs are no whole groups"));
+    }
+    let rows = words * 8;
+    let expected = [
+        (&weights, Dtype::I32, [columns, words]),
+        (&zeros, Dtype::I32, [columns / group, words]),
+        (&scales, Dtype::F16, [columns / group, rows]),
+    ];
+    if expected.iter().any(|(part, dtype, shape)| part.dtype() != dtype || part.shape() != shape) {
+        return Err(odd(stem, "qweight (I32), qzeros (I32) and scales (F16) do not go together"));
+    }
+    let shape = vec![columns as u64, rows as u64];
+    let bytes = rows * columns / AWQ_BLOCK.0 * AWQ_BLOCK.1;
+    let make = move || {
+        let [weights, zeros, scales] = [&weights, &zeros, &scales].map(Stored::bytes);
+        Awq { rows, columns, group, weights, zeros, scales }.repack()
+    };
+    Ok(Tensor::made(TensorType::AWQ4, shape, bytes, Box::new(make)))
+}
+
+fn take_nf4(found: &mut Found, name: &str) -> Result<Tensor, CheckpointError> {
+    let state = part(found, format!("{name}{STATE}"))?;
+    let state = Nf4State::read(state.bytes()).map_err(|reason| odd(name, reason))?;
+    let weights = part(found, name.to_owned())?;
+    let codes = part(found, format!("{name}.absmax"))?;
+    let map = part(found, format!("{name}.quant_map"))?.floats();
+    if !map.is_some_and(|map| is_nf4(&map)) {
+        return Err(odd(name, "its quant_map is not that of nf4"));
+    }
+    let elements = state.elements().ok_or_else(|| odd(name, "its shape is beyond any file"))?;
+    if *weights.dtype() != Dtype::U8 || weights.bytes().len() != elements / 2 {
+        return Err(odd(name, "its weights are not half a byte an element of the shape"));
+    }
+    let nested = match state.nested {
+        None => None,
+        Some(how) => {
+            let mut floats = |what: &str| part(found, format!("{name}.{what}")).map(|part| part.floats());
+            let (map, scales) = (floats("nested_quant_map")?, floats("nested_absmax")?);
+            let scales =
+                scales.filter(|scales| state.scales().is_some_and(|all| scales.len() == all.div_ceil(how.0)));
+            match (map.filter(|map| map.len() == 256), scales) {
+                (Some(map), Some(scales)) => Some((map, scales, how)),
+                _ => return Err(odd(name, "its nested scales do not go together")),
+            }
+        }
+    };
+    let (dtype, width) = if nested.is_some() { (Dtype::U8, 1) } else { (Dtype::F32, 4) };
+    if *codes.dtype() != dtype
+        || Some(codes.bytes().len()) != state.scales().and_then(|all| all.checked_mul(width))
+    {
+        return Err(odd(name, "its absmax has not one scale a block"));
+    }
+    let Nf4State { rows, columns, block, .. } = state;
+    let bytes = elements / NF4_BLOCK.0 * NF4_BLOCK.1;
+    let make = move || {
+        let scales = match &nested {
+            Some((map, scales, how)) => nested_scales(codes.bytes(), map, scales, *how),
+            None => codes.floats().unwrap_or_default(),
+        };
+        Nf4 { block, weights: weights.bytes(), scales: &scales }.repack()
+    };
+    Ok(Tensor::made(TensorType::NF4, vec![columns as u64, rows as u64], bytes, Box::new(make)))
+}
