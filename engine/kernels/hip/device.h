@@ -75,18 +75,6 @@ DEVICE float shuffle_xor(float value, int mask) {
     return __builtin_bit_cast(float, __builtin_amdgcn_ds_bpermute((lane_id() ^ mask) << 2, bits));
 }
 
-DEVICE float wave_sum(float value) {
-#pragma unroll
-    for (int mask = WAVE / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-    return value;
-}
-
-DEVICE float wave_max(float value) {
-#pragma unroll
-    for (int mask = WAVE / 2; mask > 0; mask /= 2) value = __builtin_fmaxf(value, shuffle_xor(value, mask));
-    return value;
-}
-
 // acc + the dot product of four weights (signed or unsigned bytes) with four signed bytes.
 template <bool SIGNED> DEVICE i32 dot4(u32 weights, u32 x, i32 acc) {
     return __builtin_amdgcn_sudot4(SIGNED, (int)weights, true, (int)x, acc, false);
@@ -114,6 +102,22 @@ template <class T, int ALIGN = 2> DEVICE T load(const void *from) {
 // The sixteen halves of two registers' eight.
 DEVICE f16x16 join(f16x8 low, f16x8 high) {
     return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+#endif
+
+// Over the lanes of a wave, in the same order on every card; the twin does it in one operation of its own.
+#if !defined(OWN_WAVE_OPERATIONS)
+DEVICE float wave_sum(float value) {
+#pragma unroll
+    for (int mask = WAVE / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+DEVICE float wave_max(float value) {
+#pragma unroll
+    for (int mask = WAVE / 2; mask > 0; mask /= 2) value = __builtin_fmaxf(value, shuffle_xor(value, mask));
+    return value;
 }
 
 #endif

@@ -275,7 +275,7 @@ impl Kernels {
         let (keys, values) = layer.caches()?;
         let kernels = self.attention(layer.cache).prefill;
         let kernel = kernels.iter().find(|(size, _)| *size == layer.size as usize);
-        let unknown = HipError::Bounds { what: "a head", found: layer.size.into(), needed: 128 };
+        let unknown = HipError::Bounds { what: "a head", found: layer.size.into(), needed: 256 };
         let &(_, kernel) = kernel.ok_or(unknown)?;
         let width = u64::from(layer.query_heads) * u64::from(layer.size);
         let arguments = PrefillArgs {
@@ -294,7 +294,9 @@ impl Kernels {
             scale,
             zero: 0,
         };
-        let grid = [count, layer.query_heads.div_ceil(4), 1];
+        // Two waves share a head of more than 128 elements.
+        let heads = if layer.size > 128 { 2 } else { 4 };
+        let grid = [count, layer.query_heads.div_ceil(heads), 1];
         // SAFETY: the operands have the kernel's shapes (prefill.hip).
         unsafe { device.launch(kernel, grid, &arguments) }
     }

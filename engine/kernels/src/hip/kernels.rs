@@ -10,7 +10,7 @@ use super::format::Format;
 /// Rows of activations that the matrix-vector kernels take at most.
 pub const MATVEC_ROWS: u32 = 8;
 /// Head sizes that prefill attention is compiled for, with the cache types that take them.
-pub const HEAD_SIZES: [usize; 5] = [32, 64, 80, 96, 128];
+pub const HEAD_SIZES: [usize; 6] = [32, 64, 80, 96, 128, 256];
 
 /// Tokens each matrix-vector variant takes, and the weight rows that one of its waves has.
 pub(super) const MATVEC_VARIANTS: [(u32, u32); 4] = [(1, 2), (2, 2), (4, 1), (8, 1)];

@@ -44,18 +44,6 @@ DEVICE void wave_barrier() { __syncwarp(); }
 DEVICE void hold() {}
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(EVERY_LANE, value, mask); }
 
-DEVICE float wave_sum(float value) {
-#pragma unroll
-    for (int mask = WAVE / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-    return value;
-}
-
-DEVICE float wave_max(float value) {
-#pragma unroll
-    for (int mask = WAVE / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
-    return value;
-}
-
 template <bool SIGNED> DEVICE i32 dot4(u32 weights, u32 x, i32 acc) {
     i32 sum;
     if (SIGNED) {

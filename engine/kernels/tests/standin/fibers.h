@@ -69,6 +69,7 @@ DEVICE float wave_operation(float value, fibers::Operation operation) {
     return slot;
 }
 
+#define OWN_WAVE_OPERATIONS
 DEVICE float wave_sum(float value) { return wave_operation(value, fibers::Operation::Sum); }
 DEVICE float wave_max(float value) { return wave_operation(value, fibers::Operation::Max); }
 

@@ -245,7 +245,7 @@ fn attention_layer(kv: &super::Kv, layer: u16, heads: &Heads) -> Result<Layer, D
         }
     }
     if !HEAD_SIZES.contains(&heads.size) {
-        return Err(shape("elements of a head (32, 64, 80, 96 and 128 have kernels)", heads.size, 128));
+        return Err(shape("elements of a head (32, 64, 80, 96, 128 and 256 have kernels)", heads.size, 256));
     }
     if heads.kv == 0 || !heads.query.is_multiple_of(heads.kv) {
         return Err(shape("query heads", heads.query, heads.kv));

@@ -29,10 +29,16 @@ struct Case {
 pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
     for cache in [Cache::F16, Cache::Q8] {
         let takes = |size: usize| cache.takes(size);
-        for (size, pairs, halves) in
-            [(64, 32, false), (128, 64, true), (96, 32, true), (32, 8, false), (80, 40, true)]
-                .into_iter()
-                .filter(|(size, ..)| takes(*size))
+        for (size, pairs, halves) in [
+            (64, 32, false),
+            (128, 64, true),
+            (96, 32, true),
+            (32, 8, false),
+            (80, 40, true),
+            (256, 128, true),
+        ]
+        .into_iter()
+        .filter(|(size, ..)| takes(*size))
         {
             rope_kv(bench, cache, [size, pairs], halves, tell)?;
         }
@@ -43,6 +49,8 @@ pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipEr
             (96, 1, 11, [200, 5], [1, 1]),
             (64, 2, 4, [130, 70], [4, 4]),
             (80, 2, 3, [70, 20], [1, 2]),
+            (256, 2, 4, [70, 130], [2, 1]),
+            (256, 1, 1, [63, 5], [1, 1]),
         ]
         .into_iter()
         .filter(|(size, ..)| takes(*size))
@@ -55,6 +63,8 @@ pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipEr
             (32, 2, 1, [0, 17], [1, 18]),
             (96, 1, 5, [100, 31], [7, 32]),
             (80, 2, 2, [40, 20], [17, 5]),
+            (256, 1, 3, [90, 17], [35, 18]),
+            (256, 2, 2, [15, 33], [16, 2]),
         ]
         .into_iter()
         .filter(|(size, ..)| takes(*size))
