@@ -110,8 +110,8 @@ fn version_of(object: &impl ResourceExt) -> Option<(Key, u64)> {
 #[derive(Debug, Deserialize)]
 struct List {
     metadata: Meta,
-    #[serde(default)]
-    items: Vec<Item>,
+    /// Of an empty list the API server says null.
+    items: Option<Vec<Item>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -136,8 +136,9 @@ fn find_suspects(list: List, known: &Versions) -> BTreeMap<Key, Option<u64>> {
     let mut suspects = BTreeMap::new();
     // Some versions are no numbers: nothing can be said of these.
     let Ok(taken_at) = list.metadata.resource_version.parse::<u64>() else { return suspects };
-    let mut listed = Versions::with_capacity(list.items.len());
-    for Item { metadata: Meta { name, namespace, resource_version } } in list.items {
+    let items = list.items.unwrap_or_default();
+    let mut listed = Versions::with_capacity(items.len());
+    for Item { metadata: Meta { name, namespace, resource_version } } in items {
         listed.insert((namespace, name), resource_version.parse().unwrap_or(0));
     }
     for (key, version) in &listed {
@@ -219,6 +220,7 @@ mod tests {
                     json!({"metadata": {"namespace": "ns", "name": name, "resourceVersion": version.to_string()}})
                 })
                 .collect();
+            let items = if items.is_empty() { json!(null) } else { json!(items) };
             let list =
                 serde_json::from_value(json!({"metadata": {"resourceVersion": "100"}, "items": items}))
                     .unwrap();
