@@ -287,6 +287,13 @@ fn every_api_gives_the_same_answer_in_its_own_form() {
         events.iter().filter(|event| event["type"] == "response.output_text.delta").cloned().collect();
     assert_eq!(joined(&deltas, "/delta"), text);
 
+    let long = json!({"model": "code", "max_tokens": 100_000, "messages": question});
+    let (status, refused) = engine.post("/v1/messages", &long);
+    let error = &refused["error"];
+    assert_eq!((status, &refused["type"]), (400, &json!("error")), "{refused}");
+    assert_eq!(error["type"], "invalid_request_error", "{refused}");
+    assert_eq!(error["code"], "context_length_exceeded", "{refused}");
+    assert!(error["message"].as_str().unwrap().contains("100000 for the completion"), "{refused}");
     let (status, refused) = engine.post("/v1/messages", &json!({"model": "code", "messages": question}));
     assert_eq!(
         (status, &refused["type"], &refused["error"]["param"]),

@@ -110,7 +110,9 @@ pub fn error_body(error: &ApiError) -> Value {
         _ => "api_error",
     };
     let body = error.body();
-    json!({"type": "error", "error": {"type": kind, "message": body["error"]["message"], "param": body["error"]["param"]}})
+    let body = &body["error"];
+    // `code` is not Anthropic's; gateways read it to tell a prompt that is too long from other mistakes.
+    json!({"type": "error", "error": {"type": kind, "message": body["message"], "param": body["param"], "code": body["code"]}})
 }
 
 impl Writer for MessagesWriter {
