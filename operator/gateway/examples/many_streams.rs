@@ -67,8 +67,14 @@ async fn main() -> Result<(), Failure> {
     println!("machine: {}", machine());
     println!("command: cargo run -p atlas-gateway --example many_streams -- {streams}");
     println!("streams: {streams} at once, {whole} whole");
-    println!("gateway's resident memory: idle {} MB, carrying them {} MB", idle / 1_000, carrying / 1_000);
-    println!("a stream: {} kB", carrying.saturating_sub(idle) / streams.max(1) as u64);
+    // The kernel counts in KiB.
+    let [idle, carrying] = [idle, carrying].map(|kib| kib * 1_024);
+    println!(
+        "gateway's resident memory: idle {} MB, carrying them {} MB",
+        idle / 1_000_000,
+        carrying / 1_000_000
+    );
+    println!("a stream: {} kB", carrying.saturating_sub(idle) / 1_000 / streams.max(1) as u64);
     child.kill().await?;
     if whole == streams { Ok(()) } else { Err(format!("{} streams broke", streams - whole).into()) }
 }
