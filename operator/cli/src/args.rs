@@ -159,7 +159,8 @@ pub struct FailoverArgs {
 /// `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// An AtlasModel to check instead of this machine.
+    /// An AtlasModel to check instead of this machine: its status and settings, and its engines for five seconds, best
+    /// while it is under load.
     #[arg(long)]
     pub model: Option<String>,
     /// Where the node's file system begins, for a pod that has it mounted.

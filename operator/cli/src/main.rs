@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod cluster;
 mod doctor;
+mod engines;
 mod error;
 mod explain;
 mod failover;

@@ -9,8 +9,9 @@ use crate::{
     Outcome,
     args::{Output, StatusArgs, Target},
     cluster::{Cluster, list},
+    engines::{self, Engine, EngineStatus},
     error::CliError,
-    render::render_status,
+    render::{render_cards, render_status},
     terminal::{Terminal, print_value},
 };
 
@@ -23,11 +24,16 @@ pub async fn run(args: &StatusArgs, target: &Target, terminal: &Terminal) -> Res
     let cluster = Cluster::connect(target).await?;
     loop {
         let models = fetch(args, &cluster).await?;
-        if args.watch && args.output == Output::Table {
+        let live = args.watch && args.output == Output::Table;
+        let engines = if live { ask_engines(&cluster, &models).await } else { Vec::new() };
+        if live {
             print!("{HOME}");
         }
         match (args.output, models.as_slice()) {
-            (Output::Table, models) => print!("{}", render_status(models, terminal)),
+            (Output::Table, models) => {
+                print!("{}", render_status(models, terminal));
+                print!("{}", render_cards(&engines, terminal));
+            }
             (output, [one]) if args.name.is_some() => print_value(one, output)?,
             (output, all) => print_value(&all, output)?,
         }
@@ -37,6 +43,20 @@ pub async fn run(args: &StatusArgs, target: &Target, terminal: &Terminal) -> Res
         }
         tokio::time::sleep(PERIOD).await;
     }
+}
+
+/// Asks every engine how it and its card are; a model whose pods cannot be listed shows none.
+async fn ask_engines(
+    cluster: &Cluster,
+    models: &[AtlasModel],
+) -> Vec<(Engine, Result<EngineStatus, String>)> {
+    let lists = models.iter().map(|model| engines::list(&cluster.client, model));
+    let all = futures::future::join_all(lists).await.into_iter().filter_map(Result::ok).flatten();
+    let asked = all.map(|engine| async move {
+        let answer = engines::ask_status(&cluster.client, &engine).await;
+        (engine, answer)
+    });
+    futures::future::join_all(asked).await
 }
 
 async fn fetch(args: &StatusArgs, cluster: &Cluster) -> Result<Vec<AtlasModel>, CliError> {

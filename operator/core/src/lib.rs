@@ -7,5 +7,6 @@ pub mod engine_contract;
 pub mod inventory;
 pub mod llm_config;
 pub mod routing;
+pub mod speed;
 pub mod tiers;
 pub mod vram;

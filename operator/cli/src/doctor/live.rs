@@ -77,7 +77,11 @@ pub async fn watch(
         looks.push(look(client, engine).await);
     }
     if looks.iter().all(Result::is_err) {
-        return Ok(engines.iter().zip(looks).filter_map(|(e, look)| Some(unasked(e, &look.err()?))).collect());
+        return Ok(engines
+            .iter()
+            .zip(looks)
+            .filter_map(|(e, look)| Some(unasked(e, &look.err()?)))
+            .collect());
     }
     let began = tokio::time::Instant::now();
     tokio::time::sleep(WATCHED).await;
@@ -88,15 +92,17 @@ pub async fn watch(
             (Err(reason), _) | (_, Err(reason)) => findings.push(unasked(engine, &reason)),
             (Ok((_, before)), Ok((status, after))) => {
                 let tier = model.spec.tiers.iter().find(|tier| tier.name == engine.tier);
-                let profile = tier.and_then(|tier| profiles.iter().find(|p| p.name_any() == tier.gpu_profile));
+                let profile =
+                    tier.and_then(|tier| profiles.iter().find(|p| p.name_any() == tier.gpu_profile));
                 let planned = model.status.iter().flat_map(|status| &status.tiers);
                 let planned = planned.filter(|planned| planned.name == engine.tier);
-                let planned = planned.filter_map(|planned| parse_bytes(planned.vram.as_ref()?.weights.as_ref()?));
+                let mut planned =
+                    planned.filter_map(|planned| parse_bytes(planned.vram.as_ref()?.weights.as_ref()?));
                 let weights = status.vram.as_ref().and_then(|vram| vram.weight_bytes);
                 findings.extend(judge(&Watched {
                     tier: &engine.tier,
                     product: profile.map(|profile| profile.spec.product.as_str()),
-                    weights: weights.or_else(|| planned.last()),
+                    weights: weights.or_else(|| planned.next()),
                     status,
                     seconds,
                     before,
@@ -133,14 +139,20 @@ fn judge(watched: &Watched<'_>) -> Vec<Finding> {
             "run kubectl atlas bench URL beside this command: slowness shows under load only",
         )];
     };
-    vec![speed(watched, step_seconds), batch(watched, step_tokens), cache(watched), busy(tier, watched, status)]
+    vec![
+        speed(watched, step_seconds),
+        batch(watched, step_tokens),
+        cache(watched),
+        busy(tier, watched, status),
+    ]
 }
 
 /// Tokens a second, and a step's time against what the card's memory lets expect.
 fn speed(watched: &Watched<'_>, step_seconds: f64) -> Finding {
     let Watched { tier, product, weights, status, .. } = watched;
     let tokens = watched.grown("generated_tokens_total") / watched.seconds;
-    let steps = format!("tier {tier} generates {tokens:.1} tokens/s in steps of {:.1} ms", step_seconds * 1e3);
+    let steps =
+        format!("tier {tier} generates {tokens:.1} tokens/s in steps of {:.1} ms", step_seconds * 1e3);
     if status.backend == "cpu" {
         return Finding::bad(
             "speed",
@@ -197,7 +209,8 @@ fn cache(watched: &Watched<'_>) -> Finding {
     let blocks = after.get("kv_blocks").unwrap_or(0.0).max(1.0);
     let percent = after.get("kv_used_blocks").unwrap_or(0.0) / blocks * 100.0;
     let preemptions = watched.grown("preemptions_total");
-    let found = format!("tier {tier} uses {percent:.0} % of its KV cache, {preemptions:.0} sequences gave theirs up");
+    let found =
+        format!("tier {tier} uses {percent:.0} % of its KV cache, {preemptions:.0} sequences gave theirs up");
     if preemptions > 0.0 {
         return Finding::bad(
             "KV cache",
@@ -253,7 +266,11 @@ mod tests {
             "atlas_engine_generated_tokens_total {}\natlas_engine_step_seconds_sum {}\natlas_engine_step_seconds_count {}\n\
              atlas_engine_step_tokens_sum {}\natlas_engine_step_tokens_count {}\natlas_engine_kv_blocks 100\n\
              atlas_engine_kv_used_blocks 40\n{more}",
-            100 + steps, 1.0 + seconds, 100 + steps, 100 + 2 * steps, 100 + steps
+            100 + steps,
+            1.0 + seconds,
+            100 + steps,
+            100 + 2 * steps,
+            100 + steps
         )
     }
 
@@ -291,7 +308,10 @@ mod tests {
             let found = found(status, &text);
             for (check, severity, says) in expected {
                 let hit = found.iter().find(|(name, ..)| name == check);
-                assert!(hit.is_some_and(|(_, is, text)| is == severity && text.contains(says)), "{check}: {found:?}");
+                assert!(
+                    hit.is_some_and(|(_, is, text)| is == severity && text.contains(says)),
+                    "{check}: {found:?}"
+                );
             }
         };
         // 7 GB take 13.5 ms: 15 ms a step are well, 60 are not.
@@ -300,7 +320,11 @@ mod tests {
             on_card(2, 0),
             well,
             &[
-                ("speed", Severity::Well, "40.0 tokens/s in steps of 15.0 ms, where its weights alone take 13.5 ms"),
+                (
+                    "speed",
+                    Severity::Well,
+                    "40.0 tokens/s in steps of 15.0 ms, where its weights alone take 13.5 ms",
+                ),
                 ("batch", Severity::Well, "2 of 4 requests, 0 wait, 2.0 tokens a step"),
                 ("KV cache", Severity::Well, "40 %"),
                 ("card", Severity::Well, "97 %"),
@@ -319,6 +343,10 @@ mod tests {
         );
         check(on_card(0, 0), BEFORE.to_owned(), &[("load", Severity::Unknown, "computed nothing")]);
         let cpu = EngineStatus { backend: "cpu".into(), card: None, ..on_card(1, 0) };
-        check(cpu, after(50, 3.0, ""), &[("speed", Severity::Unknown, "on the processor"), ("card", Severity::Unknown, "processor")]);
+        check(
+            cpu,
+            after(50, 3.0, ""),
+            &[("speed", Severity::Unknown, "on the processor"), ("card", Severity::Unknown, "processor")],
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! `/sys` and `/etc`.
 
 mod checks;
+mod live;
 mod log;
 mod model;
 mod node;
@@ -37,7 +38,10 @@ pub async fn run(args: &DoctorArgs, target: &Target, terminal: &Terminal) -> Res
         Some(name) => {
             let cluster = Cluster::connect(target).await?;
             let model = cluster.model(name).await?;
-            Report { about: format!("AtlasModel {name}"), findings: model::check(&model) }
+            let mut findings = model::check(&model);
+            let profiles = cluster.profiles().await?;
+            findings.extend(live::watch(&cluster.client, &model, &profiles).await?);
+            Report { about: format!("AtlasModel {name}"), findings }
         }
         None => {
             let kernel_log = match &args.kernel_log {

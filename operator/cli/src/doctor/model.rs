@@ -1,4 +1,4 @@
-//! Why a model is slow or silent, as far as its status tells.
+//! Why a model is slow or silent, as far as its status and settings tell; `live` looks at its engines.
 
 use atlas_crds::{AtlasModel, ModelCondition, quantity::parse_bytes};
 
