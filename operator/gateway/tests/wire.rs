@@ -1,0 +1,110 @@
+//! Requests as bytes: what means two things to two readers is refused, or ends its connection, and one request is one.
+
+// Helpers of tests are tests too.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use atlas_gateway::Timing;
+use support::{Engine, Gateway, Script, model, table};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// What would be answered by a 404 of its own if it were taken for a request.
+const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
+
+async fn serving(timing: Timing) -> (Engine, Gateway) {
+    let engine = Engine::start(Script::Answer("yes")).await;
+    let view = table(model(&["primary"]), vec![engine.endpoint("primary")]);
+    let gateway = Gateway::start_with(view, timing).await;
+    gateway.active(Some("primary")).await;
+    (engine, gateway)
+}
+
+/// Everything that comes back until the gateway ends the connection.
+async fn converse(gateway: &Gateway, bytes: &str) -> String {
+    let mut stream = TcpStream::connect(gateway.api).await.unwrap();
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    let mut text = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut text)).await;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    // A connection that is ended while bytes of it are unread is reset: what was answered is here all the same.
+    assert!(read.is_ok(), "the connection stays open: {bytes:?} {text}");
+    text
+}
+
+#[tokio::test]
+async fn a_request_whose_end_is_uncertain_is_refused_and_ends_its_connection() {
+    let (engine, gateway) = serving(support::timing()).await;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n";
+    let old = "POST /v1/chat/completions HTTP/1.0\r\nhost: x\r\n";
+    for (first, fields, body) in [
+        (head, "content-length: 2\r\ncontent-length: 3\r\n", "{} "),
+        (head, "content-length: +2\r\n", "{}"),
+        (head, "content-length: 2, 3\r\n", "{} "),
+        (head, "transfer-encoding: chunked, gzip\r\n", "0\r\n\r\n"),
+        (head, "transfer-encoding : chunked\r\n", "0\r\n\r\n"),
+        (head, "x-a: 1\r\n content-length: 2\r\n", "{}"),
+        (head, "x-a: 1\rcontent-length: 2\r\n", "{}"),
+        (head, "transfer-encoding: chunked\r\n", "zz\r\n{}\r\n0\r\n\r\n"),
+        (head, "transfer-encoding: chunked\r\n", "2 \n{}\r\n0\r\n\r\n"),
+        (old, "transfer-encoding: chunked\r\n", "0\r\n\r\n"),
+    ] {
+        let text = converse(&gateway, &format!("{first}{fields}\r\n{body}{SMUGGLED}")).await;
+        assert!(text.starts_with("HTTP/1.1 400 ") || text.starts_with("HTTP/1.0 400 "), "{fields:?}: {text}");
+        assert_eq!(text.matches("HTTP/1.").count(), 1, "{fields:?}: {text}");
+    }
+    assert!(engine.seen.lock().unwrap().is_empty(), "engines saw none of them");
+}
+
+/// RFC 9112, 6.1: chunks count then, and the connection is ended behind them.
+#[tokio::test]
+async fn a_request_with_both_lengths_is_the_last_of_its_connection() {
+    let (engine, gateway) = serving(support::timing()).await;
+    for fields in [
+        "content-length: 4\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\ncontent-length: 4\r\n",
+    ] {
+        let head = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{fields}\r\n");
+        let text = converse(&gateway, &format!("{head}2\r\n{{}}\r\n0\r\n\r\n{SMUGGLED}")).await;
+        assert!(text.starts_with("HTTP/1.1 200 "), "{fields:?}: {text}");
+        assert_eq!(text.matches("HTTP/1.").count(), 1, "{fields:?}: {text}");
+        let seen = std::mem::take(&mut *engine.seen.lock().unwrap()).concat();
+        assert!(seen.contains("content-length: 2\r\n") && seen.ends_with("\r\n\r\n{}"), "{seen}");
+        assert!(!seen.contains("transfer-encoding"), "the gateway frames it anew: {seen}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let timing = Timing { body_timeout: Duration::from_millis(100), ..support::timing() };
+    let (engine, gateway) = serving(timing).await;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"model\"";
+    let text = converse(&gateway, head).await;
+    assert!(text.starts_with("HTTP/1.1 408 ") && text.contains("body_timeout"), "{text}");
+    assert!(engine.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_head_without_an_end_is_refused() {
+    let (engine, gateway) = serving(support::timing()).await;
+    let mut stream = TcpStream::connect(gateway.api).await.unwrap();
+    let line = format!("x-a: {}\r\n", "a".repeat(1_000));
+    let mut sent = stream.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n").await;
+    for _ in 0..200 {
+        if sent.is_ok() {
+            sent = stream.write_all(line.as_bytes()).await;
+        }
+    }
+    let mut text = Vec::new();
+    // Where the gateway has closed with bytes unread, the answer may be lost to the reset that follows.
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut text)).await;
+    assert!(ended.is_ok(), "the connection stays open after 200 kB of headers");
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 431 "), "{text}");
+    assert!(engine.seen.lock().unwrap().is_empty());
+}
