@@ -286,6 +286,8 @@ pub struct Requests {
     /// Largest request body.
     #[schemars(schema_with = "crate::schema::memory")]
     pub max_body_bytes: Quantity,
+    /// Whether clients may say by `priority` how urgent a request is; otherwise the gateways take that field out.
+    pub client_priority: bool,
 }
 
 /// Who may ask.
@@ -355,6 +357,7 @@ impl Default for Requests {
             timeout: time::Duration::from_secs(300).into(),
             queue: 64,
             max_body_bytes: Quantity("8Mi".into()),
+            client_priority: false,
         }
     }
 }

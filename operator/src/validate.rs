@@ -201,9 +201,6 @@ pub fn validate(model: &AtlasModel, profiles: &[Arc<GpuProfile>]) -> Result<Vali
     let mut not_implemented = |field: &str, value: &str, remedy| {
         refusals.push(Refusal::NotImplemented { field: field.to_owned(), value: value.to_owned(), remedy });
     };
-    if spec.resume.across_models {
-        not_implemented("resume.acrossModels", "true", "set it to false");
-    }
     let service_type = match spec.expose.type_ {
         ExposeType::ClusterIP => "ClusterIP",
         ExposeType::NodePort => "NodePort",

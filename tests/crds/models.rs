@@ -42,7 +42,7 @@ pub const CASES: &[Case] = &[
             ("/spec/tiers/1/replicas", "null"),
             ("/spec/failover", "{mode: Auto, unhealthyAfter: 1s, failbackAfter: 60s}"),
             ("/spec/rollout", "{strategy: ShiftThenRecreate, drainTimeout: 300s, readyTimeout: 3600s}"),
-            ("/spec/requests", "{timeout: 300s, queue: 64, maxBodyBytes: 8Mi}"),
+            ("/spec/requests", "{timeout: 300s, queue: 64, maxBodyBytes: 8Mi, clientPriority: false}"),
             ("/spec/resume", "{acrossModels: false}"),
             ("/spec/expose", "{type: ClusterIP}"),
             ("/spec/access", "null"),

@@ -121,13 +121,6 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
             &["s3://b/k.gguf"],
         ),
         (
-            "resume",
-            with("maxBatch", 1.into()),
-            json!({"resume": {"acrossModels": true}}),
-            "NotImplemented",
-            &["resume.acrossModels"],
-        ),
-        (
             "route",
             with("maxBatch", 1.into()),
             json!({"expose": {"type": "HTTPRoute"}}),

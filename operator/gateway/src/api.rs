@@ -100,26 +100,27 @@ impl Api {
         let largest = || view.configs.values().map(|model| model.max_body_bytes).max().unwrap_or_default();
         let limit = named_by_host.map_or_else(largest, |model| model.max_body_bytes);
         let body = read_body(incoming, limit, self.timing).await?;
-        let body_head = BodyHead::parse(&body);
+        let (body_head, body) = BodyHead::of(body);
+        let id = body_head.model.as_deref();
+        let config = identify::identify(&view.configs, named_by_host, id)?;
+        let body = if config.client_priority { body } else { body_head.without_priority(body) };
         let needs = Needs::of(&head.method, path, &body_head, &body);
-        let id = body_head.model;
-        let config = identify::identify(&view.configs, named_by_host, id.as_deref())?;
         // Both maps are made from one table, so the model is there.
         let Some(model) = view.models.get(&config.name) else {
-            return Err(ApiError::ModelNotFound { id, available: Vec::new() });
+            return Err(ApiError::ModelNotFound { id: body_head.model, available: Vec::new() });
         };
         let running = self.metrics.begin(&config.name);
         model.count(|counts| &counts.total);
-        let checked = self.admit(config, &view, &head.headers, body.len()).and_then(|(wishes, admitted)| {
-            Ok((forward::required_tier(model, &wishes)?, wishes.timeout, admitted))
-        });
+        let checked = self
+            .admit(config, &view, &head.headers, body.len())
+            .and_then(|(wishes, admitted)| Ok((forward::required_tier(model, &wishes)?, wishes, admitted)));
         let response = match checked {
             Err(error) => {
                 self.metrics.answered(&config.name, None, error.status());
                 error.into_response(Dialect::of(path))
             }
-            Ok((required_tier, timeout, Admitted { caller, running })) => {
-                let limit = timeout.map_or(config.timeout, |timeout| timeout.min(config.timeout));
+            Ok((required_tier, wishes, Admitted { caller, running })) => {
+                let limit = wishes.timeout.map_or(config.timeout, |timeout| timeout.min(config.timeout));
                 let call = Call {
                     model: Arc::clone(model),
                     metrics: Arc::clone(&self.metrics),
@@ -129,6 +130,7 @@ impl Api {
                     body,
                     needs,
                     required_tier,
+                    across_models: wishes.across_models.unwrap_or(config.across_models),
                     caller,
                     _running: running,
                     place: OnceLock::new(),

@@ -39,6 +39,8 @@ pub struct Call {
     pub needs: Needs,
     /// The only tier that may answer, where the client wants that.
     pub required_tier: Option<String>,
+    /// Whether an engine of another model may go on with its broken stream.
+    pub across_models: bool,
     /// Who asks, where the model wants to know; else empty.
     pub caller: String,
     /// Counts it among the caller's.

@@ -280,12 +280,12 @@ fn judge(call: &Arc<Call>, endpoint: &Arc<Endpoint>, reached: Reached) -> Outcom
         Content::Whole(bytes) => body::whole(bytes),
         Content::Stream(upstream) => Relay::body(Arc::clone(call), upstream, Arc::clone(endpoint), rest),
     };
-    let (tier, config) = (&endpoint.config.tier, call.model.config());
-    let display_model =
-        config.tiers.iter().find(|known| known.name == *tier).map(|tier| tier.display_model.as_str());
+    let tier = &endpoint.config.tier;
+    let config = call.model.config();
+    let display_model = config.display_model(tier);
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    *response.headers_mut() = headers::for_client(&parts.headers, tier, display_model.unwrap_or_default());
+    *response.headers_mut() = headers::for_client(&parts.headers, tier, display_model);
     if too_long {
         Outcome::TooLong(response)
     } else if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {

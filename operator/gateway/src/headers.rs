@@ -16,6 +16,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const REQUIRE_TIER: HeaderName = HeaderName::from_static("x-atlas-require-tier");
 const NO_FALLBACK: HeaderName = HeaderName::from_static("x-atlas-no-fallback");
+const ACROSS_MODELS: HeaderName = HeaderName::from_static("x-atlas-resume-across-models");
 const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-atlas-timeout-ms");
 
 /// Headers that belong to one connection only (RFC 9110, 7.6.1), or that the gateway has dealt with itself.
@@ -47,6 +48,8 @@ pub struct Wishes {
     pub no_fallback: bool,
     /// A shorter limit than the model's own.
     pub timeout: Option<Duration>,
+    /// Whether a broken stream may go on at another model; else the model's own word counts.
+    pub across_models: Option<bool>,
 }
 
 impl Wishes {
@@ -67,15 +70,19 @@ impl Wishes {
                 _ => return Err(bad("x-atlas-timeout-ms", &value, "a positive number of milliseconds")),
             },
         };
-        let no_fallback = match text(&NO_FALLBACK).as_deref().map(str::trim) {
-            None | Some("false" | "0") => false,
-            Some("true" | "1") => true,
-            Some(value) => return Err(bad("x-atlas-no-fallback", value, "true or false")),
+        let flag = |name: &HeaderName, told| match text(name).as_deref().map(str::trim) {
+            None => Ok(None),
+            Some("false" | "0") => Ok(Some(false)),
+            Some("true" | "1") => Ok(Some(true)),
+            Some(value) => Err(bad(told, value, "true or false")),
         };
+        let no_fallback = flag(&NO_FALLBACK, "x-atlas-no-fallback")?.unwrap_or(false);
+        let across_models = flag(&ACROSS_MODELS, "x-atlas-resume-across-models")?;
         Ok(Self {
             require_tier: text(&REQUIRE_TIER).map(|tier| tier.trim().to_owned()),
             no_fallback,
             timeout,
+            across_models,
         })
     }
 }
@@ -173,16 +180,21 @@ mod tests {
             ("x-atlas-require-tier", "primary"),
             ("x-atlas-no-fallback", "true"),
             ("x-atlas-timeout-ms", "250"),
+            ("x-atlas-resume-across-models", "1"),
         ]));
         let expected = Wishes {
             require_tier: Some("primary".into()),
             no_fallback: true,
             timeout: Some(Duration::from_millis(250)),
+            across_models: Some(true),
         };
         assert_eq!(wishes.unwrap(), expected);
-        for bad in
-            [("x-atlas-timeout-ms", "0"), ("x-atlas-timeout-ms", "soon"), ("x-atlas-no-fallback", "maybe")]
-        {
+        for bad in [
+            ("x-atlas-timeout-ms", "0"),
+            ("x-atlas-timeout-ms", "soon"),
+            ("x-atlas-no-fallback", "maybe"),
+            ("x-atlas-resume-across-models", ""),
+        ] {
             assert!(Wishes::parse(&map(&[bad])).is_err(), "{bad:?}");
         }
     }

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
@@ -24,6 +25,7 @@ pub struct BodyHead {
     pub max_completion_tokens: Option<Value>,
     /// Its name in `/v1/responses`.
     pub max_output_tokens: Option<Value>,
+    priority: Option<IgnoredAny>,
     return_token_ids: Option<IgnoredAny>,
     resume_tokens: Option<IgnoredAny>,
     resume: Option<IgnoredAny>,
@@ -41,6 +43,38 @@ impl BodyHead {
     #[must_use]
     pub fn parse(body: &[u8]) -> Self {
         if body.is_empty() { Self::default() } else { serde_json::from_slice(body).unwrap_or_default() }
+    }
+
+    /// Reads the head of a body, which is written anew where it names a field twice: engines take the last one, and
+    /// what is read here must be what they read.
+    #[must_use]
+    pub fn of(body: Bytes) -> (Self, Bytes) {
+        if body.is_empty() {
+            return (Self::default(), body);
+        }
+        match serde_json::from_slice(&body) {
+            Ok(head) => (head, body),
+            Err(_) => {
+                match serde_json::from_slice::<Value>(&body).ok().and_then(|v| serde_json::to_vec(&v).ok()) {
+                    Some(single) => (Self::parse(&single), single.into()),
+                    None => (Self::default(), body),
+                }
+            }
+        }
+    }
+
+    /// The body without the field that says how urgent it is: among clients that share engines, each would say very.
+    #[must_use]
+    pub fn without_priority(&self, body: Bytes) -> Bytes {
+        if self.priority.is_none() {
+            return body;
+        }
+        let without =
+            serde_json::from_slice::<serde_json::Map<String, Value>>(&body).ok().and_then(|mut fields| {
+                fields.remove("priority");
+                serde_json::to_vec(&fields).ok()
+            });
+        without.map_or(body, Bytes::from)
     }
 
     /// Whether it holds a field that is between gateway and engine only.
@@ -141,6 +175,8 @@ mod tests {
             failback_after: Duration::ZERO,
             timeout: Duration::ZERO,
             queue: 0,
+            across_models: false,
+            client_priority: false,
             max_body_bytes: 0,
         };
         names.iter().map(|entry| (entry.0.to_owned(), Arc::new(config(entry)))).collect()
@@ -190,6 +226,34 @@ mod tests {
         check(&one, Some("localhost:1"), None, Ok("code"));
         check(&one, None, Some("gpt-4"), Err(&["code", "gpt-patch"]));
         check(&none, None, None, Err(&[]));
+    }
+
+    #[test]
+    fn how_urgent_a_request_is_stays_here_however_it_is_written() {
+        let check = |body: &'static str, expected: &str| {
+            let (head, body) = BodyHead::of(Bytes::from_static(body.as_bytes()));
+            assert_eq!(head.model.as_deref(), Some("code"), "{body:?}");
+            let sent = head.without_priority(body);
+            let value = |text: &[u8]| serde_json::from_slice::<Value>(text).unwrap();
+            assert_eq!(value(&sent), value(expected.as_bytes()));
+        };
+        check(r#"{"model": "code", "n": 1}"#, r#"{"model": "code", "n": 1}"#);
+        check(r#"{"model": "code", "priority": -5}"#, r#"{"model": "code"}"#);
+        check(r#"{"model": "code", "\u0070riority": "x"}"#, r#"{"model": "code"}"#);
+        check(r#"{"model": "code", "priority": 1, "priority": 2}"#, r#"{"model": "code"}"#);
+        check(
+            r#"{"model": "chat", "model": "code", "priority": null}"#,
+            r#"{"model": "code", "priority": null}"#,
+        );
+        // What was not touched is sent byte for byte.
+        let same = Bytes::from_static(b"{\"model\":  \"code\"}");
+        let (head, body) = BodyHead::of(same.clone());
+        assert_eq!((head.without_priority(body.clone()), body), (same.clone(), same));
+        for broken in ["{", "[1]", "{\"model\": 1, \"model\": 2"] {
+            let broken = Bytes::from_static(broken.as_bytes());
+            let (head, body) = BodyHead::of(broken.clone());
+            assert_eq!((head.model.clone(), head.without_priority(body)), (None, broken));
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod body;
 mod budget;
 mod call;
 mod config;
+mod crossing;
 mod detached;
 mod dialect;
 mod error;

@@ -165,8 +165,8 @@ impl Metrics {
     }
 
     /// A stream broke, and another engine went on or none did.
-    pub fn resumed(&self, model: &str, found: bool) {
-        self.resumes.with_label_values(&[model, if found { "resumed" } else { "failed" }]).inc();
+    pub fn resumed(&self, model: &str, outcome: &str) {
+        self.resumes.with_label_values(&[model, outcome]).inc();
     }
 
     /// An attempt was ended because its engine was lost.

@@ -17,11 +17,12 @@ use crate::{
     attempt::{Reached, Upstream},
     body::{AnswerBody, BrokenOff},
     call::Call,
+    crossing::{Crossing, Story},
     error::StreamError,
     events::{self, EventCutter},
     health::endpoint::{Endpoint, InFlight, Loss},
     metrics::Running,
-    resume,
+    resume::{self, Among},
     transcript::{Taken, Transcript},
 };
 
@@ -32,9 +33,24 @@ pub struct Relay {
     cutter: EventCutter,
     /// What the client has, where another engine could go on.
     transcript: Option<Transcript>,
+    /// What it takes to go on at an engine of another model, where that is allowed.
+    across: Option<Box<Across>>,
     events: bool,
     deadline: Pin<Box<Sleep>>,
     _running: Running,
+}
+
+/// What it takes to go on at an engine of another model.
+#[derive(Default)]
+struct Across {
+    /// What the client has, as text.
+    story: Story,
+    /// How the other model's events become parts of the stream, once it goes on.
+    crossing: Option<Crossing>,
+    /// What its request was.
+    request: Bytes,
+    /// What is told before the next event.
+    told: Bytes,
 }
 
 /// Where the stream comes from now.
@@ -78,6 +94,7 @@ impl Relay {
         let relay = Self {
             cutter: EventCutter::new(events),
             transcript: (events && has_ids).then(Transcript::default),
+            across: (events && has_ids && call.across_models).then(Box::default),
             events,
             deadline: Box::pin(tokio::time::sleep_until(call.deadline)),
             _running: call.metrics.begin(&endpoint.config.model),
@@ -154,33 +171,82 @@ impl Relay {
     /// Finds another engine that goes on behind what the client has.
     async fn go_on(&mut self, broken: Source) -> bool {
         let Some(transcript) = &self.transcript else { return false };
-        let Some(body) = transcript.resumed_body(&self.call.body) else { return false };
         let endpoint = Arc::clone(&broken.endpoint);
         // Closed before anything is sent elsewhere: the old engine may still be generating.
         drop(broken);
         self.cutter.rest();
-        // On the heap, since few streams break and every one would keep room for it.
-        let resumed = Box::pin(resume::go_on(&self.call, &endpoint, body)).await;
         let (model, tokens) = (&endpoint.config.model, transcript.tokens());
-        self.call.metrics.resumed(model, resumed.is_some());
-        if resumed.is_some() {
+        let among = if self.across.is_some() { Among::SameNow } else { Among::Same };
+        let crossed = self.across.as_ref().filter(|across| across.crossing.is_some());
+        let request = crossed.map_or(&self.call.body, |across| &across.request);
+        // On the heap, since few streams break and every one would keep room for it.
+        let resumed = match transcript.resumed_body(request) {
+            Some(body) => Box::pin(resume::go_on(&self.call, &endpoint, body, among)).await,
+            None => None,
+        };
+        let (outcome, source) = match resumed {
+            Some((source, _)) => ("resumed", Some(source)),
+            None => match Box::pin(self.cross(&endpoint)).await {
+                Some(source) => ("crossed", Some(source)),
+                None => ("failed", None),
+            },
+        };
+        self.call.metrics.resumed(model, outcome);
+        if source.is_some() {
             self.call.model.count(|counts| &counts.resumed);
         }
-        debug!(%model, tokens, found = resumed.is_some(), "a stream broke");
-        self.source = resumed;
+        debug!(%model, tokens, outcome, "a stream broke");
+        self.source = source;
         self.source.is_some()
+    }
+
+    /// Finds an engine of another model that goes on behind the text, where the client allows that.
+    async fn cross(&mut self, broken: &Arc<Endpoint>) -> Option<Source> {
+        let (across, transcript) = (self.across.as_mut()?, self.transcript.as_mut()?);
+        let identity = transcript.identity()?;
+        let (identity, before) = match &across.crossing {
+            Some(crossing) => ((crossing.id.clone(), crossing.created), crossing.tokens),
+            None => (identity, 0),
+        };
+        let tokens = before + transcript.tokens() as u64;
+        let body = across.story.crossed_body(&self.call.body, tokens)?;
+        let (source, endpoint) = resume::go_on(&self.call, broken, body.clone(), Among::Others).await?;
+        let tier = endpoint.config.tier.as_str();
+        across.told = Crossing::comment(tier, self.call.model.config().display_model(tier));
+        across.crossing = Some(Crossing::new(&across.story, identity, tokens));
+        across.request = body;
+        *transcript = Transcript::default();
+        Some(source)
     }
 
     fn pass(&mut self, data: Bytes) -> Passed {
         let whole = self.cutter.cut(data);
         let Some(transcript) = self.transcript.as_mut() else { return Passed::Bytes(whole) };
-        let mut passed = BytesMut::new();
+        let mut across = self.across.as_deref_mut();
+        let told = across.as_mut().map(|across| std::mem::take(&mut across.told));
+        let mut passed = BytesMut::from(told.unwrap_or_default());
         for event in events::split(whole) {
-            match transcript.take(event) {
-                Taken::Pass(event) if passed.is_empty() => passed = BytesMut::from(event),
-                Taken::Pass(event) => passed.extend_from_slice(&event),
-                Taken::Drop => {}
+            let event = match transcript.take(event) {
+                Taken::Pass(event) => event,
+                Taken::Drop => continue,
                 Taken::Failed(words) => return Passed::Failed { before: passed.freeze(), words },
+            };
+            let event = match across.as_mut() {
+                None => event,
+                Some(across) => {
+                    let rewritten = match &mut across.crossing {
+                        Some(crossing) => crossing.rewrite(event),
+                        None => Some(event),
+                    };
+                    let Some(event) = rewritten else { continue };
+                    across.story.take(&event);
+                    event
+                }
+            };
+            if passed.is_empty() {
+                passed = BytesMut::from(event);
+            } else {
+                passed.extend_from_slice(&event);
             }
         }
         Passed::Bytes(passed.freeze())

@@ -1,6 +1,6 @@
-//! Finds an engine of the same model that goes on with a broken stream.
+//! Finds an engine that goes on with a broken stream.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -16,17 +16,34 @@ use crate::{
 /// Engines that are asked for one break.
 const MAX_ATTEMPTS: usize = 8;
 
-/// Sends the resumed request to engines that serve the same model file, until one goes on. The broken endpoint itself
-/// is asked again only after something about the endpoints changed: a lost connection is not yet a lost engine.
-pub async fn go_on(call: &Arc<Call>, broken: &Arc<Endpoint>, body: Bytes) -> Option<Source> {
+/// Which engines are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    /// Those that serve the same model file, as soon as there is one.
+    Same,
+    /// The same, but none is waited for.
+    SameNow,
+    /// Those that serve another one.
+    Others,
+}
+
+/// Sends the request that goes on to engines, until one does. The broken endpoint itself is asked again only after
+/// something about the endpoints changed: a lost connection is not yet a lost engine.
+pub async fn go_on(
+    call: &Arc<Call>,
+    broken: &Arc<Endpoint>,
+    body: Bytes,
+    among: Among,
+) -> Option<(Source, Arc<Endpoint>)> {
     let model_file = broken.facts().model_file.clone()?;
-    let hold_until = call.deadline.min(Instant::now() + call.model.timing.resume_hold);
+    let hold = if among == Among::SameNow { Duration::ZERO } else { call.model.timing.resume_hold };
+    let hold_until = call.deadline.min(Instant::now() + hold);
     let mut routes = call.model.routes();
     let mut tried = vec![Arc::clone(broken)];
     for _ in 0..MAX_ATTEMPTS {
         let view = Arc::clone(&routes.borrow_and_update());
         let chosen = view.choose(&call.needs, |endpoint| {
-            endpoint.facts().model_file.as_ref() == Some(&model_file)
+            (endpoint.facts().model_file.as_ref() == Some(&model_file)) == (among != Among::Others)
                 && endpoint.takes_resume()
                 && call.required_tier.as_ref().is_none_or(|tier| *tier == endpoint.config.tier)
                 && !tried.iter().any(|other| Arc::ptr_eq(other, endpoint))
@@ -45,7 +62,7 @@ pub async fn go_on(call: &Arc<Call>, broken: &Arc<Endpoint>, body: Bytes) -> Opt
                 let (parts, content, rest) = Rest::split(reached);
                 match content {
                     Content::Stream(upstream) if parts.status.is_success() && upstream.events => {
-                        return Some(rest.into_source(upstream, endpoint));
+                        return Some((rest.into_source(upstream, Arc::clone(&endpoint)), endpoint));
                     }
                     // It does not know the contract, or cannot go on from there: nor can another one of its kind.
                     _ if parts.status.is_client_error() && parts.status != StatusCode::TOO_MANY_REQUESTS => {

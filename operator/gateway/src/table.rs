@@ -40,6 +40,10 @@ pub struct ModelConfig {
     pub unhealthy_after: Duration,
     /// Unbroken health after which traffic returns to a better tier.
     pub failback_after: Duration,
+    /// Whether an engine of another model may go on with a broken stream, where the client does not say.
+    pub across_models: bool,
+    /// Whether clients may say how urgent a request is.
+    pub client_priority: bool,
     /// Longest time of a request.
     pub timeout: Duration,
     /// Requests that may wait for an engine, per engine.
@@ -92,6 +96,13 @@ impl ModelConfig {
         std::iter::once(self.name.as_str()).chain(self.aliases.iter().map(String::as_str))
     }
 
+    /// The model file of a tier, for `x-atlas-model`; empty where there is no such tier.
+    #[must_use]
+    pub fn display_model(&self, tier: &str) -> &str {
+        let known = self.tiers.iter().find(|known| known.name == tier);
+        known.map_or("", |known| known.display_model.as_str())
+    }
+
     /// Reads what the gateway needs of an AtlasModel.
     #[must_use]
     pub fn from_model(model: &AtlasModel) -> Self {
@@ -121,6 +132,8 @@ impl ModelConfig {
             active_tier_hint: model.status.as_ref().and_then(|status| status.active_tier.clone()),
             unhealthy_after: Duration::from(spec.failover.unhealthy_after),
             failback_after: Duration::from(spec.failover.failback_after),
+            across_models: spec.resume.across_models,
+            client_priority: spec.requests.client_priority,
             timeout: Duration::from(spec.requests.timeout),
             queue: usize::try_from(spec.requests.queue).unwrap_or(0),
             max_body_bytes: max_body_bytes.and_then(|b| usize::try_from(b).ok()).unwrap_or(8 << 20),

@@ -113,6 +113,15 @@ impl Transcript {
         self.choices.values().map(|choice| choice.ids.len()).sum()
     }
 
+    /// Id and time of the stream, once they are known; `None` too where it must not go on.
+    #[must_use]
+    pub fn identity(&self) -> Option<(String, u64)> {
+        if self.unclear {
+            return None;
+        }
+        Some((self.id.clone()?, self.created?))
+    }
+
     /// The request that goes on behind what the client has; `None` where that is not known.
     #[must_use]
     pub fn resumed_body(&self, body: &[u8]) -> Option<Bytes> {

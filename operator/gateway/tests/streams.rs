@@ -85,6 +85,69 @@ async fn a_stream_of_another_model_does_not_go_on() {
     assert!(fallback.seen.lock().unwrap().is_empty());
 }
 
+/// A stream of three tokens breaks, and only the other tier's model is left.
+async fn broken_across(headers: &[(&str, &str)], by_spec: bool) -> (support::Answer, String, Gateway) {
+    let primary = Engine::start(Script::Tokens(TOKENS)).await;
+    let fallback = Engine::start(Script::Tokens(Tokens { model_file: "other", ..TOKENS })).await;
+    let endpoints = vec![primary.endpoint("primary"), fallback.endpoint("fallback")];
+    let mut config = model(&["primary", "fallback"]);
+    config.failback_after = Duration::from_secs(60);
+    config.across_models = by_spec;
+    let gateway = Gateway::start(table(config, endpoints)).await;
+    all_healthy(&gateway, 2).await;
+    gateway.active(Some("primary")).await;
+    primary.now(Script::BreakOnceWithIds);
+    let body = r#"{"model": "code", "stream": true, "max_tokens": 20, "messages": [{"role": "user", "content": "Hi"}]}"#;
+    let answer = gateway.ask_with(headers, body).await;
+    let seen = fallback.seen.lock().unwrap().concat();
+    (answer, seen, gateway)
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_at_another_model_where_that_was_asked_for() {
+    let asked: &[(&str, &str)] = &[("x-atlas-resume-across-models", "true")];
+    for (headers, by_spec) in [(asked, false), (&[][..], true)] {
+        let (answer, seen, gateway) = broken_across(headers, by_spec).await;
+        assert_eq!((answer.status, answer.tier()), (StatusCode::OK, "primary"));
+        // What the second model says is its own; here it begins to count anew behind what it was given.
+        assert_eq!(joined(&answer.text), format!("t0 t1 t2 {}", TOKENS.text()), "{}", answer.text);
+        let told = ": x-atlas-tier: fallback\n: x-atlas-model: fallback-file\n\n";
+        assert_eq!(answer.text.matches(told).count(), 1, "{}", answer.text);
+        assert!(answer.text.ends_with("data: [DONE]\n\n"), "{}", answer.text);
+        let sent: serde_json::Value = serde_json::from_str(seen.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let messages = serde_json::json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "t0 t1 t2"}]);
+        assert_eq!((&sent["messages"], &sent["max_tokens"]), (&messages, &17.into()), "{sent}");
+        assert_eq!(sent["continue_final_message"], true);
+        let page = get(gateway.internal, "/metrics").await.1;
+        let crossed = r#"atlas_gateway_resumes_total{model="code",outcome="crossed"} 1"#;
+        assert!(String::from_utf8_lossy(&page).contains(crossed), "{}", String::from_utf8_lossy(&page));
+    }
+}
+
+#[tokio::test]
+async fn a_client_may_refuse_another_model_where_the_specification_allows_it() {
+    let (answer, seen, _gateway) = broken_across(&[("x-atlas-resume-across-models", "false")], true).await;
+    assert!(answer.text.contains("stream_interrupted"), "{}", answer.text);
+    assert!(seen.is_empty(), "{seen}");
+}
+
+#[tokio::test]
+async fn how_urgent_a_request_is_reaches_engines_only_where_the_model_allows_it() {
+    for (allowed, expected) in
+        [(false, r#"{"model":"code"}"#), (true, r#"{"model": "code", "priority": -9}"#)]
+    {
+        let engine = Engine::start(Script::Answer("yes")).await;
+        let mut config = model(&["primary"]);
+        config.client_priority = allowed;
+        let gateway = Gateway::start(table(config, vec![engine.endpoint("primary")])).await;
+        gateway.active(Some("primary")).await;
+        let answer = gateway.ask_with(&[], r#"{"model": "code", "priority": -9}"#).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+        let seen = engine.seen.lock().unwrap().concat();
+        assert!(seen.ends_with(expected), "{seen}");
+    }
+}
+
 #[tokio::test]
 async fn an_engine_without_the_contract_serves_streams_all_the_same() {
     let (engines, gateway) = replicas([Script::BreakMidStream, Script::BreakMidStream]).await;

@@ -47,6 +47,7 @@ fn changes() -> Vec<Vec<(&'static str, Value)>> {
         one("/requests/timeout", json!("30s")),
         one("/requests/queue", json!(3)),
         one("/requests/maxBodyBytes", json!("3Mi")),
+        one("/requests/clientPriority", json!(true)),
         one("/access", json!({"apiKeysSecret": "keys"})),
         one("/resume/acrossModels", json!(true)),
         one("/expose/type", json!("NodePort")),

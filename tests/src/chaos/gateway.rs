@@ -228,6 +228,8 @@ fn table(primary: [SocketAddr; 2], fallback: [SocketAddr; 2]) -> ModelTable {
         failback_after: FAILBACK_AFTER,
         timeout: Duration::from_secs(300),
         queue: 64,
+        across_models: false,
+        client_priority: false,
         max_body_bytes: 1 << 20,
     };
     ModelTable {

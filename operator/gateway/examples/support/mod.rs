@@ -55,6 +55,8 @@ pub async fn start_gateway(engine: SocketAddr) -> Result<SocketAddr, Failure> {
         failback_after: Duration::from_secs(60),
         timeout: Duration::from_secs(300),
         queue: 64,
+        across_models: false,
+        client_priority: false,
         max_body_bytes: 8 << 20,
     };
     let endpoint = EndpointConfig {

@@ -284,6 +284,8 @@ pub fn model(tiers: &[&str]) -> ModelConfig {
         failback_after: Duration::from_millis(300),
         timeout: Duration::from_secs(20),
         queue: 1,
+        across_models: false,
+        client_priority: false,
         max_body_bytes: 1 << 16,
     }
 }
