@@ -15,7 +15,7 @@ HELM = $(firstword $(wildcard $(KUBEBUILDER_ASSETS)/helm $(KUBE)/helm) helm)
 CLUSTER ?= local
 ARGS ?=
 
-.PHONY: help setup run test lint fmt generate bench load chaos soak clean
+.PHONY: help setup run test lint fmt generate bench load chaos soak neon miri clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,17 @@ chaos: ## faults under load, for long: a table, target/chaos/summary.json and a 
 soak: ## an hour of random faults under load (ARGS="--minutes 5"): nothing lost, memory flat
 	@tests/setup.sh run
 	target/debug/atlas-local soak $(ARGS)
+
+neon: ## the CPU kernels' tests with ARM's instructions, by qemu
+	@tests/setup.sh neon
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu" \
+	cargo test -p atlas-kernels --target aarch64-unknown-linux-gnu --lib $(ARGS)
+
+miri: ## the CPU cache, rounding of activations and threads under Miri
+	@tests/setup.sh miri
+	MIRIFLAGS="-Zmiri-disable-isolation" cargo +nightly miri test -p atlas-kernels --lib -- \
+	pool:: pages:: cpu::kv int8::activations $(ARGS)
 
 clean: ## remove build results (the cache folder stays)
 	cargo clean

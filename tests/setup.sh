@@ -317,6 +317,25 @@ cargo_deny() {
     rm -rf "$CACHE/tools/target"
 }
 
+# What `make neon` and `make miri` need besides.
+neon() {
+    local missing=()
+    have qemu-aarch64 || missing+=(qemu-user)
+    have aarch64-linux-gnu-gcc || missing+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+    [ ${#missing[@]} -eq 0 ] || step arm "Debian's ${missing[*]}" "$SUDO apt-get install -y ${missing[*]}" \
+        $SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+    rustup target list --installed | grep -q '^aarch64-unknown-linux-gnu$' ||
+        step arm-target "Rust's standard library for ARM" "rustup target add aarch64-unknown-linux-gnu" \
+            rustup target add aarch64-unknown-linux-gnu
+}
+
+miri() {
+    cargo +nightly miri --version >/dev/null 2>&1 ||
+        step miri "a nightly toolchain with Miri, which finds undefined behaviour" \
+            "rustup toolchain install nightly --component miri,rust-src" \
+            rustup toolchain install nightly --profile minimal --component miri,rust-src
+}
+
 build() {
     step build "the operator, the engine and the local cluster" "cargo build --workspace" \
         cargo build --workspace --bins $(features)
@@ -332,5 +351,7 @@ case "${1:-all}" in
     run) control_plane; model; clients; hip_compiler; build ;;
     tools) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; nvcc; cargo_deny ;;
     all) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; nvcc; cargo_deny; build ;;
-    *) echo "usage: tests/setup.sh [all|run|tools|features]" >&2; exit 2 ;;
+    neon) neon ;;
+    miri) miri ;;
+    *) echo "usage: tests/setup.sh [all|run|tools|features|neon|miri]" >&2; exit 2 ;;
 esac

@@ -40,13 +40,11 @@ impl Level {
     /// All that this processor has.
     #[cfg(test)]
     pub(crate) fn available() -> Vec<Self> {
-        let mut levels = vec![Self::Portable];
-        #[cfg(target_arch = "x86_64")]
         match Self::detect() {
-            Self::Avx512 => levels.extend([Self::Avx2, Self::Avx512]),
-            best => levels.push(best),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => vec![Self::Portable, Self::Avx2, Self::Avx512],
+            best => vec![Self::Portable, best],
         }
-        levels
     }
 }
 

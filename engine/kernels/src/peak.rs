@@ -49,6 +49,8 @@ pub fn int8_products(pool: &Pool) -> f64 {
             Isa::Avx512Vnni => x86::vnni(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::maddubs(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => arm::dots(),
             Isa::Portable => plain(),
         }
     })
@@ -65,6 +67,8 @@ pub fn float_products(pool: &Pool) -> f64 {
             Isa::Avx512Vnni => x86::fma512(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::fma256(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => arm::fma(),
             Isa::Portable => plain(),
         }
     })
@@ -168,6 +172,44 @@ mod x86 {
         }
         black_box(sums);
         TURNS * CHAINS * 8
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::TURNS;
+    use crate::int8::neon::dot;
+    use std::arch::aarch64::*;
+    use std::hint::black_box;
+
+    /// Sums that are in flight at once.
+    const CHAINS: usize = 12;
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) fn dots() -> usize {
+        let x = black_box(vdupq_n_s8(1));
+        let mut sums = [vdupq_n_s32(0); CHAINS];
+        for _ in 0..TURNS {
+            for sum in &mut sums {
+                // SAFETY: this function has the same features.
+                *sum = unsafe { dot(*sum, x, x) };
+            }
+        }
+        black_box(sums);
+        TURNS * CHAINS * 16
+    }
+
+    #[target_feature(enable = "neon")]
+    pub(super) fn fma() -> usize {
+        let x = black_box(vdupq_n_f32(1.0));
+        let mut sums = [vdupq_n_f32(0.0); CHAINS];
+        for _ in 0..TURNS {
+            for sum in &mut sums {
+                *sum = vfmaq_f32(*sum, x, x);
+            }
+        }
+        black_box(sums);
+        TURNS * CHAINS * 4
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::activations::TILE;
 use super::format::PANEL;
+#[cfg(target_arch = "x86_64")]
 use super::quants::LANES;
 use crate::blocks::half;
 #[cfg(target_arch = "x86_64")]

@@ -17,7 +17,7 @@ mod avx512;
 mod floats;
 mod format;
 #[cfg(target_arch = "aarch64")]
-mod neon;
+pub(crate) mod neon;
 mod ops;
 mod pack;
 mod packed;

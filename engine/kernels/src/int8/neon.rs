@@ -140,7 +140,7 @@ unsafe fn add_group<F: Format, const T: usize>(
 /// NEON with dot products.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn dot(mut sum: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
+pub(crate) unsafe fn dot(mut sum: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
     // SAFETY: it reads and writes these registers alone.
     unsafe {
         asm!(
