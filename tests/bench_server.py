@@ -104,7 +104,7 @@ def main():
     parser.add_argument("--engine", default="target/debug/atlas-engine")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--pairs", type=int, default=3, help="turns that each side takes at each number of connections")
-    parser.add_argument("--seconds", type=int, default=15, help="length of a turn")
+    parser.add_argument("--seconds", type=int, default=10, help="length of a turn")
     parser.add_argument("--quick", action="store_true", help="the small model only, shorter turns")
     arguments = parser.parse_args()
     seconds = 8 if arguments.quick else arguments.seconds
