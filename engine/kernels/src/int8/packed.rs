@@ -212,7 +212,10 @@ impl Packed {
         let total: usize = self.parts.iter().map(panels).sum();
         let mut items = Vec::new();
         for (part, of_part) in self.parts.iter().enumerate() {
-            let wanted = if rows > TILE {
+            let wanted = if matches!(of_part.storage, Storage::Rows(_)) {
+                // Made for this use alone, a panel is multiplied while it is in the second cache.
+                1
+            } else if rows > TILE {
                 ITEM_PANELS.min(total.div_ceil(threads * 4))
             } else {
                 (ITEM_BYTES / of_part.panel_bytes.max(1)).min(total.div_ceil(threads * 4))
