@@ -24,6 +24,7 @@ pub fn inspect(arguments: &Inspect) -> Result<String, Fatal> {
     if let Some(folder) = folder_of(path) {
         let checkpoint = Checkpoint::open(folder)?;
         let mut out = String::new();
+        // Writing to a string does not fail.
         let _ = report_folder(&mut out, arguments, &checkpoint);
         return Ok(out);
     }

@@ -293,7 +293,7 @@ fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
 }
 
 /// The quantiles that NF4 counts in (Dettmers et al. 2023, appendix E).
-const NF4: [f32; 16] = [
+pub const NF4_VALUES: [f32; 16] = [
     -1.0,
     -0.696_192_8,
     -0.525_073_05,
@@ -316,8 +316,8 @@ const NF4: [f32; 16] = [
 fn nf4(b: &[u8; 36], y: &mut [f32; 64]) {
     let scale = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     for i in 0..32 {
-        y[2 * i] = scale * NF4[usize::from(b[4 + i] >> 4)];
-        y[2 * i + 1] = scale * NF4[usize::from(b[4 + i] & 15)];
+        y[2 * i] = scale * NF4_VALUES[usize::from(b[4 + i] >> 4)];
+        y[2 * i + 1] = scale * NF4_VALUES[usize::from(b[4 + i] & 15)];
     }
 }
 

@@ -18,7 +18,7 @@ mod product;
 #[cfg(test)]
 mod testing;
 
-pub use blocks::BlockType;
+pub use blocks::{BlockType, NF4_VALUES};
 pub use cpu::CpuBackend;
 pub use int8::{Activations, Items, Operands, Output, PackError, Packed, RowWriter};
 pub use map::MappedFile;

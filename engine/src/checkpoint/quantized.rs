@@ -6,6 +6,7 @@
 
 use super::CheckpointError;
 use crate::model::ModelError;
+use atlas_kernels::NF4_VALUES;
 use serde_json::Value;
 
 /// Elements and bytes of a block as the kernels read it.
@@ -228,26 +229,6 @@ pub fn nested_scales(codes: &[u8], map: &[f32], scales: &[f32], (block, offset):
     };
     codes.iter().enumerate().map(of).collect()
 }
-
-/// The codes' values (Dettmers et al. 2023, appendix E), which a file repeats.
-const NF4_VALUES: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
 
 /// Whether a file's codes mean what the kernels take them for.
 pub fn is_nf4(map: &[f32]) -> bool {

@@ -105,6 +105,7 @@ fn take_nf4(found: &mut Found, name: &str) -> Result<Tensor, CheckpointError> {
     let make = move || {
         let scales = match &nested {
             Some((map, scales, how)) => nested_scales(codes.bytes(), map, scales, *how),
+            // They are f32, as was checked, so there are some.
             None => codes.floats().unwrap_or_default(),
         };
         Nf4 { block, weights: weights.bytes(), scales: &scales }.repack()

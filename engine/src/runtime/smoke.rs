@@ -52,6 +52,7 @@ fn generate(model: &mut Model, block: u32) -> Result<Option<Vec<TokenId>>, Model
             return Ok(None);
         }
         let best = logits.iter().enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
+        // There are logits, and as many as token ids at most.
         let best = best.and_then(|(token, _)| TokenId::try_from(token).ok()).unwrap_or_default();
         drawn.push(best);
         tokens = vec![best];
