@@ -7,14 +7,17 @@
 
 #[path = "e2e/drain.rs"]
 mod drain;
+#[path = "e2e/warm.rs"]
+mod warm;
 #[path = "e2e/webhook.rs"]
 mod webhook;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use atlas_tests::{
     assets::cache_folder,
+    lab::MODEL_FILE,
     support::{init_logging, wait_until},
     tour::{
         self, NAMESPACE,
@@ -32,12 +35,16 @@ async fn a_model_answers_through_the_loss_of_its_card_and_bad_input_is_explained
     let folder = tempfile::tempdir()?;
     let corrupt = folder.path().join("corrupt.gguf");
     std::fs::write(&corrupt, b"GGUF, but not really: this file ends before it begins")?;
-    let models = BTreeMap::from([("corrupt.gguf".to_owned(), corrupt)]);
+    // Another way to the same model, which a scenario takes away.
+    let served = folder.path().join(warm::FILE);
+    std::os::unix::fs::symlink(cache_folder().join("models").join(MODEL_FILE), &served)?;
+    let models =
+        BTreeMap::from([("corrupt.gguf".to_owned(), corrupt), (warm::FILE.to_owned(), served.clone())]);
 
     let screen = Screen::default();
     let mut report = Report::default();
     let mut stage = Stage::Local(Box::new(LocalStage::start(&screen, &mut report, models).await?));
-    let outcome = scenarios(&mut stage, &screen, &mut report).await;
+    let outcome = scenarios(&mut stage, &screen, &mut report, &served).await;
     if outcome.is_err() {
         // What an operator on call would look at first.
         for arguments in [&["describe", "atlasmodels", "-A"][..], &["get", "pods,events", "-A"][..]] {
@@ -48,7 +55,7 @@ async fn a_model_answers_through_the_loss_of_its_card_and_bad_input_is_explained
     outcome
 }
 
-async fn scenarios(stage: &mut Stage, screen: &Screen, report: &mut Report) -> Result<()> {
+async fn scenarios(stage: &mut Stage, screen: &Screen, report: &mut Report, served: &Path) -> Result<()> {
     tour::run(stage, screen, report).await?;
     the_report_says_what_happened(report)?;
     the_description_reads_well(stage).await?;
@@ -59,6 +66,7 @@ async fn scenarios(stage: &mut Stage, screen: &Screen, report: &mut Report) -> R
     drain::every_node_can_be_drained(stage).await?;
     stage.kubectl(&["delete", "atlasmodel", "-n", NAMESPACE, "code", "--timeout=60s"]).await?;
     nothing_is_left(stage).await?;
+    warm::a_warm_tier_takes_over_without_a_download(stage, served).await?;
     for case in bad_inputs() {
         screen.heading(case.name);
         case.check(stage, screen).await.with_context(|| case.name)?;

@@ -33,6 +33,8 @@ mod perturb;
 mod scenarios;
 #[path = "operator/silence.rs"]
 mod silence;
+#[path = "operator/warm.rs"]
+mod warm;
 #[path = "operator/webhook.rs"]
 mod webhook;
 #[path = "operator/wrong_card.rs"]
@@ -64,6 +66,7 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     lifecycle::a_change_that_fails_is_taken_back_and_says_why(&bench).await?;
     lifecycle::what_an_edit_broke_on_one_tier_it_does_not_break_on_the_next(&bench).await?;
     lifecycle::a_cold_tier_starts_when_it_is_needed_and_goes_when_it_is_not(&bench).await?;
+    warm::a_warm_tiers_weights_are_kept_on_its_nodes_without_a_card(&bench).await?;
     lifecycle::a_pod_on_a_lost_node_is_given_up_after_its_grace(&bench).await?;
     lifecycle::every_object_of_a_model_goes_with_it(&bench).await?;
     claims::cards_of_one_node_are_told_apart_by_claims(&bench).await?;

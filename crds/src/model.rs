@@ -197,7 +197,7 @@ pub enum Standby {
     /// Loaded and ready: failover is immediate.
     #[default]
     Hot,
-    /// Weights on the node, nothing loaded.
+    /// Weights on every node of the profile, nothing loaded, and no card held; needs a model cache that outlives pods.
     Warm,
     /// Nothing prepared.
     Cold,

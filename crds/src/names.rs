@@ -15,6 +15,10 @@ pub const LABEL_TIER: &str = "atlas.gillsystems.com/tier";
 pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
 /// Label: who manages an object; the value is [`FIELD_MANAGER`].
 pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Label: the tier whose weights a pod keeps on its node. Such a pod is no engine, so it has no [`LABEL_TIER`].
+pub const LABEL_WEIGHTS: &str = "atlas.gillsystems.com/weights-of";
+/// Value of [`LABEL_COMPONENT`] on pods that keep weights.
+pub const COMPONENT_WEIGHTS: &str = "weights";
 /// Value of [`LABEL_COMPONENT`] on engine pods.
 pub const COMPONENT_ENGINE: &str = "engine";
 /// Value of [`LABEL_COMPONENT`] on gateway pods.
@@ -50,13 +54,22 @@ pub const CONTROLLER_PORT: u16 = 8082;
 /// the end where that would pass the 63 characters of a DNS label.
 #[must_use]
 pub fn tier_object_name(model: &str, tier: &str) -> String {
-    let full = format!("{model}-t-{tier}");
+    shorten(format!("{model}-t-{tier}"))
+}
+
+fn shorten(full: String) -> String {
     if full.len() <= 63 {
         return full;
     }
     let digest = fnv1a(full.as_bytes());
     let kept: String = full.chars().take(54).collect();
     format!("{}-{digest:08x}", kept.trim_end_matches('-'))
+}
+
+/// Name of the Deployment that keeps a warm tier's weights on its nodes: `MODEL-w-TIER`.
+#[must_use]
+pub fn weights_object_name(model: &str, tier: &str) -> String {
+    shorten(format!("{model}-w-{tier}"))
 }
 
 /// Name of the generated client configuration of a model.

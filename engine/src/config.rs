@@ -55,6 +55,12 @@ pub struct Fetch {
     /// Expected sha256 of the file, in hex.
     #[arg(long, value_name = "HEX", value_parser = sha256)]
     pub sha256: Option<String>,
+    /// Once the file is there, read it, so that memory holds as much of it as there is room for, and stay until SIGTERM.
+    #[arg(long)]
+    pub hold: bool,
+    /// Where the last error goes too, for Kubernetes to show.
+    #[arg(long, value_name = "FILE", default_value = "/dev/termination-log")]
+    pub termination_log: PathBuf,
 }
 
 /// Check a card.

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let (result, termination_log) = match &arguments.command {
         Command::Serve(serve) => (serve::serve(serve), Some(serve.termination_log.as_path())),
         Command::Inspect(inspect) => (inspect::inspect(inspect).map(|report| print(&report)), None),
-        Command::Fetch(fetch) => (run_fetch(fetch), None),
+        Command::Fetch(fetch) => (run_fetch(fetch), Some(fetch.termination_log.as_path())),
         Command::SelfTest(arguments) => (selftest::selftest(arguments, print), None),
         Command::Bench(arguments) => (bench::bench(arguments).map(|report| print(&report)), None),
         Command::Logits(arguments) => (logits::logits(arguments), None),
@@ -58,9 +58,27 @@ fn run_fetch(arguments: &config::Fetch) -> Result<(), Fatal> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| Fatal::System { what: "starting the runtime", source })?;
     let download = startup::Download::default();
-    let fetch = fetch::fetch(&arguments.model, &arguments.cache_dir, arguments.sha256.as_deref(), &download);
-    print(&format!("{}\n", runtime.block_on(fetch)?.display()));
-    Ok(())
+    let fetched = runtime.block_on(async {
+        let mut stop = serve::Signals::new()
+            .map_err(|source| Fatal::System { what: "listening for signals", source })?;
+        let work = async {
+            let (model, sha256) = (&arguments.model, arguments.sha256.as_deref());
+            let path = fetch::fetch(model, &arguments.cache_dir, sha256, &download).await?;
+            print(&format!("{}\n", path.display()));
+            if arguments.hold {
+                fetch::read_ahead(&path).await?;
+                std::future::pending::<()>().await;
+            }
+            Ok::<(), Fatal>(())
+        };
+        tokio::select! {
+            done = work => done,
+            () = stop.wait() => Ok(()),
+        }
+    });
+    // A file that is read on a thread of its own is nobody's concern any more.
+    runtime.shutdown_background();
+    fetched
 }
 
 /// Prints, and takes a closed pipe for what it is: nobody reads on.

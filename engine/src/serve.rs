@@ -124,14 +124,16 @@ async fn run(
 }
 
 /// SIGTERM and SIGINT.
-struct Signals(Signal, Signal);
+pub struct Signals(Signal, Signal);
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// Listens from now on.
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
     }
 
-    async fn wait(&mut self) {
+    /// Waits for the first of them.
+    pub async fn wait(&mut self) {
         tokio::select! {
             _ = self.0.recv() => {}
             _ = self.1.recv() => {}

@@ -126,6 +126,37 @@ fn a_file_that_changed_meanwhile_starts_over_instead_of_being_mixed() {
 }
 
 #[test]
+fn two_processes_that_share_a_cache_download_once() {
+    let cache = tempfile::tempdir().unwrap();
+    let file = bytes(5);
+    // Were there a second request, it would be refused for lack of an answer.
+    let (url, asked) = serve(vec![Answer::whole(&file, "\"v1\"")]);
+    std::thread::scope(|scope| {
+        let both = [0, 1].map(|_| scope.spawn(|| fetched(&fetch(&url, cache.path(), None))));
+        for one in both {
+            assert_eq!(one.join().unwrap(), file);
+        }
+    });
+    assert_eq!(asked.lock().unwrap().len(), 1);
+    assert_eq!(names(cache.path()).len(), 1, "{:?}", names(cache.path()));
+}
+
+#[test]
+fn what_holds_a_model_stays_until_it_is_told_to_go() {
+    let cache = tempfile::tempdir().unwrap();
+    let file = bytes(6);
+    let (url, _) = serve(vec![Answer::whole(&file, "\"v1\"")]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_atlas-engine"));
+    command.args(["fetch", "--hold", "--model", &url, "--cache-dir"]).arg(cache.path());
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("holding the model bytes=100000")));
+    assert!(child.try_wait().unwrap().is_none(), "it went by itself");
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn a_server_without_ranges_sends_the_whole_file_again() {
     let cache = tempfile::tempdir().unwrap();
     let file = bytes(3);

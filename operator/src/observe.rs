@@ -9,7 +9,7 @@ use atlas_operator_core::{engine_contract::EngineExit, tiers::TierRollout};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::DeploymentStatus,
-    core::v1::{ContainerState, Pod},
+    core::v1::{ContainerState, ContainerStatus, Pod},
 };
 use kube::{ResourceExt, api::DynamicObject};
 use serde::Deserialize;
@@ -91,6 +91,8 @@ pub struct TierPods {
     pub tier: String,
     /// Its pods, by name.
     pub pods: Vec<PodView>,
+    /// The pods that keep a warm tier's weights, by name.
+    pub weights: Vec<PodView>,
 }
 
 impl TierPods {
@@ -115,6 +117,13 @@ impl TierPods {
         i32::try_from(ready).unwrap_or(i32::MAX)
     }
 
+    /// Number of pods that have its weights and keep them.
+    #[must_use]
+    pub fn keeping(&self) -> i32 {
+        let keeping = self.weights.iter().filter(|pod| pod.ready && !pod.terminating).count();
+        i32::try_from(keeping).unwrap_or(i32::MAX)
+    }
+
     /// Pods that are not being deleted.
     pub fn current(&self) -> impl Iterator<Item = &PodView> {
         self.pods.iter().filter(|pod| !pod.terminating)
@@ -125,9 +134,12 @@ impl TierPods {
 #[must_use]
 pub fn view_tiers(model: &AtlasModel, pods: &[Arc<Pod>]) -> Vec<TierPods> {
     let mut by_tier: BTreeMap<&str, Vec<PodView>> = BTreeMap::new();
+    let mut weights = by_tier.clone();
     for pod in pods {
         if let Some(tier) = pod.labels().get(names::LABEL_TIER) {
             by_tier.entry(tier).or_default().push(view_pod(pod));
+        } else if let Some(tier) = pod.labels().get(names::LABEL_WEIGHTS) {
+            weights.entry(tier).or_default().push(view_pod(pod));
         }
     }
     model
@@ -135,9 +147,13 @@ pub fn view_tiers(model: &AtlasModel, pods: &[Arc<Pod>]) -> Vec<TierPods> {
         .tiers
         .iter()
         .map(|tier| {
-            let mut pods = by_tier.remove(tier.name.as_str()).unwrap_or_default();
-            pods.sort_by(|a, b| a.name.cmp(&b.name));
-            TierPods { tier: tier.name.clone(), pods }
+            let of_tier = |all: &mut BTreeMap<&str, Vec<PodView>>| {
+                let mut pods = all.remove(tier.name.as_str()).unwrap_or_default();
+                pods.sort_by(|a, b| a.name.cmp(&b.name));
+                pods
+            };
+            let (pods, weights) = (of_tier(&mut by_tier), of_tier(&mut weights));
+            TierPods { tier: tier.name.clone(), pods, weights }
         })
         .collect()
 }
@@ -150,7 +166,7 @@ pub fn view_pod(pod: &Pod) -> PodView {
         status.and_then(|s| s.conditions.as_ref()).and_then(|list| list.iter().find(|c| c.type_ == type_))
     };
     let ready = condition("Ready").is_some_and(|c| c.status == "True");
-    let container = status.and_then(|s| s.container_statuses.as_ref()).and_then(|list| list.first());
+    let container = container_at_work(pod);
     let state = container.and_then(|c| c.state.as_ref());
     let failure = last_end(pod).filter(|_| !ready);
     PodView {
@@ -186,10 +202,21 @@ pub fn view_pod(pod: &Pod) -> PodView {
     }
 }
 
+/// The container that a pod is at: what initialises it until that has ended well, then its own.
+fn container_at_work(pod: &Pod) -> Option<&ContainerStatus> {
+    let status = pod.status.as_ref()?;
+    let ended_well = |container: &ContainerStatus| {
+        let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|ended| ended.exit_code == 0)
+    };
+    let before = status.init_container_statuses.iter().flatten().find(|container| !ended_well(container));
+    before.or_else(|| status.container_statuses.as_ref()?.first())
+}
+
 /// How a pod's engine ended last, whether or not it has been started again since.
 #[must_use]
 pub fn last_end(pod: &Pod) -> Option<Failure> {
-    let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    let container = container_at_work(pod)?;
     let of = |state: Option<&ContainerState>| state.and_then(|state| state.terminated.clone());
     let ended = of(container.state.as_ref()).or_else(|| of(container.last_state.as_ref()))?;
     Some(Failure {

@@ -9,7 +9,7 @@ use atlas_crds::{
     model::{RolloutStrategy, Standby},
 };
 use atlas_operator_core::{
-    inventory::OtherWorkloads,
+    inventory::{NodeRefusal, OtherWorkloads},
     tiers::{
         Admission, Before, Failure, HEADER_PATIENCE, RolloutStep, Standing, TierRollout, Traffic, Wait,
         admit, plan_rollout, wants_standby,
@@ -23,8 +23,11 @@ use crate::{
     place::{Ground, Placed, Shares, place},
     probe::GatewayModel,
     stores::Nodes,
-    validate::ValidatedModel,
+    validate::{ValidatedModel, ValidatedTier},
 };
+
+/// Nodes that one tier's weights are kept on, at most: on more, each is fetched when a pod comes.
+const MAX_WEIGHTS: i32 = 64;
 
 /// What a plan is made from besides the model.
 pub struct PlanInputs<'a> {
@@ -142,6 +145,8 @@ pub struct TierPlan {
     pub taken_back: Option<Failure>,
     /// Whether it waits, without pods, for the tiers before it to be lost.
     pub stands_by: bool,
+    /// Pods that keep its weights on their nodes.
+    pub weights: i32,
 }
 
 /// Where a tier can run.
@@ -216,11 +221,32 @@ pub fn plan(model: &ValidatedModel, inputs: &PlanInputs<'_>) -> Plan {
             step,
             taken_back: state.taken_back.clone(),
             stands_by,
+            weights: count_weights(model, tier, admission, stands_by, &ground),
         });
     }
     let wanted = tiers.iter().map(|tier| tier.replicas).fold(0, i32::saturating_add);
     let last_may_go = last_may_go(inputs.pods.iter().flat_map(|tier| &tier.pods), wanted, inputs.nodes);
     Plan { tiers, last_may_go }
+}
+
+/// Pods that keep a warm tier's weights: one a node of its profile, which stay while the tier runs, so that a node that
+/// comes later has them too. A claim may be mounted on one node alone, and gives way to the tier's engine.
+fn count_weights(
+    model: &ValidatedModel,
+    tier: &ValidatedTier,
+    admission: Admission,
+    stands_by: bool,
+    ground: &Ground,
+) -> i32 {
+    if tier.standby != Standby::Warm || model.suspended || admission == Admission::Stop {
+        return 0;
+    }
+    if tier.profile.spec.model_cache.claim.is_some() {
+        return i32::from(stands_by);
+    }
+    let keeps =
+        ground.offers.iter().filter(|node| !node.refusals.iter().any(NodeRefusal::keeps_every_pod_away));
+    i32::try_from(keeps.count()).unwrap_or(i32::MAX).clamp(1, MAX_WEIGHTS)
 }
 
 /// Which changes are applied now.

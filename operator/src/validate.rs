@@ -115,6 +115,13 @@ pub enum Refusal {
         /// The profile.
         profile: String,
     },
+    /// A warm tier whose model cache ends with each pod.
+    NoWarmCache {
+        /// The tier.
+        tier: String,
+        /// Its profile.
+        profile: String,
+    },
     /// A source that cannot be read.
     InvalidSource {
         /// The tier.
@@ -140,6 +147,7 @@ impl Refusal {
             Self::BatchTooLarge { .. } => "BatchTooLarge",
             Self::NotImplemented { .. } => "NotImplemented",
             Self::ClaimsNotServed { .. } => "ClaimsNotServed",
+            Self::NoWarmCache { .. } => "NoWarmCache",
             Self::InvalidSource { .. } => "InvalidSource",
             Self::InvalidQuantity { .. } => "InvalidQuantity",
         }
@@ -167,6 +175,10 @@ impl fmt::Display for Refusal {
                 f,
                 "tier {tier}: GpuProfile {profile} has allocation ResourceClaim, and this cluster does not serve {}: use Kubernetes 1.34 or later (restart the operator after an upgrade), or allocation DevicePlugin",
                 atlas_crds::names::CLAIMS_API
+            ),
+            Self::NoWarmCache { tier, profile } => write!(
+                f,
+                "tier {tier}: standby Warm keeps weights on nodes, and the model cache of GpuProfile {profile} ends with each pod: set modelCache.hostPath or modelCache.claim of the profile, or use Hot or Cold"
             ),
             Self::InvalidSource { tier, error } => write!(f, "tier {tier}: {error}"),
             Self::InvalidQuantity { field, value } => {
@@ -264,9 +276,6 @@ fn validate_tier(
     let mut not_implemented = |field: String, value: String, remedy| {
         refusals.push(Refusal::NotImplemented { field, value, remedy });
     };
-    if tier.standby == Standby::Warm {
-        not_implemented(field("standby"), "Warm".into(), "use Hot or Cold");
-    }
     let source = match tier.model.source.parse::<ModelSource>() {
         Ok(ModelSource::S3 { .. }) => {
             not_implemented(
@@ -294,6 +303,14 @@ fn validate_tier(
             });
         }
         Some(profile) => {
+            let cache = &profile.spec.model_cache;
+            if index > 0
+                && tier.standby == Standby::Warm
+                && cache.host_path.is_none()
+                && cache.claim.is_none()
+            {
+                refusals.push(Refusal::NoWarmCache { tier: tier.name.clone(), profile: profile.name_any() });
+            }
             if tier.cpu_offload_layers > 0 && profile.spec.backend == Backend::Cpu {
                 refusals.push(Refusal::NotImplemented {
                     field: field("cpuOffloadLayers"),

@@ -14,7 +14,7 @@ use crate::{
 const TEMPLATE: &str = "atlas.gillsystems.com/template";
 
 /// A tier with this context.
-fn with_context(name: &str, profile: &str, tokens: i32) -> Value {
+pub fn with_context(name: &str, profile: &str, tokens: i32) -> Value {
     let mut tier = tier(name, profile);
     tier["contextTokens"] = tokens.into();
     tier
@@ -28,7 +28,13 @@ fn has_context(tokens: i32) -> impl Fn(&DynamicObject) -> Result<(), String> {
 }
 
 /// Puts a pod of the Deployment's newest template in the place of the one before, as Recreate does.
-async fn recreate(bench: &Bench, at: (&str, &str), tier: &str, node: &str, status: Value) -> Result<String> {
+pub async fn recreate(
+    bench: &Bench,
+    at: (&str, &str),
+    tier: &str,
+    node: &str,
+    status: Value,
+) -> Result<String> {
     let name = format!("{}-t-{tier}-0", at.1);
     if bench.api("Pod", Some(at.0)).get_opt(&name).await?.is_some() {
         bench.remove_pod((at.0, &name)).await?;
@@ -46,7 +52,7 @@ async fn recreate(bench: &Bench, at: (&str, &str), tier: &str, node: &str, statu
     Ok(pod)
 }
 
-fn running() -> Value {
+pub fn running() -> Value {
     pod_status(true, json!({"running": {}}))
 }
 
@@ -58,7 +64,7 @@ fn ended(code: i32, message: &str, restarts: i32) -> Value {
 }
 
 /// Waits until the tier remembers its newest template as good.
-async fn proven(bench: &Bench, at: (&str, &str), tier: &str) -> Result<()> {
+pub async fn proven(bench: &Bench, at: (&str, &str), tier: &str) -> Result<()> {
     let name = format!("{}-t-{tier}", at.1);
     settle(bench, at.0, &name).await?;
     let deployment = bench.api("Deployment", Some(at.0)).get(&name).await?;

@@ -112,7 +112,17 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
             &["rx-9999", "big, small"],
         ),
         ("batch", with("maxBatch", 64.into()), json!({}), "BatchTooLarge", &["64", "4", "big"]),
-        ("standby", with("standby", "Warm".into()), json!({}), "NotImplemented", &["standby", "Warm"]),
+        (
+            "standby",
+            vec![tier("primary", "big"), {
+                let mut warm = tier("fallback", "small");
+                warm["standby"] = "Warm".into();
+                warm
+            }],
+            json!({}),
+            "NoWarmCache",
+            &["tier fallback", "modelCache.hostPath"],
+        ),
         (
             "bucket",
             with("model", json!({"source": "s3://b/k.gguf"})),

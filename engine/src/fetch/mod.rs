@@ -4,6 +4,7 @@
 //! so that a file under its own name is always whole.
 
 mod http;
+mod lock;
 mod source;
 mod verify;
 
@@ -109,6 +110,32 @@ impl FetchError {
     }
 }
 
+/// Reads a model, a file or the files of a folder, so that the page cache holds what there is room for.
+///
+/// # Errors
+/// It cannot be read.
+pub async fn read_ahead(path: &Path) -> Result<(), FetchError> {
+    let model = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || {
+        let began = std::time::Instant::now();
+        let files = if model.is_dir() {
+            std::fs::read_dir(&model)?
+                .map(|entry| entry.map(|entry| entry.path()))
+                .collect::<Result<_, _>>()?
+        } else {
+            vec![model]
+        };
+        let mut bytes = 0;
+        for file in files.iter().filter(|file| file.is_file()) {
+            bytes += std::io::copy(&mut std::fs::File::open(file)?, &mut std::io::sink())?;
+        }
+        tracing::info!(bytes, milliseconds = began.elapsed().as_millis(), "holding the model");
+        Ok(())
+    });
+    let failed = |source| FetchError::Missing { path: path.to_owned(), source };
+    read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map_err(failed)
+}
+
 /// Gets a model file; the answer is its path.
 ///
 /// # Errors
@@ -134,7 +161,12 @@ pub async fn fetch(
         (Ok(metadata), _) => progress.set_done(metadata.len()),
         (Err(error), Source::File(_)) => return Err(FetchError::Missing { path, source: error }),
         (Err(_), Source::Remote(remote)) => {
-            http::download(remote, &path, sha256, progress).await?;
+            // Two processes that share the cache, such as an engine and what keeps its weights warm, take turns.
+            let _turn = lock::take_turn(&path).await;
+            match std::fs::metadata(&path) {
+                Ok(metadata) => progress.set_done(metadata.len()),
+                Err(_) => http::download(remote, &path, sha256, progress).await?,
+            }
         }
     }
     if let Some(expected) = sha256 {

@@ -27,7 +27,7 @@ use crate::{
 /// Id of the image's user.
 pub const USER_ID: i64 = 65532;
 /// Where the model cache is mounted.
-const CACHE_DIR: &str = "/models";
+pub const CACHE_DIR: &str = "/models";
 /// How long an engine stays bound to a node that is not reachable.
 const UNREACHABLE_SECONDS: i64 = 30;
 /// Fetching and loading may take this many seconds before the kubelet gives up on a start.
@@ -112,10 +112,7 @@ pub fn build_pod_template(
     settings: &Settings,
 ) -> Result<Value, RenderError> {
     let profile = &tier.profile.spec;
-    let image = tier.engine.image.clone().unwrap_or_else(|| match profile.backend {
-        Backend::Hip => settings.engine_hip_image.clone(),
-        Backend::Cpu => settings.engine_cpu_image.clone(),
-    });
+    let image = engine_image(tier, settings);
     let probe = |path: &str, period: i64, failures: i64| {
         json!({
             "httpGet": {"path": path, "port": "internal"},
@@ -132,17 +129,7 @@ pub fn build_pod_template(
     if let Some(claim) = &profile.model_cache.claim {
         security["fsGroup"] = claim.fs_group.into();
     }
-    let mut tolerations = profile
-        .tolerations
-        .iter()
-        .map(serde_json::to_value)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(RenderError::Json)?;
-    for key in ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"] {
-        tolerations.push(json!({
-            "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS,
-        }));
-    }
+    let tolerations = tolerations(tier);
     let mut template = json!({
         "metadata": {"labels": tier_labels(model, tier), "annotations": {}},
         "spec": {
@@ -216,6 +203,25 @@ fn names_term(nodes: &[String]) -> Option<Value> {
 fn other_names(nodes: &[String]) -> Vec<Value> {
     let other = |node| json!({"key": "metadata.name", "operator": "NotIn", "values": [node]});
     nodes.iter().map(other).collect()
+}
+
+/// The image of a tier's engine.
+pub fn engine_image(tier: &ValidatedTier, settings: &Settings) -> String {
+    tier.engine.image.clone().unwrap_or_else(|| match tier.profile.spec.backend {
+        Backend::Hip => settings.engine_hip_image.clone(),
+        Backend::Cpu => settings.engine_cpu_image.clone(),
+    })
+}
+
+/// Taints that a tier's pods tolerate: the profile's, and for a while those of a node that is lost.
+pub fn tolerations(tier: &ValidatedTier) -> Value {
+    let mut all: Vec<Value> = tier.profile.spec.tolerations.iter().map(|own| json!(own)).collect();
+    for key in ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"] {
+        all.push(json!({
+            "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS,
+        }));
+    }
+    all.into()
 }
 
 /// Keeps a template's pods from nodes whose card is another one, or failed.
@@ -296,7 +302,7 @@ fn resources(tier: &ValidatedTier) -> Result<Value, RenderError> {
     Ok(resources)
 }
 
-fn model_volume(cache: &ModelCache) -> Value {
+pub fn model_volume(cache: &ModelCache) -> Value {
     let source = |name: &str, value: Value| {
         let mut volume = json!({"name": "models"});
         volume[name] = value;

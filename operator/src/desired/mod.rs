@@ -11,6 +11,7 @@ mod meta;
 mod service;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 use serde_json::Value;
 
@@ -103,6 +104,7 @@ pub fn build_objects(
         objects.extend(config::build_revision_record(model, tier, &template));
         objects.push(engine::build_deployment(model, tier, planned.replicas, template));
         objects.extend(claim::build_claim_template(model, tier));
+        objects.extend(weights::build_weights(model, tier, planned.weights, settings));
         objects.push(service::build_tier_service(model, tier));
     }
     objects.push(service::build_url_service(model));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use atlas_crds::{AtlasModel, GpuProfile};
+use atlas_crds::{AtlasModel, GpuProfile, model::Standby};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Service, ServiceAccount},
@@ -12,12 +12,13 @@ use k8s_openapi::api::{
     resource::v1::ResourceClaimTemplate,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Desired, Owner, Settings, Template, build_objects, build_pod_template,
     gateway::{GatewayInputs, build_gateway},
     template_hash,
+    weights::build_weights,
 };
 use crate::{
     fit::TierVram,
@@ -78,6 +79,7 @@ fn objects() -> Vec<Desired> {
                 step: RolloutStep::Apply,
                 taken_back: None,
                 stands_by: false,
+                weights: 0,
             })
             .collect(),
         last_may_go: false,
@@ -128,6 +130,22 @@ fn the_samples_objects_are_these() {
 }
 
 #[test]
+fn the_weights_of_a_warm_tier_are_kept_by_these_pods() {
+    let mut model = sample();
+    let tier = &mut model.tiers[1];
+    tier.standby = Standby::Warm;
+    let profile = Arc::make_mut(&mut tier.profile);
+    profile.spec.model_cache =
+        serde_json::from_value(json!({"hostPath": {"path": "/var/lib/models"}})).unwrap();
+    assert_eq!(build_weights(&model, &model.tiers[0], 2, &settings()), None);
+    let object = build_weights(&model, &model.tiers[1], 2, &settings()).unwrap();
+    assert_eq!(known::<Deployment>(&object.body), object.body);
+    let mut body = object.body;
+    body.sort_all_objects();
+    insta::assert_yaml_snapshot!(format!("{}-{}", object.kind.as_str(), object.name), body);
+}
+
+#[test]
 fn layers_that_the_card_cannot_hold_go_to_the_processor() {
     let mut model = sample();
     model.tiers[0].setting.offload_layers = 7;
@@ -139,11 +157,12 @@ fn layers_that_the_card_cannot_hold_go_to_the_processor() {
     assert!(!args(1).contains("--cpu-layers"), "{}", args(1));
 }
 
+fn known<T: DeserializeOwned + Serialize>(body: &Value) -> Value {
+    serde_json::to_value(serde_json::from_value::<T>(body.clone()).unwrap()).unwrap()
+}
+
 #[test]
 fn every_field_is_one_that_kubernetes_knows() {
-    fn known<T: DeserializeOwned + Serialize>(body: &Value) -> Value {
-        serde_json::to_value(serde_json::from_value::<T>(body.clone()).unwrap()).unwrap()
-    }
     for Desired { kind, name, body, .. } in objects().into_iter().chain(gateway()) {
         let typed = match kind {
             Kind::Deployment => known::<Deployment>(&body),

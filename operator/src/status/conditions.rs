@@ -1,10 +1,11 @@
 //! Every condition of a model, recomputed each time from this one place.
 
-use atlas_crds::ModelCondition;
+use atlas_crds::{ModelCondition, model::Standby};
 use atlas_operator_core::tiers::RolloutStep;
 
 use super::{
     Observed, Verdict,
+    cached::{keeping_message, model_cached},
     scheduled::{placement_problem, scheduled},
     vram::{stopped_message, vram_draft},
 };
@@ -144,55 +145,6 @@ fn vram_fits(observed: &Observed<'_>) -> Draft {
         return failure_draft(found);
     }
     vram_draft(model, plan, observed.tiers)
-}
-
-fn model_cached(observed: &Observed<'_>) -> Draft {
-    let (_, plan) = match planned(observed) {
-        Ok(found) => found,
-        Err(unknown) => return unknown,
-    };
-    if let Some(found) = failure(observed, ModelCondition::ModelCached) {
-        return failure_draft(found);
-    }
-    let fetching = observed.tiers.iter().find_map(|tier| {
-        let engine =
-            tier.current().find_map(|pod| pod.engine.as_ref().filter(|engine| engine.phase == "Fetching"))?;
-        Some((tier, engine))
-    });
-    if let Some((tier, engine)) = fetching {
-        let download = engine.download.clone().unwrap_or_default();
-        let total =
-            download.total_bytes.map_or_else(|| "an unknown number of".to_owned(), |total| total.to_string());
-        return draft(
-            State::False,
-            "Downloading",
-            format!("tier {}: {} of {total} bytes, try {}", tier.tier, download.bytes, download.attempts),
-        );
-    }
-    let cached = |tier: &TierPods| {
-        tier.ready() > 0
-            || tier.current().any(|pod| {
-                pod.engine
-                    .as_ref()
-                    .is_some_and(|e| matches!(e.phase.as_str(), "Loading" | "WarmingUp" | "Serving"))
-            })
-    };
-    let missing: Vec<&str> = observed
-        .tiers
-        .iter()
-        .zip(&plan.tiers)
-        .filter(|(tier, planned)| !planned.stands_by && !cached(tier))
-        .map(|(tier, _)| tier.tier.as_str())
-        .collect();
-    if missing.is_empty() {
-        draft(State::True, "Cached", "the weights of every tier are on their nodes")
-    } else {
-        draft(
-            State::Unknown,
-            "NotStarted",
-            format!("no engine looked for its weights yet: {}", missing.join(", ")),
-        )
-    }
 }
 
 fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
@@ -342,7 +294,11 @@ pub fn tier_message(observed: &Observed<'_>, index: usize) -> Option<String> {
     }
     if plan.tiers.get(index).is_some_and(|planned| planned.stands_by) {
         let standby = model.tiers.get(index).map(|tier| tier.standby).unwrap_or_default();
-        return Some(format!("it stands by ({standby:?}) and starts when no tier before it serves"));
+        let weights = match (standby, plan.tiers.get(index)) {
+            (Standby::Warm, Some(planned)) => format!(", {},", keeping_message(tier, planned)),
+            _ => String::new(),
+        };
+        return Some(format!("it stands by ({standby:?}){weights} and starts when no tier before it serves"));
     }
     if let Some(stopped) = stopped_message(model, plan, index) {
         return Some(stopped);

@@ -2,6 +2,7 @@
 //!
 //! Pure: time is an argument, and nothing is patched piecemeal.
 
+mod cached;
 mod conditions;
 mod failover;
 mod scheduled;

@@ -344,12 +344,12 @@ impl Stores {
             self.trigger_namespace(pod.namespace());
         }
         let labels = pod.labels();
-        let (Some(model), Some(tier), Some(namespace)) =
-            (labels.get(names::LABEL_MODEL), labels.get(names::LABEL_TIER), pod.namespace())
-        else {
+        let (Some(model), Some(namespace)) = (labels.get(names::LABEL_MODEL), pod.namespace()) else {
             return;
         };
         let key = ObjectRef::new(model).within(&namespace);
+        // What keeps weights has no tier, since it is no engine and holds no card.
+        let Some(tier) = labels.get(names::LABEL_TIER) else { return self.trigger_model(key) };
         let profile = self.models.get(&key).and_then(|model| {
             model.spec.tiers.iter().find(|t| &t.name == tier).map(|t| t.gpu_profile.clone())
         });

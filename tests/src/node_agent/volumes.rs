@@ -101,7 +101,8 @@ async fn prepare(
 ) -> Result<PathBuf, InputError> {
     if let Some(host) = &volume.host_path {
         let path = PathBuf::from(&host.path);
-        if host.type_.as_deref() == Some("DirectoryOrCreate") {
+        // What is there keeps its mode and owner.
+        if host.type_.as_deref() == Some("DirectoryOrCreate") && !path.exists() {
             make_folder(&path, 0o755)?;
         }
         return if path.exists() { Ok(path) } else { Err(InputError::NoHostPath(path)) };

@@ -99,6 +99,17 @@ pub enum NodeRefusal {
     },
 }
 
+impl NodeRefusal {
+    /// Whether it holds for pods that ask for no card too.
+    #[must_use]
+    pub const fn keeps_every_pod_away(&self) -> bool {
+        match self {
+            Self::NotReady | Self::Cordoned | Self::Tainted(_) | Self::WrongCard { .. } => true,
+            Self::NoneOffered { .. } | Self::HeldByOthers { .. } | Self::CardFault(_) => false,
+        }
+    }
+}
+
 /// What a node of a profile offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeOffer {
