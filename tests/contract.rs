@@ -4,8 +4,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+#[path = "../engine/tests/support/hub.rs"]
+mod hub;
+
 use anyhow::{Context, Result, ensure};
+use atlas_crds::ModelSource;
 use atlas_engine_core::ExitCode;
+use atlas_headers::{Guard, HeaderReader, Limits, Options};
 use atlas_operator_core::engine_contract::EngineExit;
 use atlas_operator_core::vram::{ModelShape, read_safetensors_header};
 use atlas_tests::support::binary;
@@ -156,5 +161,71 @@ fn a_folder_has_the_same_bytes_for_the_planner_and_the_engine() -> Result<()> {
     let elements: u64 = planned.layers.iter().map(|layer| layer.key_elements + layer.value_elements).sum();
     let cache = format!("KV cache   {} bytes a token in f16", 2 * elements);
     ensure!(text.contains(&cache), "{cache:?} is missing:\n{text}");
+    Ok(())
+}
+
+/// Splits a folder's file of weights into two behind an index.
+fn split_in_two(folder: &Path) -> Result<()> {
+    let path = folder.join("model.safetensors");
+    let bytes = std::fs::read(&path)?;
+    let header = atlas_format::Safetensors::parse_file(&bytes)?;
+    let (mut weight_map, mut total) = (serde_json::Map::new(), 0);
+    for (part, tensors) in header.tensors().chunks(header.tensors().len().div_ceil(2)).enumerate() {
+        let name = format!("model-{:05}-of-00002.safetensors", part + 1);
+        let first = tensors.first().context("no tensors")?.bytes.start;
+        let mut entries = serde_json::Map::new();
+        for tensor in tensors {
+            let offsets = [tensor.bytes.start - first, tensor.bytes.end - first];
+            let entry = serde_json::json!({"dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": offsets});
+            entries.insert(tensor.name.clone(), entry);
+            weight_map.insert(tensor.name.clone(), name.clone().into());
+        }
+        let last = tensors.last().context("no tensors")?.bytes.end;
+        let text = serde_json::Value::Object(entries).to_string();
+        let mut file = (text.len() as u64).to_le_bytes().to_vec();
+        file.extend(text.as_bytes());
+        file.extend(&bytes[usize::try_from(first)?..usize::try_from(last)?]);
+        total += last - first;
+        std::fs::write(folder.join(name), file)?;
+    }
+    let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string())?;
+    Ok(std::fs::remove_file(path)?)
+}
+
+#[tokio::test]
+async fn planner_and_engine_read_the_same_folder_behind_the_same_source() -> Result<()> {
+    let (folder, cache) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let config = serde_json::json!({"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 40,
+        "max_position_embeddings": 128, "tie_word_embeddings": false});
+    let vectors = write_small_folder(folder.path(), &config)?;
+    let one = hub::Hub::of(folder.path());
+    split_in_two(folder.path())?;
+    let two = hub::Hub::of(folder.path());
+    for (hub, files) in [(&one, "model.safetensors"), (&two, "model-00002-of-00002.safetensors")] {
+        let sources = ["hf://acme/model".to_owned(), "hf://acme/model@main".to_owned()];
+        let others = [format!("{}/plain/", hub.url), format!("hf://acme/model/{files}")];
+        for source in sources.iter().chain(&others) {
+            let options = Options {
+                hub: hub.url.clone(),
+                token: None,
+                guard: Guard { allowed: ["127.0.0.0/8".parse()?].into() },
+                limits: Limits::default(),
+            };
+            let planned = HeaderReader::new(options)?.read(&source.parse::<ModelSource>()?).await?;
+            let engine = binary("atlas-engine")?;
+            let mut fetch = Command::new(&engine);
+            fetch.args(["fetch", "--model", source, "--cache-dir"]).arg(cache.path());
+            let fetched = fetch.env("HF_ENDPOINT", &hub.url).output()?;
+            ensure!(fetched.status.success(), "{source}: {}", String::from_utf8_lossy(&fetched.stderr));
+            let path = String::from_utf8(fetched.stdout)?;
+            let inspected = Command::new(&engine).args(["inspect", path.trim()]).output()?;
+            let text = String::from_utf8(inspected.stdout)?;
+            // Norms are kept in f32, which is twice their bytes.
+            let weights = format!(" tensors of {} bytes", planned.shape.weight_bytes() + 2 * vectors);
+            ensure!(text.contains(&weights), "{source}: {weights:?} is missing:\n{text}");
+        }
+    }
     Ok(())
 }

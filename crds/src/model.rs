@@ -149,18 +149,21 @@ pub struct Tier {
 #[x_kube(
     validation = Rule::new("self.source.matches('^(hf|https|http|s3|file)://.+')")
         .message("source has no known scheme: use hf://, https://, http://, s3:// or file:///"),
-    validation = Rule::new("!self.source.startsWith('hf://') || self.source.matches('^hf://[^/@]+/[^/@]+/[^@]+(@[^@/]+)?$')")
-        .message("source: expected hf://OWNER/REPO/FILE, optionally with @REVISION"),
+    validation = Rule::new("!self.source.startsWith('hf://') || self.source.matches('^hf://[^/@]+/[^/@]+(/[^@]*)?(@[^@/]+)?$')")
+        .message("source: expected hf://OWNER/REPO or hf://OWNER/REPO/FILE, optionally with @REVISION"),
     validation = Rule::new("!self.source.startsWith('file://') || self.source.matches('^file:///.+')")
         .message("source: expected file:///ABSOLUTE/PATH, inside the model cache"),
     validation = Rule::new("!(self.source.startsWith('http') || self.source.startsWith('s3://')) || self.source.matches('^[a-z0-9]+://[^/]+/.+')")
         .message("source: expected https://HOST/PATH, http://HOST/PATH or s3://BUCKET/KEY"),
     validation = Rule::new("!has(self.sha256) || self.sha256.matches('^[a-f0-9]{64}$')")
-        .message("sha256: expected 64 lower-case hex digits, as sha256sum prints them")
+        .message("sha256: expected 64 lower-case hex digits, as sha256sum prints them"),
+    validation = Rule::new("!has(self.sha256) || !self.source.matches('^hf://[^/@]+/[^/@]+(/([^@]*/)?)?(@.*)?$|^https?://[^?]*/([?].*)?$|^[^?@]*[.]safetensors([.]index[.]json)?([?@].*)?$')")
+        .message("sha256 is the sum of one file, and source is a folder of safetensors: leave it out and name a commit as revision")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelFile {
     /// Where the weights come from: `hf://OWNER/REPO/FILE[@REVISION]`, `https://`, `http://`, `s3://BUCKET/KEY` or `file:///PATH` in the model cache.
+    /// `hf://OWNER/REPO`, an address with `/` at its end and a `.safetensors` file mean the folder of safetensors.
     #[schemars(length(min = 1, max = 2048))]
     pub source: String,
     /// SHA-256 of the file in lower-case hex; a file that differs is never served.

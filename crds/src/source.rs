@@ -5,11 +5,11 @@ use std::fmt;
 /// A model source, parsed from its URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
-    /// `hf://OWNER/REPO/FILE[@REVISION]`: one file of a Hugging Face repository.
+    /// `hf://OWNER/REPO[/FILE][@REVISION]`: a file of a Hugging Face repository, or a folder of safetensors in it.
     HuggingFace {
         /// `OWNER/REPO`.
         repository: String,
-        /// Path inside the repository.
+        /// Path inside the repository; empty, or with a `/` at its end, where it is a folder's.
         file: String,
         /// Branch, tag or commit; `main` where the URI names none.
         revision: String,
@@ -72,21 +72,19 @@ impl std::str::FromStr for ModelSource {
         };
         match scheme {
             "hf" => {
-                let expected = "hf://OWNER/REPO/FILE, optionally with @REVISION";
                 let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
                 let mut parts = path.splitn(3, '/');
-                match (parts.next(), parts.next(), parts.next()) {
-                    (Some(owner), Some(repo), Some(file))
-                        if ![owner, repo, file, revision].iter().any(|part| part.is_empty()) =>
-                    {
-                        Ok(Self::HuggingFace {
-                            repository: format!("{owner}/{repo}"),
-                            file: file.to_owned(),
-                            revision: revision.to_owned(),
-                        })
-                    }
-                    _ => Err(incomplete(expected)),
+                let [owner, repo, file] = [(); 3].map(|()| parts.next().unwrap_or_default());
+                if [owner, repo, revision].iter().any(|part| part.is_empty()) {
+                    return Err(incomplete(
+                        "hf://OWNER/REPO or hf://OWNER/REPO/FILE, optionally with @REVISION",
+                    ));
                 }
+                Ok(Self::HuggingFace {
+                    repository: format!("{owner}/{repo}"),
+                    file: file.to_owned(),
+                    revision: revision.to_owned(),
+                })
             }
             "http" | "https" => match rest.split_once('/') {
                 Some((host, path)) if !host.is_empty() && !path.is_empty() => Ok(Self::Http(uri.to_owned())),
@@ -106,18 +104,32 @@ impl std::str::FromStr for ModelSource {
 }
 
 impl ModelSource {
-    /// The name clients see in `x-atlas-model`: the file's name without directories and extension.
+    /// The name clients see in `x-atlas-model`: the file's without extension, or that of a folder of safetensors.
     #[must_use]
     pub fn display_name(&self) -> &str {
-        let path = match self {
-            Self::HuggingFace { file, .. } => file,
-            Self::Http(url) => url.split(['?', '#']).next().unwrap_or(url),
-            Self::S3 { key, .. } => key,
-            Self::File(path) => path,
+        let (path, holder) = match self {
+            Self::HuggingFace { file, repository, .. } => (file.as_str(), repository.as_str()),
+            Self::Http(url) => (url.split(['?', '#']).next().unwrap_or(url), ""),
+            Self::S3 { key, .. } => (key.as_str(), ""),
+            Self::File(path) => (path.as_str(), ""),
         };
-        let name = path.rsplit('/').next().unwrap_or(path);
-        name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors")).unwrap_or(name)
+        let path = path.trim_end_matches('/');
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        // The files of a folder have the same names everywhere.
+        let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+        let named = match [name, last(folder), last(holder)] {
+            [name, _, _] if !name.is_empty() && !weights => name,
+            [_, folder, _] if !folder.is_empty() => folder,
+            [name, _, ""] => name,
+            [_, _, repository] => repository,
+        };
+        named.strip_suffix(".gguf").or_else(|| named.strip_suffix(".safetensors")).unwrap_or(named)
     }
+}
+
+fn last(path: &str) -> &str {
+    let path = path.trim_end_matches('/');
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 #[cfg(test)]
@@ -131,10 +143,28 @@ mod tests {
         assert_eq!(name("https://models.example/a/b.gguf?sig=1"), Ok("b".into()));
         assert_eq!(name("s3://bucket/dir/m.gguf"), Ok("m".into()));
         assert_eq!(name("file:///models/x.gguf"), Ok("x".into()));
-        for bad in
-            ["hf://owner/repo", "hf://o/r/f@", "file://relative", "s3://bucket", "ftp://a/b", "model.gguf"]
+        for bad in ["hf://owner", "hf://o/r/f@", "file://relative", "s3://bucket", "ftp://a/b", "model.gguf"]
         {
             assert!(name(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// The rows of `engine/src/fetch/source.rs` too: operator and engine compare these names.
+    #[test]
+    fn models_are_named_after_their_file_or_folder() {
+        for (uri, name) in [
+            ("hf://o/r/sub/code.Q4_K_M.gguf@main", "code.Q4_K_M"),
+            ("file:///models/smollm2-135m-instruct-q4_1.gguf", "smollm2-135m-instruct-q4_1"),
+            ("https://h/a/b.gguf?x=/../..", "b"),
+            ("hf://Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
+            ("hf://Qwen/Qwen2.5-0.5B@v1.0", "Qwen2.5-0.5B"),
+            ("hf://o/Qwen2.5/model.safetensors@v1", "Qwen2.5"),
+            ("hf://o/r/awq/model-00001-of-00002.safetensors", "awq"),
+            ("https://h/m/Qwen2.5/?sig=a/b", "Qwen2.5"),
+            ("file:///models/Qwen2.5-0.5B/", "Qwen2.5-0.5B"),
+            ("file:///models/mistral-7b-v0.2/model.safetensors.index.json", "mistral-7b-v0.2"),
+        ] {
+            assert_eq!(uri.parse::<ModelSource>().unwrap().display_name(), name, "{uri}");
         }
     }
 }

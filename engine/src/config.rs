@@ -46,7 +46,7 @@ pub struct Inspect {
 /// Download a file.
 #[derive(Debug, Args)]
 pub struct Fetch {
-    /// hf://OWNER/REPO/FILE[@REVISION], http(s)://..., file:///PATH or a path.
+    /// hf://OWNER/REPO/FILE[@REVISION], hf://OWNER/REPO[@REVISION], http(s)://..., file:///PATH or a path.
     #[arg(long, value_name = "URI")]
     pub model: String,
     /// Folder that keeps downloaded models.
@@ -170,8 +170,8 @@ pub enum KvCacheType {
 /// Serve a model.
 #[derive(Debug, Clone, Args)]
 pub struct Serve {
-    /// The model: hf://OWNER/REPO/FILE[@REVISION], http(s)://..., file:///PATH or a path, of a GGUF file or of a
-    /// folder of safetensors.
+    /// The model: hf://OWNER/REPO/FILE[@REVISION], hf://OWNER/REPO[@REVISION], http(s)://..., file:///PATH or a path, of
+    /// a GGUF file or of a folder of safetensors.
     #[arg(long, value_name = "URI")]
     pub model: String,
     /// A model id that clients may ask for; may be given several times. Answers carry the id that was asked for.

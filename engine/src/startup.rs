@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// Progress of getting the model file.
+/// Progress of getting the model: one file, or several one after the other.
 #[derive(Debug, Default)]
 pub struct Download {
     bytes: AtomicU64,
@@ -13,31 +13,43 @@ pub struct Download {
     /// Bytes whose checksum is computed.
     checked: Arc<AtomicU64>,
     attempts: AtomicU32,
-    resumed: AtomicBool,
+    /// Bytes of the files that are whole.
+    before: AtomicU64,
+}
+
+/// Progress of one file of a download.
+#[derive(Debug, Clone, Copy)]
+pub struct FileProgress<'a> {
+    download: &'a Download,
+    /// Bytes of the files before it, and of these, how many were checked.
+    before: (u64, u64),
+    /// Bytes of all files, where they are known.
+    total: Option<u64>,
+    /// Whether there are other files.
+    one_of_several: bool,
 }
 
 impl Download {
-    /// Counts an attempt.
-    pub fn start_attempt(&self) {
-        self.attempts.fetch_add(1, Relaxed);
+    /// The only file.
+    pub fn file(&self) -> FileProgress<'_> {
+        FileProgress { one_of_several: false, ..self.file_of(None) }
     }
 
-    /// Attempts so far.
-    pub fn attempts(&self) -> u32 {
-        self.attempts.load(Relaxed)
+    /// The next file of several.
+    pub fn file_of(&self, total: Option<u64>) -> FileProgress<'_> {
+        let before = (self.before(), self.checked.load(Relaxed));
+        FileProgress { download: self, before, total, one_of_several: true }
     }
 
-    /// Whether the attempt went on from bytes that were there.
-    pub fn was_resumed(&self) -> bool {
-        self.resumed.load(Relaxed)
+    /// Bytes of the files that are whole.
+    pub fn before(&self) -> u64 {
+        self.before.load(Relaxed)
     }
 
-    /// Sets the bytes there are, and the total where the server tells it.
-    pub fn set(&self, bytes: u64, total: Option<u64>) {
-        if self.bytes.swap(bytes, Relaxed) == 0 && bytes > 0 && self.total.load(Relaxed) == 0 {
-            self.resumed.store(true, Relaxed);
-        }
-        self.total.store(total.unwrap_or(0), Relaxed);
+    /// One of several files is whole.
+    pub fn finish_file(&self, bytes: u64) {
+        let before = self.before.fetch_add(bytes, Relaxed) + bytes;
+        self.bytes.store(before, Relaxed);
     }
 
     /// The file was there already.
@@ -58,8 +70,34 @@ impl Download {
             "bytes": self.bytes.load(Relaxed),
             "totalBytes": total,
             "checkedBytes": self.checked.load(Relaxed),
-            "attempts": self.attempts(),
+            "attempts": self.attempts.load(Relaxed),
         })
+    }
+}
+
+impl FileProgress<'_> {
+    /// Counts an attempt.
+    pub fn start_attempt(&self) {
+        self.download.attempts.fetch_add(1, Relaxed);
+    }
+
+    /// Sets the bytes of this file that there are, and its size where the server tells it.
+    pub fn set(&self, bytes: u64, size: Option<u64>) {
+        self.download.bytes.store(self.before.0 + bytes, Relaxed);
+        let alone = size.filter(|_| !self.one_of_several);
+        self.download.total.store(self.total.or(alone).unwrap_or(0), Relaxed);
+    }
+
+    /// Counts the bytes whose checksum is computed, on from those of other files.
+    pub fn checked(&self) -> (Arc<AtomicU64>, u64) {
+        (self.download.checked(), self.before.1)
+    }
+
+    /// Says how far all of it has come.
+    pub fn log(&self) {
+        let Download { bytes, total, .. } = self.download;
+        let total = Some(total.load(Relaxed)).filter(|total| *total > 0);
+        tracing::info!(bytes = bytes.load(Relaxed), total_bytes = total, "downloading");
     }
 }
 
@@ -124,13 +162,23 @@ mod tests {
     }
 
     #[test]
-    fn bytes_from_before_the_first_attempt_count_as_resumed() {
-        for (first, resumed) in [(0, false), (5, true)] {
-            let download = Download::default();
-            download.start_attempt();
-            download.set(first, Some(10));
-            download.set(10, Some(10));
-            assert_eq!(download.was_resumed(), resumed, "{first}");
-        }
+    fn files_add_up_to_one_progress() {
+        let download = Download::default();
+        let shown = |expected: (u64, Value)| {
+            let json = download.json();
+            assert_eq!((&json["bytes"], &json["totalBytes"]), (&json!(expected.0), &expected.1));
+        };
+        download.file().set(5, Some(10));
+        shown((5, json!(10)));
+        download.file_of(None).set(5, Some(10));
+        shown((5, Value::Null));
+        download.finish_file(10);
+        let second = download.file_of(Some(40));
+        second.set(7, Some(30));
+        shown((17, json!(40)));
+        second.set(0, Some(30));
+        shown((10, json!(40)));
+        download.finish_file(30);
+        shown((40, json!(40)));
     }
 }

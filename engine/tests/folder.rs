@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "support/hub.rs"]
+mod hub;
 mod support;
 #[path = "support/folder.rs"]
 mod write;
@@ -37,6 +39,26 @@ fn a_folder_is_served_and_inspected_like_a_file() {
     let held: u64 =
         std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
     assert_eq!(status["download"]["bytes"], held);
+    drop(engine);
+
+    // The same from a hub: fetched, and loaded from the cache.
+    let hub = hub::Hub::of(&folder);
+    let cache = tempfile::tempdir().unwrap();
+    let mut fetching = command("hf://acme/model@main", &["--cache-dir", cache.path().to_str().unwrap()]);
+    fetching.env("HF_ENDPOINT", &hub.url);
+    let engine = Engine::spawn(fetching);
+    let began = Instant::now();
+    while engine.get("/readyz").0 != 200 {
+        assert!(began.elapsed() < PATIENCE, "the engine is not ready in time");
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.complete(prompt("The capital of France is", json!({"max_tokens": 2}))), " Paris.");
+    let (_, text) = request(&engine.internal, "GET", "/internal/status", "");
+    let status: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(status["modelFile"], "model");
+    let sizes = (&status["download"]["bytes"], &status["download"]["totalBytes"]);
+    assert_eq!(sizes, (&json!(held), &json!(held)), "{status}");
+    assert!(status["download"]["checkedBytes"].as_u64().unwrap() > held / 10 * 9, "{status}");
     drop(engine);
 
     let inspected =

@@ -18,9 +18,10 @@ spec:
 ";
 
 const SHA: &str = "/spec/tiers/0/model/sha256";
+const A_SUM: &str = "'0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'";
 const SOURCE: &str = "/spec/tiers/0/model/source";
 const POSITIVE_DURATION: &str = "expected a duration above 0, such as 500ms, 60s or 5m";
-const HF: &str = "source: expected hf://OWNER/REPO/FILE, optionally with @REVISION";
+const HF: &str = "source: expected hf://OWNER/REPO or hf://OWNER/REPO/FILE, optionally with @REVISION";
 const DNS_NAME: &str = "metadata.name becomes the name of a Service: at most 63 lower-case letters, digits and '-', starting with a letter";
 const SHA_FORM: &str = "sha256: expected 64 lower-case hex digits, as sha256sum prints them";
 
@@ -71,6 +72,8 @@ pub const CASES: &[Case] = &[
         ],
         &[("/spec/failover/unhealthyAfter", "1s"), ("/spec/tiers/0/engine/resources/limits/memory", "8Gi")],
     ),
+    accepted(MODEL, "a repository of safetensors", &[(SOURCE, "'hf://o/r@v1'"), (SHA, "null")], &[]),
+    accepted(MODEL, "a folder of safetensors", &[(SOURCE, "'https://h/m/'"), (SHA, "null")], &[]),
     accepted(MODEL, "a revision of a repository", &[(SOURCE, "'hf://o/r/dir/f.gguf@v1'")], &[]),
     accepted(MODEL, "a file over HTTP", &[(SOURCE, "'http://models.atlas.test:8089/a.gguf'")], &[]),
     accepted(MODEL, "an object in a bucket", &[(SOURCE, "'s3://bucket/dir/a.gguf'")], &[]),
@@ -140,9 +143,21 @@ pub const CASES: &[Case] = &[
     refused(MODEL, "an empty source", &[(SOURCE, "''")], &["spec.tiers[0].model.source", "at least 1 chars"]),
     refused(
         MODEL,
-        "a repository without a file",
-        &[(SOURCE, "'hf://owner/repo'")],
+        "an owner without a repository",
+        &[(SOURCE, "'hf://owner'")],
         &["spec.tiers[0].model", HF],
+    ),
+    refused(
+        MODEL,
+        "the sum of a repository",
+        &[(SOURCE, "'hf://owner/repo@main'"), (SHA, A_SUM)],
+        &["sha256 is the sum of one file, and source is a folder of safetensors"],
+    ),
+    refused(
+        MODEL,
+        "the sum of a folder's file",
+        &[(SOURCE, "'https://h/m/model.safetensors?sig=1'"), (SHA, A_SUM)],
+        &["sha256 is the sum of one file"],
     ),
     refused(MODEL, "an empty revision", &[(SOURCE, "'hf://owner/repo/f.gguf@'")], &[HF]),
     refused(

@@ -5,7 +5,7 @@
 
 use super::CheckpointError;
 use super::quantized::Method;
-use crate::model::{ModelConfig, ModelError};
+use crate::model::{BETA_FAST, BETA_SLOW, ModelConfig, ModelError, Yarn, check_whole_heads, yarn_attention};
 use atlas_engine_core::program::Pairing;
 use serde_json::Value;
 
@@ -20,8 +20,6 @@ pub struct Described {
     pub model_type: String,
     /// The numbers.
     pub config: ModelConfig,
-    /// Divisors of RoPE's frequencies, one a pair (Llama 3's scaling).
-    pub rope_factors: Option<Vec<f32>>,
     /// Whether the head is the embedding.
     pub tied: bool,
     /// How the matrices are quantized.
@@ -54,8 +52,12 @@ pub fn read(json: &Value, name: String) -> Result<Described, CheckpointError> {
     if rope_size == 0 || rope_size > head_size || !rope_size.is_multiple_of(2) {
         return Err(inconsistent("number of RoPE dimensions", rope_size, "head size", head_size));
     }
-    let rope = Rope::read(&keys, rope_size)?;
     let trained = keys.number("max_position_embeddings")?;
+    let rope = Rope::read(&keys, rope_size, trained)?;
+    if rope.attention != 1.0 {
+        check_whole_heads(rope_size, head_size)?;
+    }
+    let trained = rope.context.unwrap_or(trained);
     let config = ModelConfig {
         name,
         layers: keys.number("num_hidden_layers")?,
@@ -69,13 +71,15 @@ pub fn read(json: &Value, name: String) -> Result<Described, CheckpointError> {
         pairing: Pairing::Halves,
         rope_base: rope.base,
         rope_divisor: rope.divisor,
+        rope_factors: rope.factors,
+        rope_attention: rope.attention as f32,
         norm_epsilon: keys.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         vocabulary: keys.number("vocab_size")?,
         // Within its window, attention with a sliding window is attention.
         trained_context: sliding_window(&keys, &model_type)?.map_or(trained, |window| window.min(trained)),
     };
     let tied = json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
-    Ok(Described { model_type, config, rope_factors: rope.factors, tied, method })
+    Ok(Described { model_type, config, tied, method })
 }
 
 /// Mistral's window counts where it is set, Qwen's where it is switched on.
@@ -91,11 +95,14 @@ struct Rope {
     base: f32,
     divisor: f32,
     factors: Option<Vec<f32>>,
+    attention: f64,
+    /// The stretched context, where scaling tells it.
+    context: Option<usize>,
 }
 
 impl Rope {
     /// `rope_theta` and `rope_scaling`, which newer files join to `rope_parameters`.
-    fn read(keys: &Keys<'_>, rope_size: usize) -> Result<Self, CheckpointError> {
+    fn read(keys: &Keys<'_>, rope_size: usize, trained: usize) -> Result<Self, CheckpointError> {
         let set = |key: &'static str| Some((key, keys.0.get(key).filter(|value| value.is_object())?));
         let (place, scaling) = match set("rope_scaling").or_else(|| set("rope_parameters")) {
             Some((key, value)) => (key, Keys(value)),
@@ -105,7 +112,7 @@ impl Rope {
         if base <= 0.0 {
             return Err(wrong("rope_theta", &base.into(), "a number above 0"));
         }
-        let plain = Self { base: base as f32, divisor: 1.0, factors: None };
+        let plain = Self { base: base as f32, divisor: 1.0, factors: None, attention: 1.0, context: None };
         let kind = scaling.0.get("rope_type").or_else(|| scaling.0.get("type"));
         let factor = || scaling.positive("factor");
         match kind.unwrap_or(&Value::Null) {
@@ -123,13 +130,38 @@ impl Rope {
                 let factors = pairs.map(|frequency| scale.divisor(frequency) as f32).collect();
                 Ok(Self { factors: Some(factors), ..plain })
             }
+            Value::String(kind) if kind == "yarn" => {
+                let (yarn, attention) = read_yarn(&scaling, trained)?;
+                let factors = Some(yarn.divisors(base, rope_size));
+                Ok(Self { factors, attention, context: Some(yarn.context().max(trained)), ..plain })
+            }
             other => {
                 let reason =
-                    "linear and llama3 are built; without the key, the model serves its first context";
+                    "linear, llama3 and yarn are built; without the key, the model serves its first context";
                 Err(unsupported(place, other, reason))
             }
         }
     }
+}
+
+/// YaRN's numbers, and what queries and keys are multiplied by: the file's own figure, or what follows from the factor.
+fn read_yarn(scaling: &Keys<'_>, trained: usize) -> Result<(Yarn, f64), CheckpointError> {
+    let or = |key: &str, default: f64| match scaling.float(key)? {
+        None => Ok(default),
+        Some(_) => scaling.positive(key),
+    };
+    let yarn = Yarn {
+        factor: scaling.positive("factor")?,
+        original_context: or("original_max_position_embeddings", trained as f64)?,
+        beta_fast: or("beta_fast", BETA_FAST)?,
+        beta_slow: or("beta_slow", BETA_SLOW)?,
+        whole_pairs: scaling.0.get("truncate").and_then(Value::as_bool) != Some(false),
+    };
+    let follows = match (or("mscale", 0.0)?, or("mscale_all_dim", 0.0)?) {
+        (m, all) if m > 0.0 && all > 0.0 => yarn_attention(yarn.factor, m) / yarn_attention(yarn.factor, all),
+        _ => yarn_attention(yarn.factor, 1.0),
+    };
+    Ok((yarn, or("attention_factor", follows)?))
 }
 
 /// Llama 3's scaling: long waves are stretched, short ones stay, those between are mixed.

@@ -23,7 +23,8 @@ fn with(key: &str, value: Value) -> Value {
 
 #[test]
 fn a_published_config_gives_the_models_numbers() {
-    let Described { config, rope_factors, tied, .. } = read(&llama31(), "m".into()).unwrap();
+    let Described { mut config, tied, .. } = read(&llama31(), "m".into()).unwrap();
+    let rope_factors = config.rope_factors.take();
     let expected = ModelConfig {
         name: "m".into(),
         layers: 32,
@@ -36,6 +37,8 @@ fn a_published_config_gives_the_models_numbers() {
         pairing: Pairing::Halves,
         rope_base: 500_000.0,
         rope_divisor: 1.0,
+        rope_factors: None,
+        rope_attention: 1.0,
         norm_epsilon: 1e-5,
         vocabulary: 128_256,
         trained_context: 131_072,
@@ -64,6 +67,38 @@ fn head_sizes_windows_and_rope_are_taken_from_wherever_they_stand() {
     assert_eq!(read(&newer, String::new()).unwrap().config.rope_base, 1e6);
 }
 
+/// As the model card of Qwen2.5 tells to write it, and the ways in which others do.
+#[test]
+fn yarn_is_read_with_its_context_and_attention() {
+    let qwen = |scaling: Value| {
+        let mut json = with("rope_scaling", scaling);
+        (json["model_type"], json["max_position_embeddings"]) = (json!("qwen2"), json!(32_768));
+        json["rope_theta"] = json!(1e6);
+        read(&json, String::new()).unwrap().config
+    };
+    let plain = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
+    let config = qwen(plain.clone());
+    let factors = config.rope_factors.as_ref().unwrap();
+    assert_eq!((factors.len(), factors[23], factors[40]), (64, 1.0, 4.0));
+    assert_eq!((config.trained_context, config.rope_divisor), (131_072, 1.0));
+    assert!((config.rope_attention - 1.138_629_4).abs() < 1e-6, "{}", config.rope_attention);
+    // Without the original context, it is the model's.
+    assert_eq!(qwen(json!({"rope_type": "yarn", "factor": 4.0})), config);
+    let attention = |key: &str, value: Value| {
+        let mut scaling = plain.clone();
+        scaling["mscale"] = json!(0.707);
+        scaling[key] = value;
+        qwen(scaling).rope_attention
+    };
+    assert_eq!(attention("attention_factor", json!(1.5)), 1.5);
+    assert!((attention("mscale_all_dim", json!(0.707)) - 1.0).abs() < 1e-6);
+    assert!((attention("mscale_all_dim", json!(1.0)) - 1.098_01 / 1.138_63).abs() < 1e-5);
+    let mut partial = with("rope_scaling", plain);
+    partial["partial_rotary_factor"] = json!(0.5);
+    let message = read(&partial, String::new()).unwrap_err().to_string();
+    assert!(message.contains("RoPE dimensions with yarn is 64"), "{message}");
+}
+
 #[test]
 fn what_would_be_computed_wrongly_is_refused_by_key() {
     for (key, value, expected) in [
@@ -75,7 +110,9 @@ fn what_would_be_computed_wrongly_is_refused_by_key() {
         ("num_key_value_heads", json!(5), "number of heads is 32"),
         ("rope_theta", json!("big"), "\"big\" for \"rope_theta\""),
         ("rope_theta", json!(0), "for \"rope_theta\", expected a number above 0"),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4}), "\"rope_scaling\" to yarn"),
+        ("rope_scaling", json!({"rope_type": "dynamic", "factor": 4}), "\"rope_scaling\" to dynamic"),
+        ("rope_scaling", json!({"rope_type": "yarn"}), "nothing for \"factor\""),
+        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4, "beta_slow": -1}), "-1 for \"beta_slow\""),
         ("rope_scaling", json!({"rope_type": "linear"}), "nothing for \"factor\""),
         ("partial_rotary_factor", json!(0.001), "number of RoPE dimensions is 0"),
         (

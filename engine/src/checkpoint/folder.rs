@@ -183,9 +183,6 @@ fn read_tensors(folder: &Path, described: &Described) -> Result<Tensors, Checkpo
     for (name, stored) in &found {
         add(name, &mut || plain(stored))?;
     }
-    if let Some(factors) = &described.rope_factors {
-        tensors.insert("rope_freqs.weight".to_owned(), Tensor::of_values(factors));
-    }
     // Without a head of its own a model would be served with its embedding.
     if !described.tied && !tensors.contains(HEAD) {
         return Err(ModelError::MissingTensor { name: "lm_head.weight".to_owned() }.into());

@@ -4,9 +4,9 @@
 //! (`If-Range`, RFC 9110 section 13.1.5), so that a file which changed in between starts over instead of being mixed.
 
 use super::source::Remote;
-use super::{FetchError, verify};
-use crate::startup::Download;
-use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
+use super::{FetchError, space, verify};
+use crate::startup::FileProgress;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
 use reqwest::{Client, Response, StatusCode};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -97,30 +97,43 @@ enum Attempt {
     Again(Interrupted),
 }
 
+/// The client for all downloads of a model.
+///
+/// # Errors
+/// It could not be set up.
+pub fn client() -> Result<Client, FetchError> {
+    let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
+    client.user_agent(concat!("atlas-engine/", env!("CARGO_PKG_VERSION"))).build().map_err(FetchError::Client)
+}
+
 /// Downloads a file to `path`, through `path` with `.part` appended.
+///
+/// # Errors
+/// It cannot be had, does not fit, or is another one than expected.
 pub async fn download(
+    client: &Client,
     remote: &Remote,
     path: &Path,
     sha256: Option<&str>,
-    progress: &Download,
+    progress: FileProgress<'_>,
 ) -> Result<(), FetchError> {
-    let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
-    let client = client.user_agent(concat!("atlas-engine/", env!("CARGO_PKG_VERSION"))).build();
-    let client = client.map_err(FetchError::Client)?;
     let part = Part::of(path);
     if let Some(folder) = path.parent() {
         let failed = |source| FetchError::Cache { path: folder.to_owned(), source };
         fs::create_dir_all(folder).await.map_err(failed)?;
     }
-    let (mut fruitless, mut pause) = (0, FIRST_PAUSE);
+    let (mut attempts, mut fruitless, mut pause) = (0, 0, FIRST_PAUSE);
     loop {
+        attempts += 1;
         progress.start_attempt();
         let before = part.len().await;
-        let again = match attempt_once(&client, remote, &part, progress).await? {
-            Attempt::Done => match finish(&part, path, sha256, progress).await? {
-                Attempt::Done => return Ok(()),
-                Attempt::Again(reason) => reason,
-            },
+        let again = match attempt_once(client, remote, &part, progress).await? {
+            Attempt::Done => {
+                match finish(&part, path, sha256, progress, attempts == 1 && before > 0).await? {
+                    Attempt::Done => return Ok(()),
+                    Attempt::Again(reason) => reason,
+                }
+            }
             Attempt::Again(reason) => reason,
         };
         if part.len().await > before {
@@ -129,12 +142,22 @@ pub async fn download(
             fruitless += 1;
         }
         if fruitless == FRUITLESS_ATTEMPTS {
-            let attempts = progress.attempts();
-            return Err(FetchError::Broken { url: remote.url.clone(), attempts, source: again });
+            return Err(FetchError::Broken { url: remote.shown(), attempts, source: again });
         }
-        tracing::warn!(url = remote.url, attempt = progress.attempts(), error = %again, pause_seconds = pause.as_secs(), "download interrupted");
+        tracing::warn!(url = remote.shown(), attempt = attempts, error = %again, pause_seconds = pause.as_secs(), "download interrupted");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(30));
+    }
+}
+
+/// What a server says of a file without sending it: `None` where there is none, sizes where it tells them.
+pub async fn look(client: &Client, remote: &Remote) -> Option<Option<u64>> {
+    // Whoever knows no HEAD, or signs addresses for GET alone, is asked again when the file is fetched.
+    let Ok(response) = client.head(&remote.url).send().await else { return Some(None) };
+    let length = response.headers().get(CONTENT_LENGTH).and_then(|text| text.to_str().ok()?.parse().ok());
+    match response.status() {
+        StatusCode::NOT_FOUND | StatusCode::GONE => None,
+        status => Some(length.filter(|_| status.is_success())),
     }
 }
 
@@ -142,7 +165,7 @@ async fn attempt_once(
     client: &Client,
     remote: &Remote,
     part: &Part,
-    progress: &Download,
+    progress: FileProgress<'_>,
 ) -> Result<Attempt, FetchError> {
     let failed = |source| FetchError::Cache { path: part.file.clone(), source };
     let have = part.len().await;
@@ -154,6 +177,7 @@ async fn attempt_once(
         }
     }
     let token = std::env::var("HF_TOKEN").ok().filter(|token| remote.hugging_face && !token.is_empty());
+    let with_token = token.is_some();
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, format!("Bearer {}", token.trim()));
     }
@@ -177,13 +201,11 @@ async fn attempt_once(
         if temporary {
             return Ok(Attempt::Again(Interrupted::Status(status)));
         }
-        let hint = match status.as_u16() {
-            401 | 403 if remote.hugging_face => ": the repository may be gated; give a token in HF_TOKEN",
-            401 | 403 => ": the server wants credentials",
-            404 => ": check the source's spelling",
-            _ => "",
-        };
-        return Err(FetchError::Refused { url: remote.url.clone(), status: status.as_u16(), hint });
+        let hint = refusal_hint(&response, remote.hugging_face, with_token);
+        return Err(FetchError::Refused { url: remote.shown(), status: status.as_u16(), hint });
+    }
+    if let (Some(folder), Some(bytes)) = (part.file.parent(), response.content_length()) {
+        space::check(folder, bytes)?;
     }
     let start = if status == StatusCode::PARTIAL_CONTENT { have } else { 0 };
     if start == 0 {
@@ -195,6 +217,22 @@ async fn attempt_once(
     receive(response, file, start, progress).await.map_err(failed)
 }
 
+/// What to do about a refusal.
+fn refusal_hint(response: &Response, hub: bool, with_token: bool) -> &'static str {
+    // The hub says which part of an address is unknown.
+    let unknown = response.headers().get("x-error-code").and_then(|code| code.to_str().ok());
+    match (response.status().as_u16(), unknown) {
+        (_, Some("RevisionNotFound")) => ": the repository has no such revision",
+        (401 | 403, _) if hub && with_token => {
+            ": the token in HF_TOKEN may not read this repository; accept its terms with the token's account"
+        }
+        (401 | 403, _) if hub => ": the repository may be gated or private; give a token in HF_TOKEN",
+        (401 | 403, _) => ": the server wants credentials",
+        (404, _) => ": check the source's spelling",
+        _ => "",
+    }
+}
+
 /// `*/TOTAL` of a 416 answer.
 fn total_after_range(response: &Response) -> Option<u64> {
     response.headers().get(CONTENT_RANGE)?.to_str().ok()?.rsplit('/').next()?.parse().ok()
@@ -204,7 +242,7 @@ async fn receive(
     mut response: Response,
     mut file: File,
     start: u64,
-    progress: &Download,
+    progress: FileProgress<'_>,
 ) -> Result<Attempt, std::io::Error> {
     let expected = response.content_length().map(|length| length + start);
     let mut bytes = start;
@@ -218,7 +256,7 @@ async fn receive(
                 progress.set(bytes, expected);
                 if logged.elapsed() >= LOG_EVERY {
                     logged = Instant::now();
-                    tracing::info!(bytes, total_bytes = expected, "downloading");
+                    progress.log();
                 }
             }
             Ok(None) => break,
@@ -240,23 +278,24 @@ async fn finish(
     part: &Part,
     path: &Path,
     sha256: Option<&str>,
-    progress: &Download,
+    progress: FileProgress<'_>,
+    continues_old: bool,
 ) -> Result<Attempt, FetchError> {
     let failed = |source| FetchError::Cache { path: part.file.clone(), source };
     if let Some(expected) = sha256 {
         let file = part.file.clone();
-        let count = progress.checked();
-        let found = tokio::task::spawn_blocking(move || verify::sha256(&file, &count)).await;
+        let (count, from) = progress.checked();
+        let found = tokio::task::spawn_blocking(move || verify::sha256(&file, &count, from)).await;
         let found =
             found.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map_err(failed)?;
         if found != expected {
             part.remove().await.map_err(failed)?;
             // What was begun by an earlier process may be of an older file: one more try from the start.
-            if progress.attempts() == 1 && progress.was_resumed() {
+            if continues_old {
                 return Ok(Attempt::Again(Interrupted::StalePart));
             }
             let (path, expected) = (path.to_owned(), expected.to_owned());
-            let hint = ": the download was removed; the source holds another file than --sha256 names";
+            let hint = ": the download was removed; the source holds another file than was announced";
             return Err(FetchError::Checksum { path, found, expected, hint });
         }
     }

@@ -1,114 +1,24 @@
-//! Gets the model file onto the disk: local paths as they are, remote ones into the cache folder.
+//! Gets the model onto the disk: local paths as they are, remote ones into the cache folder.
 //!
 //! A remote file is written as `.part`, continued after a break or a restart, and renamed when size and checksum hold,
-//! so that a file under its own name is always whole.
+//! so that a file under its own name is always whole. A folder of safetensors is gathered likewise in a folder whose
+//! name ends in `.part`.
 
+mod error;
+mod folder;
 mod http;
+mod listing;
 mod lock;
 mod source;
+mod space;
 mod verify;
 
 use crate::startup::Download;
-use atlas_engine_core::ExitCode;
 use source::Source;
 use std::path::{Path, PathBuf};
 
+pub use error::FetchError;
 pub use source::display_name;
-
-/// Why a model file could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// The scheme is not known or not built.
-    #[error("model source {uri:?} is not supported: use hf://, https://, http://, file:// or a path{hint}")]
-    Scheme {
-        /// The source.
-        uri: String,
-        /// What to do instead.
-        hint: &'static str,
-    },
-    /// Something behind the scheme is missing.
-    #[error("model source {uri:?} is incomplete: expected {expected}")]
-    Incomplete {
-        /// The source.
-        uri: String,
-        /// The form.
-        expected: &'static str,
-    },
-    /// There is no such file.
-    #[error("model file {path} cannot be read: check --model and the volume that should hold it")]
-    Missing {
-        /// The path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A checksum is given for a folder.
-    #[error("--sha256 is the sum of one file, and {path} is a folder: leave it out")]
-    FolderChecksum {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// The cache folder cannot be written.
-    #[error("cannot write {path} in the model cache")]
-    Cache {
-        /// The path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The server refuses, and would again.
-    #[error("{url} answers {status}{hint}")]
-    Refused {
-        /// The address.
-        url: String,
-        /// Its answer.
-        status: u16,
-        /// What to do.
-        hint: &'static str,
-    },
-    /// The download broke again and again.
-    #[error("downloading {url} failed {attempts} times")]
-    Broken {
-        /// The address.
-        url: String,
-        /// Attempts.
-        attempts: u32,
-        /// The last break.
-        #[source]
-        source: http::Interrupted,
-    },
-    /// The HTTP client could not be built.
-    #[error("cannot set up the HTTP client")]
-    Client(#[source] reqwest::Error),
-    /// The file is another one.
-    #[error("{path} has the sha256 {found}, expected {expected}{hint}")]
-    Checksum {
-        /// The file.
-        path: PathBuf,
-        /// Its sum.
-        found: String,
-        /// The expected one.
-        expected: String,
-        /// What was done about it.
-        hint: &'static str,
-    },
-}
-
-impl FetchError {
-    /// The exit code of the contract.
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Scheme { .. } | Self::Incomplete { .. } | Self::FolderChecksum { .. } => ExitCode::Usage,
-            Self::Checksum { .. } => ExitCode::ChecksumMismatch,
-            Self::Client(_) => ExitCode::Internal,
-            Self::Missing { .. } | Self::Cache { .. } | Self::Refused { .. } | Self::Broken { .. } => {
-                ExitCode::ModelUnavailable
-            }
-        }
-    }
-}
 
 /// Reads a model, a file or the files of a folder, so that the page cache holds what there is room for.
 ///
@@ -149,23 +59,27 @@ pub async fn fetch(
     let source = Source::parse(uri)?;
     let path = match &source {
         Source::File(path) => path.clone(),
-        Source::Remote(remote) => cache.join(remote.cache_name()),
+        Source::Remote(_) | Source::Folder(_) => cache.join(source::cache_name(uri)),
     };
+    if let (Source::Folder(_), true) = (&source, sha256.is_some()) {
+        return Err(FetchError::FolderChecksum { path: uri.into() });
+    }
     match (std::fs::metadata(&path), &source) {
-        (Ok(metadata), _) if metadata.is_dir() => {
-            if sha256.is_some() {
-                return Err(FetchError::FolderChecksum { path });
-            }
-            progress.set_done(folder_bytes(&path));
+        (Ok(metadata), _) if metadata.is_dir() && sha256.is_some() => {
+            return Err(FetchError::FolderChecksum { path });
         }
-        (Ok(metadata), _) => progress.set_done(metadata.len()),
+        (Ok(_), _) => progress.set_done(bytes_of(&path)),
         (Err(error), Source::File(_)) => return Err(FetchError::Missing { path, source: error }),
-        (Err(_), Source::Remote(remote)) => {
+        (Err(_), Source::Remote(_) | Source::Folder(_)) => {
             // Two processes that share the cache, such as an engine and what keeps its weights warm, take turns.
             let _turn = lock::take_turn(&path).await;
-            match std::fs::metadata(&path) {
-                Ok(metadata) => progress.set_done(metadata.len()),
-                Err(_) => http::download(remote, &path, sha256, progress).await?,
+            match &source {
+                _ if path.exists() => progress.set_done(bytes_of(&path)),
+                Source::Folder(remote) => folder::fetch(remote, &path, progress).await?,
+                Source::Remote(remote) => {
+                    http::download(&http::client()?, remote, &path, sha256, progress.file()).await?;
+                }
+                Source::File(_) => {}
             }
         }
     }
@@ -178,13 +92,13 @@ pub async fn fetch(
     Ok(path)
 }
 
-/// Bytes of the files in a folder; what cannot be looked at counts nothing, and is missed when it is opened.
-fn folder_bytes(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+/// Bytes of a file, or of the files in a folder; what cannot be looked at counts nothing, and is missed when it is opened.
+fn bytes_of(path: &Path) -> u64 {
+    let length = |path: &Path| std::fs::metadata(path).ok().filter(|file| file.is_file()).map(|file| file.len());
+    if !path.is_dir() {
+        return length(path).unwrap_or(0);
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     // Hub caches keep links, which the path follows.
-    entries
-        .filter_map(|entry| std::fs::metadata(entry.path()).ok())
-        .filter(|file| file.is_file())
-        .map(|file| file.len())
-        .sum()
+    entries.filter_map(|entry| length(&entry.path())).sum()
 }

@@ -1,30 +1,60 @@
 //! Model sources, as written on the command line.
 
 use super::FetchError;
+use super::listing::INDEX;
+use reqwest::Url;
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Where the file is.
+/// Where the model is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Source {
     /// On this machine.
     File(PathBuf),
-    /// Behind HTTP.
+    /// One file behind HTTP.
     Remote(Remote),
+    /// A folder of safetensors behind HTTP.
+    Folder(Folder),
 }
 
 /// A file behind HTTP.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
-    /// The source as given; the cache's name is made from it.
-    pub uri: String,
     /// Where to get it.
     pub url: String,
     /// Whether the Hugging Face token may go along.
     pub hugging_face: bool,
 }
 
+/// A folder of safetensors behind HTTP.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Folder {
+    /// The source as given, without what may be a secret.
+    pub uri: String,
+    /// Where it is.
+    pub place: Place,
+}
+
+/// Where a folder is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a repository of the hub.
+    Hub {
+        /// Address of the hub.
+        hub: String,
+        /// `OWNER/REPO`.
+        repository: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// Empty, or the folder within the repository with its `/`.
+        inside: String,
+    },
+    /// Behind any server: an address in the folder.
+    Server(Url),
+}
+
 const HUB: &str = "https://huggingface.co";
+const HUB_FORM: &str = "hf://OWNER/REPO or hf://OWNER/REPO/FILE, optionally with @REVISION";
 
 impl Source {
     /// Parses `--model`.
@@ -36,7 +66,7 @@ impl Source {
         Self::parse_with(uri, endpoint.as_deref().unwrap_or(HUB))
     }
 
-    fn parse_with(uri: &str, hub: &str) -> Result<Self, FetchError> {
+    pub(super) fn parse_with(uri: &str, hub: &str) -> Result<Self, FetchError> {
         let incomplete = |expected| FetchError::Incomplete { uri: uri.to_owned(), expected };
         let Some((scheme, rest)) = uri.split_once("://") else {
             return if uri.is_empty() {
@@ -45,25 +75,17 @@ impl Source {
                 Ok(Self::File(uri.into()))
             };
         };
-        let remote =
-            |url: String, hugging_face| Self::Remote(Remote { uri: uri.to_owned(), url, hugging_face });
         match scheme {
             "file" if rest.starts_with('/') => Ok(Self::File(rest.into())),
             "file" => Err(incomplete("file:///PATH")),
-            "http" | "https" if !rest.is_empty() => Ok(remote(uri.to_owned(), false)),
-            "http" | "https" => Err(incomplete("http(s)://HOST/PATH")),
-            "hf" => {
-                let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
-                let parts: Vec<&str> = path.splitn(3, '/').collect();
-                let [owner, repository, file] = parts[..] else {
-                    return Err(incomplete("hf://OWNER/REPO/FILE, optionally with @REVISION"));
-                };
-                if [owner, repository, file, revision].iter().any(|part| part.is_empty()) {
-                    return Err(incomplete("hf://OWNER/REPO/FILE, optionally with @REVISION"));
-                }
-                let hub = hub.trim_end_matches('/');
-                Ok(remote(format!("{hub}/{owner}/{repository}/resolve/{revision}/{file}"), true))
+            "http" | "https" => {
+                let url = Url::parse(uri).map_err(|_| incomplete("http(s)://HOST/PATH"))?;
+                Ok(match folder_of(url.path()) {
+                    Some(_) => Self::Folder(Folder { uri: shown(uri), place: Place::Server(url) }),
+                    None => Self::Remote(Remote { url: uri.to_owned(), hugging_face: false }),
+                })
             }
+            "hf" => Self::parse_hub(uri, rest, hub.trim_end_matches('/')),
             "s3" => {
                 let hint = "; s3:// is not built yet: give the object's https:// address, or put the file on a volume";
                 Err(FetchError::Scheme { uri: uri.to_owned(), hint })
@@ -71,41 +93,118 @@ impl Source {
             _ => Err(FetchError::Scheme { uri: uri.to_owned(), hint: "" }),
         }
     }
+
+    fn parse_hub(uri: &str, rest: &str, hub: &str) -> Result<Self, FetchError> {
+        let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
+        let mut parts = path.splitn(3, '/');
+        let [owner, name, file] = [(); 3].map(|()| parts.next().unwrap_or_default());
+        if [owner, name, revision].iter().any(|part| part.is_empty()) {
+            return Err(FetchError::Incomplete { uri: uri.to_owned(), expected: HUB_FORM });
+        }
+        Ok(match folder_of(file) {
+            Some(inside) => Self::Folder(Folder {
+                uri: uri.to_owned(),
+                place: Place::Hub {
+                    hub: hub.to_owned(),
+                    repository: format!("{owner}/{name}"),
+                    revision: revision.to_owned(),
+                    inside: inside.to_owned(),
+                },
+            }),
+            None => Self::Remote(Remote {
+                url: format!("{hub}/{owner}/{name}/resolve/{revision}/{file}"),
+                hugging_face: true,
+            }),
+        })
+    }
+}
+
+/// The folder, with its `/`, of a path that names a folder of safetensors: by itself, or by a file of weights in it.
+fn folder_of(path: &str) -> Option<&str> {
+    let (inside, name) = path.rfind('/').map_or(("", path), |slash| path.split_at(slash + 1));
+    (name.is_empty() || is_weights(name)).then_some(inside)
+}
+
+/// Whether a file's name says that its folder is the model.
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") || name == INDEX
 }
 
 impl Remote {
-    /// Name in the cache: the URI's hash, so that two sources never meet, and the file's name for people.
-    pub fn cache_name(&self) -> String {
-        let hash = hex::encode(Sha256::digest(self.uri.as_bytes()));
-        format!("{}-{}", &hash[..16], file_name(&self.uri))
+    /// The address without what may be a secret.
+    pub fn shown(&self) -> String {
+        shown(&self.url)
     }
 }
 
-/// Last part of a path or URI, without query and revision, reduced to harmless characters.
-fn file_name(uri: &str) -> String {
-    let uri = uri.split(['?', '#']).next().unwrap_or_default();
-    let uri =
-        uri.strip_prefix("hf://").map_or(uri, |path| path.rsplit_once('@').map_or(path, |(path, _)| path));
-    let name = uri.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    name.chars()
+fn shown(url: &str) -> String {
+    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+}
+
+impl Folder {
+    /// A file of the folder, as of a commit where one is known.
+    pub fn file(&self, name: &str, commit: Option<&str>) -> Remote {
+        match &self.place {
+            Place::Hub { hub, repository, revision, inside } => Remote {
+                url: format!("{hub}/{repository}/resolve/{}/{inside}{name}", commit.unwrap_or(revision)),
+                hugging_face: true,
+            },
+            Place::Server(url) => {
+                let mut url = url.clone();
+                let folder = folder_of(url.path()).unwrap_or("/").to_owned();
+                url.set_path(&format!("{folder}{name}"));
+                Remote { url: url.into(), hugging_face: false }
+            }
+        }
+    }
+
+    /// Where the hub describes the revision, and the folder within the repository.
+    pub fn listing(&self) -> Option<(Remote, String)> {
+        let Place::Hub { hub, repository, revision, inside } = &self.place else { return None };
+        // A branch may have a slash in its name.
+        let revision = revision.replace('/', "%2F");
+        let url = format!("{hub}/api/models/{repository}/revision/{revision}?blobs=true");
+        Some((Remote { url, hugging_face: true }, inside.clone()))
+    }
+}
+
+/// Name in the cache: the URI's hash, so that two sources never meet, and the model's name for people.
+pub fn cache_name(uri: &str) -> String {
+    let hash = hex::encode(Sha256::digest(uri.as_bytes()));
+    let name: String = model_name(uri)
+        .chars()
         .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
         .take(120)
-        .collect()
+        .collect();
+    format!("{}-{name}", &hash[..16])
 }
 
-/// A model file's name without extension, for status and headers.
-pub fn display_name(uri: &str) -> String {
-    let name = file_name(uri);
-    // Folders name their models, the files in them all have the same name.
-    let parent = uri
-        .trim_end_matches('/')
-        .rsplit_once('/')
-        .map(|(parent, _)| parent)
-        .filter(|parent| !parent.is_empty());
-    if let (Some(parent), "model.safetensors" | "model.safetensors.index.json") = (parent, name.as_str()) {
-        return file_name(parent);
+/// What names a model in its source, without query and revision: the file, or the folder where it is one.
+fn model_name(uri: &str) -> &str {
+    let uri = match uri.strip_prefix("hf://") {
+        Some(path) => path.rsplit_once('@').map_or(path, |(path, _)| path),
+        None if uri.contains("://") => uri.split(['?', '#']).next().unwrap_or_default(),
+        None => uri,
+    };
+    let path = uri.trim_end_matches('/');
+    // Folders name their models: the files in them all have the same names.
+    match path.rsplit_once('/') {
+        Some((parent, name)) if is_weights(name) => {
+            let parent = parent.trim_end_matches('/');
+            let folder = parent.rsplit('/').next().unwrap_or_default();
+            if folder.is_empty() { name } else { folder }
+        }
+        Some((_, name)) => name,
+        None => path,
     }
-    Path::new(&name).file_stem().map_or(name.clone(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// A model's name without extension, for status and headers.
+pub fn display_name(uri: &str) -> String {
+    let name = model_name(uri);
+    // Not whatever stands behind a dot: folders have names such as Qwen2.5-0.5B.
+    let stem = name.strip_suffix(".gguf").or_else(|| name.strip_suffix(".safetensors"));
+    stem.unwrap_or(name).to_owned()
 }
 
 #[cfg(test)]
@@ -117,6 +216,7 @@ mod tests {
         let url = |uri| match Source::parse_with(uri, "https://mirror.test/") {
             Ok(Source::Remote(remote)) => remote.url,
             Ok(Source::File(path)) => path.display().to_string(),
+            Ok(Source::Folder(folder)) => format!("folder of {}", folder.file("f", None).url),
             Err(error) => error.to_string(),
         };
         for (uri, expected) in [
@@ -125,14 +225,24 @@ mod tests {
             ("https://h/x.gguf", "https://h/x.gguf"),
             ("hf://o/r/sub/x.gguf", "https://mirror.test/o/r/resolve/main/sub/x.gguf"),
             ("hf://o/r/x.gguf@v1", "https://mirror.test/o/r/resolve/v1/x.gguf"),
+            ("hf://o/r", "folder of https://mirror.test/o/r/resolve/main/f"),
+            ("hf://o/r/@v1", "folder of https://mirror.test/o/r/resolve/v1/f"),
+            ("hf://o/r/sub/", "folder of https://mirror.test/o/r/resolve/main/sub/f"),
+            ("hf://o/r/model.safetensors@v1", "folder of https://mirror.test/o/r/resolve/v1/f"),
+            ("hf://o/r/a/model.safetensors.index.json", "folder of https://mirror.test/o/r/resolve/main/a/f"),
+            ("https://h/m/?sig=1", "folder of https://h/m/f?sig=1"),
+            ("https://h/m/model-00001-of-00002.safetensors", "folder of https://h/m/f"),
+            ("http://h:8/model.safetensors", "folder of http://h:8/f"),
         ] {
             assert_eq!(url(uri), expected);
         }
         for (uri, expected) in [
             ("s3://b/k", "s3:// is not built yet"),
             ("ftp://h/x", "\"ftp://h/x\" is not supported"),
-            ("hf://o/r", "expected hf://OWNER/REPO/FILE"),
-            ("hf://o/r/x@", "expected hf://OWNER/REPO/FILE"),
+            ("hf://o", "expected hf://OWNER/REPO or hf://OWNER/REPO/FILE"),
+            ("hf://o/r/x@", "expected hf://OWNER/REPO or hf://OWNER/REPO/FILE"),
+            ("hf://o/r@", "expected hf://OWNER/REPO or"),
+            ("http://", "expected http(s)://HOST/PATH"),
             ("file://x", "expected file:///PATH"),
             ("", "is incomplete"),
         ] {
@@ -140,15 +250,40 @@ mod tests {
         }
     }
 
+    /// The rows of `crds/src/source.rs` too: operator and engine compare these names.
     #[test]
-    fn names_are_for_people_and_never_leave_the_cache() {
-        assert_eq!(display_name("hf://o/r/sub/code.Q4_K_M.gguf@main"), "code.Q4_K_M");
-        assert_eq!(display_name("/models/mistral-7b-v0.2/model.safetensors.index.json"), "mistral-7b-v0.2");
-        assert_eq!(display_name("/models/smollm2-135m-instruct-q4_1.gguf"), "smollm2-135m-instruct-q4_1");
-        let remote =
-            |uri: &str| Remote { uri: uri.into(), url: String::new(), hugging_face: false }.cache_name();
-        assert!(remote("https://h/a/b.gguf?x=/../..").ends_with("-b.gguf"));
-        assert_ne!(remote("https://h/a/b.gguf"), remote("https://h/c/b.gguf"));
-        assert!(!remote("https://h/..%2f\\x").contains(['/', '\\', '%']));
+    fn models_are_named_after_their_file_or_folder() {
+        for (uri, name) in [
+            ("hf://o/r/sub/code.Q4_K_M.gguf@main", "code.Q4_K_M"),
+            ("/models/smollm2-135m-instruct-q4_1.gguf", "smollm2-135m-instruct-q4_1"),
+            ("https://h/a/b.gguf?x=/../..", "b"),
+            ("hf://Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
+            ("hf://Qwen/Qwen2.5-0.5B@v1.0", "Qwen2.5-0.5B"),
+            ("hf://o/Qwen2.5/model.safetensors@v1", "Qwen2.5"),
+            ("hf://o/r/awq/model-00001-of-00002.safetensors", "awq"),
+            ("https://h/m/Qwen2.5/?sig=a/b", "Qwen2.5"),
+            ("file:///models/Qwen2.5-0.5B/", "Qwen2.5-0.5B"),
+            ("file:///models/mistral-7b-v0.2/model.safetensors.index.json", "mistral-7b-v0.2"),
+        ] {
+            assert_eq!(display_name(uri), name, "{uri}");
+        }
+    }
+
+    #[test]
+    fn names_in_the_cache_differ_and_never_leave_it() {
+        assert!(cache_name("https://h/a/b.gguf?x=/../..").ends_with("-b.gguf"));
+        assert!(cache_name("hf://o/r@v1").ends_with("-r"));
+        assert_ne!(cache_name("https://h/a/b.gguf"), cache_name("https://h/c/b.gguf"));
+        assert_ne!(cache_name("hf://o/r@v1"), cache_name("hf://o/r@v2"));
+        for uri in ["https://h/..%2f\\x", "https://h/a/..", "hf://o/..", "hf://../.."] {
+            assert!(!cache_name(uri)[16..].starts_with('.') && !cache_name(uri).contains(['/', '\\', '%']));
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let Ok(Source::Folder(folder)) = Source::parse_with("https://h/m/?sig=secret", "") else { panic!() };
+        assert_eq!(folder.uri, "https://h/m/");
+        assert_eq!(folder.file("a", None).shown(), "https://h/m/a");
     }
 }

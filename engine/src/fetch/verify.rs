@@ -18,7 +18,7 @@ pub fn check(path: &Path, expected: &str, checked: &AtomicU64) -> Result<(), Fet
     if fs::read_to_string(&marker).is_ok_and(|found| found == mark) {
         return Ok(());
     }
-    let found = sha256(path, checked).map_err(missing)?;
+    let found = sha256(path, checked, 0).map_err(missing)?;
     if found != expected {
         let (path, expected) = (path.to_owned(), expected.to_owned());
         return Err(FetchError::Checksum {
@@ -35,9 +35,9 @@ pub fn check(path: &Path, expected: &str, checked: &AtomicU64) -> Result<(), Fet
     Ok(())
 }
 
-/// The sha256 of a file, in hex; `checked` counts the bytes.
-pub fn sha256(path: &Path, checked: &AtomicU64) -> io::Result<String> {
-    checked.store(0, Relaxed);
+/// The sha256 of a file, in hex; `checked` counts the bytes, on from `from`.
+pub fn sha256(path: &Path, checked: &AtomicU64, from: u64) -> io::Result<String> {
+    checked.store(from, Relaxed);
     let mut file = File::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

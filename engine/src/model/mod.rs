@@ -5,9 +5,11 @@
 
 mod config;
 mod program;
+mod rope;
 mod tensors;
 
-pub use config::ModelConfig;
+pub use config::{ModelConfig, check_whole_heads};
+pub use rope::{BETA_FAST, BETA_SLOW, Yarn, yarn_attention};
 pub use tensors::{Tensor, Tensors};
 
 use crate::backend::Devices;

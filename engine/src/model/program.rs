@@ -52,15 +52,15 @@ pub fn build(
     Ok(builder.segment)
 }
 
-/// Frequencies from the base; `rope_freqs.weight` (Llama 3's scaling) holds one divisor a pair.
+/// Frequencies from the base; the model's numbers or `rope_freqs.weight` (Llama 3's scaling) have one divisor a pair.
 fn rope(config: &ModelConfig, tensors: &Tensors) -> Result<Rope, ModelError> {
     let pairs = config.rope_size / 2;
     let factors = tensors.contains("rope_freqs.weight");
     let factors = factors.then(|| tensors.values("rope_freqs.weight", pairs)).transpose()?;
     let frequencies = (0..pairs).map(|pair| {
         let frequency = 1.0 / config.rope_base.powf(2.0 * pair as f32 / config.rope_size as f32);
-        let factor = factors.as_ref().map_or(1.0, |factors| factors[pair]);
-        frequency / factor / config.rope_divisor
+        let both = [&factors, &config.rope_factors].into_iter().flatten();
+        both.fold(frequency, |frequency, factors| frequency / factors[pair]) / config.rope_divisor
     });
     Ok(Rope { frequencies: frequencies.collect(), pairing: config.pairing })
 }
@@ -127,7 +127,8 @@ impl Builder<'_> {
         }
         self.segment.push(Op::RopeKv { qkv, rope: 0, layer, heads });
         let attended = self.rows(query * size);
-        let scale = 1.0 / (size as f32).sqrt();
+        // Queries times keys have the factor twice, wherever it is multiplied in.
+        let scale = self.config.rope_attention.powi(2) / (size as f32).sqrt();
         self.segment.push(Op::Attend { qkv, layer, heads, scale, out: attended });
         let output = tensors.matrix(&name("attn_output.weight"), hidden, query * size)?;
         self.linear(attended, &[output], None)

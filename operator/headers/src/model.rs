@@ -24,6 +24,8 @@ pub async fn read_shape(
 ) -> Result<ModelShape, HeaderError> {
     match location.kind {
         FileKind::Gguf => read_gguf(location, prefix).await,
+        // It is read by the places that it may be at.
+        FileKind::Folder => Err(HeaderError::Url { url: shown(&location.url) }),
         FileKind::Safetensors => {
             let bytes = read_safetensors(location, prefix).await?;
             read_config(access, location, bytes).await

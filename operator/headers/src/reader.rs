@@ -145,7 +145,9 @@ impl HeaderReader {
         }
         let access = self.access(self.options.limits.bytes);
         let etag = known.as_ref().and_then(|known| known.etag.as_deref());
-        let mut prefix = match (Prefix::open(access, location, FIRST_BYTES, etag).await?, &known) {
+        let candidates = location.candidates();
+        let (place, opened) = open_first(access, &candidates, etag).await?;
+        let mut prefix = match (opened, &known) {
             (Some(prefix), _) => prefix,
             (None, Some(known)) => {
                 self.cache().confirm(&key);
@@ -153,7 +155,7 @@ impl HeaderReader {
             }
             (None, None) => return Err(HeaderError::Changed { url: shown(&location.url) }),
         };
-        let shape = Arc::new(read_shape(access, location, &mut prefix).await?);
+        let shape = Arc::new(read_shape(access, place, &mut prefix).await?);
         let (etag, bytes_read) = (prefix.etag.clone(), prefix.bytes.len() as u64);
         self.cache().put(key, Entry::new(Arc::clone(&shape), etag.clone(), location.immutable));
         Ok(header(shape, etag, bytes_read))
@@ -200,6 +202,24 @@ impl HeaderReader {
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Opens the first of these places that is there; at least one is given.
+async fn open_first<'a>(
+    access: Access<'a>,
+    candidates: &'a [Location],
+    etag: Option<&str>,
+) -> Result<(&'a Location, Option<Prefix<'a>>), HeaderError> {
+    let (last, before) = candidates.split_last().expect("a source has a place");
+    for place in before {
+        match Prefix::open(access, place, FIRST_BYTES, etag).await {
+            // Object stores answer 403 for what is not there to those who may not list.
+            Err(HeaderError::Refused { status, .. })
+                if matches!(status, 404 | 410) || (status == 403 && !place.on_hub) => {}
+            opened => return Ok((place, opened?)),
+        }
+    }
+    Ok((last, Prefix::open(access, last, FIRST_BYTES, etag).await?))
 }
 
 /// Follows a redirect to where the guard allows it. Names are checked when they are resolved.

@@ -14,7 +14,12 @@ pub enum FileKind {
     Safetensors,
     /// The index of several safetensors files, with `config.json` beside it.
     SafetensorsIndex,
+    /// A folder of safetensors, with one of the above in it.
+    Folder,
 }
+
+const INDEX: &str = "model.safetensors.index.json";
+const WEIGHTS: &str = "model.safetensors";
 
 /// Where a source's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,12 +62,30 @@ impl Location {
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
             return Err(bad());
         }
-        let kind = match url.path() {
-            path if path.ends_with(".safetensors.index.json") => FileKind::SafetensorsIndex,
-            path if path.ends_with(".safetensors") => FileKind::Safetensors,
+        let kind = match url.path().rsplit('/').next().unwrap_or_default() {
+            INDEX => FileKind::SafetensorsIndex,
+            WEIGHTS => FileKind::Safetensors,
+            // Engines load a folder by its own names, whichever of its files the source names.
+            name if name.is_empty()
+                || name.ends_with(".safetensors")
+                || name.ends_with(".safetensors.index.json") =>
+            {
+                FileKind::Folder
+            }
             _ => FileKind::Gguf,
         };
         Ok(Self { url, on_hub, immutable, kind })
+    }
+
+    /// Where the header may be, in the order in which an engine looks.
+    pub fn candidates(&self) -> Vec<Self> {
+        match self.kind {
+            FileKind::Folder => vec![
+                Self { kind: FileKind::SafetensorsIndex, ..self.beside(INDEX) },
+                Self { kind: FileKind::Safetensors, ..self.beside(WEIGHTS) },
+            ],
+            FileKind::Gguf | FileKind::Safetensors | FileKind::SafetensorsIndex => vec![self.clone()],
+        }
     }
 
     /// A file beside this one.
@@ -124,6 +147,10 @@ mod tests {
             FileKind::SafetensorsIndex,
             false,
         );
+        check("hf://o/r@v1", "https://hub.example/o/r/resolve/v1/", FileKind::Folder, false);
+        check("https://h/m/?sig=1", "https://h/m/?sig=1", FileKind::Folder, false);
+        let shard = "https://h/m/model-00001-of-00002.safetensors";
+        check(shard, shard, FileKind::Folder, false);
         for (uri, says) in [
             ("file:///models/a.gguf", "file:// is read by the engine alone, on its node"),
             ("s3://bucket/key", "presigned https:// address"),
@@ -144,5 +171,12 @@ mod tests {
     fn files_beside_keep_the_folder() {
         let found = locate("https://h/m/sub/model.safetensors?token=1").unwrap().beside("config.json");
         assert_eq!(found.url.as_str(), "https://h/m/sub/config.json?token=1");
+        let urls = |uri: &str| -> Vec<String> {
+            locate(uri).unwrap().candidates().into_iter().map(|place| place.url.to_string()).collect()
+        };
+        let folder = "https://hub.example/o/r/resolve/main/";
+        let both = [format!("{folder}model.safetensors.index.json"), format!("{folder}model.safetensors")];
+        assert_eq!(urls("hf://o/r"), both);
+        assert_eq!(urls("hf://o/r/model.safetensors"), both[1..]);
     }
 }

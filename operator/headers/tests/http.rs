@@ -172,12 +172,34 @@ async fn safetensors_are_planned_from_their_header_and_the_config_beside_it() {
     bytes.extend(header);
     bytes.resize(2_000_000, 0);
     let server = Server::start(bytes, Behaviour::default()).await;
-    let header = read(options(&server), &server.url("/m.safetensors")).await.unwrap();
+    let header = read(options(&server), &server.url("/model.safetensors")).await.unwrap();
     assert_eq!((header.shape.weight_bytes(), header.shape.layers.len()), (2_000_000, 2));
     let index = br#"{"metadata":{"total_size":5000000},"weight_map":{"w":"a.safetensors"}}"#.to_vec();
     let server = Server::start(index, Behaviour::default()).await;
-    let header = read(options(&server), &server.url("/m.safetensors.index.json")).await.unwrap();
+    let header = read(options(&server), &server.url("/model.safetensors.index.json")).await.unwrap();
     assert_eq!(header.shape.weight_bytes(), 5_000_000);
+    for folder in
+        [server.url("/m/"), "hf://acme/m".to_owned(), server.url("/m/model-00001-of-00002.safetensors")]
+    {
+        let header = read(options(&server), &folder).await.unwrap();
+        assert_eq!((header.shape.weight_bytes(), header.url.contains("/m")), (5_000_000, true), "{folder}");
+    }
+}
+
+#[tokio::test]
+async fn a_folder_without_an_index_is_planned_from_its_only_file() {
+    let header = br#"{"w":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    let server = Server::start(bytes, Behaviour { no_index: true, ..Behaviour::default() }).await;
+    let always_ask = Limits { fresh_for: Duration::ZERO, ..options(&server).limits };
+    let reader = HeaderReader::new(Options { limits: always_ask, ..options(&server) }).unwrap();
+    let source: ModelSource = "hf://acme/m@v1".parse().unwrap();
+    assert_eq!(reader.read(&source).await.unwrap().shape.weight_bytes(), 8);
+    // What is known is confirmed by the file that it came from.
+    assert_eq!(reader.read(&source).await.unwrap().bytes_read, 0);
+    let asked = server.state.not_modified.load(Ordering::Relaxed);
+    assert_eq!(asked, 1);
 }
 
 #[tokio::test]

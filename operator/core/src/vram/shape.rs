@@ -173,7 +173,12 @@ impl ModelShape {
             feed_forward: feed_forward.iter().copied().max().unwrap_or(0),
             query_elements: widest * key_size,
             vocabulary: vocabulary.min(MAX_WIDTH),
-            trained_context: u64::from(header.require_u32(&key("context_length"))?),
+            trained_context: stretched_context(
+                u64::from(header.require_u32(&key("context_length"))?),
+                header.str(&key("rope.scaling.type"))?,
+                header.u32(&key("rope.scaling.original_context_length"))?.map(u64::from),
+                header.f32(&key("rope.scaling.factor"))?.map(f64::from),
+            ),
             bytes_by_type,
             architecture,
         })
@@ -199,6 +204,10 @@ impl ModelShape {
         let number = |key: &str, limit: u64| {
             let missing = || MetadataError::Missing { key: format!("config.json: {key}") };
             optional(key, limit)?.ok_or_else(missing).map_err(ShapeError::from)
+        };
+        let scaling = |key: &str| {
+            let places = ["rope_scaling", "rope_parameters"].into_iter();
+            places.filter_map(|place| config.get(place)).find_map(|scaling| scaling.get(key))
         };
         let layer_count = number("num_hidden_layers", MAX_LAYERS)?;
         let hidden = number("hidden_size", MAX_WIDTH)?;
@@ -241,9 +250,26 @@ impl ModelShape {
             feed_forward,
             query_elements: heads * head_size,
             vocabulary,
-            trained_context: number("max_position_embeddings", u64::from(u32::MAX))?,
+            trained_context: stretched_context(
+                number("max_position_embeddings", u64::from(u32::MAX))?,
+                scaling("rope_type").or_else(|| scaling("type")).and_then(Json::as_str),
+                scaling("original_max_position_embeddings").and_then(Json::as_u64),
+                scaling("factor").and_then(Json::as_f64),
+            ),
             bytes_by_type,
         })
+    }
+}
+
+/// The context after YaRN's stretching, as engines serve it: files name the original one or the stretched one.
+fn stretched_context(trained: u64, scaling: Option<&str>, original: Option<u64>, factor: Option<f64>) -> u64 {
+    match (scaling, factor) {
+        (Some("yarn"), Some(factor)) if factor > 1.0 => {
+            // A float that is out of range becomes the nearest number.
+            let stretched = (original.unwrap_or(trained) as f64 * factor) as u64;
+            trained.max(stretched.min(u64::from(u32::MAX)))
+        }
+        _ => trained,
     }
 }
 

@@ -20,6 +20,7 @@ pub struct Behaviour {
     pub ignores_ranges: bool,
     pub changes_every_time: bool,
     pub hangs: bool,
+    pub no_index: bool,
     pub token: Option<&'static str>,
 }
 
@@ -67,6 +68,8 @@ impl Server {
         };
         let app = Router::new()
             .route("/config.json", get(|| async { CONFIG }))
+            .route("/m/config.json", get(|| async { CONFIG }))
+            .route("/acme/m/resolve/{revision}/config.json", get(|| async { CONFIG }))
             .route("/api/models/acme/listed/tree/main", get(|| async { LIST }))
             .route("/status/404", get(|| async { StatusCode::NOT_FOUND }))
             .route("/status/403", get(|| async { StatusCode::FORBIDDEN }))
@@ -95,6 +98,9 @@ async fn serve(State(state): State<Arc<Shared>>, request: Request) -> Response {
         && text(request.headers(), header::AUTHORIZATION) != Some(&format!("Bearer {token}"))
     {
         return StatusCode::UNAUTHORIZED.into_response();
+    }
+    if behaviour.no_index && request.uri().path().ends_with(".index.json") {
+        return StatusCode::NOT_FOUND.into_response();
     }
     let step = u64::from(behaviour.changes_every_time);
     let etag = format!("\"v{}\"", state.version.fetch_add(step, Ordering::Relaxed));
