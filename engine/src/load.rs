@@ -116,7 +116,7 @@ fn read(
     if arguments.backend == Choice::Cpu && tensors.iter().any(|(_, tensor)| own.contains(&tensor.tensor_type))
     {
         tracing::warn!(
-            "the processor has no int8 kernels for AWQ and NF4: it multiplies them as f32, several times slower than \
+            "the processor has no int8 kernels for AWQ, GPTQ and NF4: it multiplies them as f32, several times slower than \
              GGUF's types"
         );
     }

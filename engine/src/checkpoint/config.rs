@@ -38,7 +38,7 @@ pub fn read(json: &Value, name: String) -> Result<Described, CheckpointError> {
     }
     keys.only("hidden_act", &["silu"], "the feed-forward part is built for SwiGLU")?;
     if let Some(value) = keys.0.get("compression_config").filter(|value| !value.is_null()) {
-        return Err(unsupported("compression_config", value, "AWQ and NF4 are built; use a GGUF file"));
+        return Err(unsupported("compression_config", value, "AWQ, GPTQ and NF4 are built; use a GGUF file"));
     }
     let method = Method::read(json)?;
     let (hidden, heads) = (keys.number("hidden_size")?, keys.number("num_attention_heads")?);

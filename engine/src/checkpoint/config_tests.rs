@@ -117,8 +117,8 @@ fn what_would_be_computed_wrongly_is_refused_by_key() {
         ("partial_rotary_factor", json!(0.001), "number of RoPE dimensions is 0"),
         (
             "quantization_config",
-            json!({"quant_method": "gptq"}),
-            "\"quantization_config.quant_method\" to \"gptq\"",
+            json!({"quant_method": "hqq"}),
+            "\"quantization_config.quant_method\" to \"hqq\"",
         ),
     ] {
         let message = read(&with(key, value), String::new()).unwrap_err().to_string();

@@ -5,6 +5,7 @@
 
 mod config;
 mod folder;
+mod gptq;
 mod names;
 mod quantized;
 mod repacked;
@@ -165,7 +166,7 @@ pub enum CheckpointError {
     },
     /// A tensor's type is not served.
     #[error(
-        "tensor {name:?} is stored as {dtype}, and weights in F32, F16 and BF16 are served, or quantized by AWQ or as NF4"
+        "tensor {name:?} is stored as {dtype}, and weights in F32, F16 and BF16 are served, or quantized by AWQ, by GPTQ or as NF4"
     )]
     Dtype {
         /// The tensor.

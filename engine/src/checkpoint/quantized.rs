@@ -5,6 +5,7 @@
 //! What the kernels read is described in engine/kernels/hip/formats.h.
 
 use super::CheckpointError;
+use super::gptq::GptqFormat;
 use crate::model::ModelError;
 use atlas_kernels::NF4_VALUES;
 use serde_json::Value;
@@ -24,6 +25,8 @@ pub enum Method {
         /// Inputs that share a scale and a zero point.
         group: usize,
     },
+    /// GPTQ.
+    Gptq(GptqFormat),
     /// NF4.
     Nf4,
 }
@@ -72,7 +75,8 @@ impl Method {
                     Err(refused("bnb_4bit_quant_type", "NF4 is built"))
                 }
             }
-            _ => Err(refused("quant_method", "awq and bitsandbytes' nf4 are built; use a GGUF file")),
+            Some("gptq") => GptqFormat::read(settings).map(Self::Gptq),
+            _ => Err(refused("quant_method", "awq, gptq and bitsandbytes' nf4 are built; use a GGUF file")),
         }
     }
 }

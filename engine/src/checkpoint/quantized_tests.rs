@@ -1,4 +1,4 @@
-//! Small models packed here as AutoAWQ and bitsandbytes pack theirs, against the same values in f32: on the processor
+//! Small models packed here as AutoAWQ, AutoGPTQ and bitsandbytes pack theirs, against the same values in f32: on the processor
 //! and, where this build has it, on the stand-in card.
 //!
 //! The packing is written from the layouts that `quantized` names, over values that are drawn, and shares no code with
@@ -133,12 +133,7 @@ fn pack_awq(out: &mut Writer, draws: &mut Draws, stem: &str, rows: usize, column
     };
     out.words(&format!("{stem}.qweight"), &[columns, rows / 8], &pack(&intweight));
     out.words(&format!("{stem}.qzeros"), &[groups, rows / 8], &pack(&zeros));
-    let halves = steps.iter().flat_map(|step| {
-        let exponent = 31 - step.leading_zeros();
-        let fraction = (step << (10 - exponent)) & 0x3ff;
-        (((exponent + 5) << 10 | fraction) as u16).to_le_bytes()
-    });
-    out.add(&format!("{stem}.scales"), "F16", &[groups, rows], halves.collect::<Vec<_>>());
+    out.add(&format!("{stem}.scales"), "F16", &[groups, rows], steps.iter().flat_map(|step| half(*step)));
     let value = |row: usize, column: usize| {
         let at = column / GROUP * rows + row;
         (intweight[column * rows + row] as f32 - zeros[at] as f32) * steps[at] as f32 / 1024.0
@@ -209,6 +204,76 @@ fn nf4_parts(out: &mut Writer, draws: &mut Draws, stem: &str, shape: [usize; 2],
     codes.iter().enumerate().map(|(at, code)| CODE[*code] * scales[at / BLOCK]).collect()
 }
 
+/// AutoGPTQ's `QuantLinear.pack`: eight inputs of an output make a word, in order, and zero points are stored less one.
+fn pack_gptq(out: &mut Writer, draws: &mut Draws, stem: &str, rows: usize, columns: usize) -> Vec<f32> {
+    gptq_parts(out, draws, stem, [rows, columns], None)
+}
+
+/// The second version of the format, with the zero point of symmetric quantization, and a bias of zeros as AutoGPTQ
+/// wrote them.
+fn pack_gptq_symmetric(
+    out: &mut Writer,
+    draws: &mut Draws,
+    stem: &str,
+    rows: usize,
+    columns: usize,
+) -> Vec<f32> {
+    if stem.ends_with("_proj") && !stem.contains("self_attn.") {
+        out.add(&format!("{stem}.bias"), "F16", &[rows], vec![0; 2 * rows]);
+    }
+    gptq_parts(out, draws, stem, [rows, columns], Some(8))
+}
+
+fn gptq_parts(
+    out: &mut Writer,
+    draws: &mut Draws,
+    stem: &str,
+    [rows, columns]: [usize; 2],
+    zero: Option<u32>,
+) -> Vec<f32> {
+    let groups = columns / GROUP;
+    let codes: Vec<u32> = (0..columns * rows).map(|_| draws.bits() % 16).collect();
+    // A zero point of 16 is stored as 15.
+    let zeros: Vec<u32> = (0..groups * rows).map(|_| zero.unwrap_or(1 + draws.bits() % 16)).collect();
+    let steps: Vec<u32> = (0..groups * rows).map(|_| 1 + draws.bits() % 31).collect();
+    let mut words = vec![0_u32; columns / 8 * rows];
+    for column in 0..columns {
+        for row in 0..rows {
+            words[column / 8 * rows + row] |= codes[column * rows + row] << (column % 8 * 4);
+        }
+    }
+    out.words(&format!("{stem}.qweight"), &[columns / 8, rows], &words);
+    let less = u32::from(zero.is_none());
+    let packed = zeros.chunks(8).map(|eight| (0..8).fold(0, |word, i| word | (eight[i] - less) << (i * 4)));
+    out.words(&format!("{stem}.qzeros"), &[groups, rows / 8], &packed.collect::<Vec<_>>());
+    out.add(&format!("{stem}.scales"), "F16", &[groups, rows], steps.iter().flat_map(|step| half(*step)));
+    let order: Vec<u32> = (0..columns).map(|column| (column / GROUP) as u32).collect();
+    out.words(&format!("{stem}.g_idx"), &[columns], &order);
+    let value = |row: usize, column: usize| {
+        let at = column / GROUP * rows + row;
+        (codes[column * rows + row] as f32 - zeros[at] as f32) * steps[at] as f32 / 1024.0
+    };
+    let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+    places.map(|(row, column)| value(row, column)).collect()
+}
+
+/// `step / 1024` as f16.
+fn half(step: u32) -> [u8; 2] {
+    let exponent = 31 - step.leading_zeros();
+    let fraction = (step << (10 - exponent)) & 0x3ff;
+    (((exponent + 5) << 10 | fraction) as u16).to_le_bytes()
+}
+
+fn gptq_config() -> Value {
+    json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false, "sym": false,
+        "static_groups": false, "true_sequential": true})
+}
+
+fn gptq_v2_config() -> Value {
+    json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false, "sym": true,
+        "checkpoint_format": "gptq_v2"})
+}
+
 fn awq_config() -> Value {
     json!({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"})
 }
@@ -249,8 +314,13 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
 /// What the matrices become, how they are written, and what `config.json` says of them.
 type Case = (&'static str, Pack, fn() -> Value);
 
-const CASES: [Case; 3] =
-    [("AWQ4", pack_awq, awq_config), ("NF4", pack_nf4, nf4_config), ("NF4", pack_nf4_flat, nf4_config)];
+const CASES: [Case; 5] = [
+    ("AWQ4", pack_awq, awq_config),
+    ("AWQ4", pack_gptq, gptq_config),
+    ("AWQ4", pack_gptq_symmetric, gptq_v2_config),
+    ("NF4", pack_nf4, nf4_config),
+    ("NF4", pack_nf4_flat, nf4_config),
+];
 
 #[test]
 fn packed_weights_compute_what_their_values_do() {
@@ -313,7 +383,11 @@ fn what_would_be_unpacked_wrongly_is_refused() {
         (change(awq_config, "version", json!("GEMV")), "gemm layout"),
         (change(awq_config, "group_size", json!(64)), "groups of 128"),
         (change(awq_config, "zero_point", json!(false)), "zero points"),
-        (change(awq_config, "quant_method", json!("gptq")), "use a GGUF file"),
+        (change(awq_config, "quant_method", json!("hqq")), "use a GGUF file"),
+        (change(gptq_config, "bits", json!(8)), "GPTQ with 4 bits"),
+        (change(gptq_config, "desc_act", json!(true)), "quantization_config.desc_act\" to true"),
+        (change(gptq_config, "group_size", json!(32)), "groups of 128"),
+        (change(gptq_config, "checkpoint_format", json!("marlin")), "gptq and gptq_v2 are built"),
         (change(nf4_config, "bnb_4bit_quant_type", json!("fp4")), "NF4 is built"),
         (change(nf4_config, "load_in_4bit", json!(false)), "NF4 is built"),
     ] {
@@ -342,4 +416,17 @@ fn what_would_be_unpacked_wrongly_is_refused() {
         let message = Checkpoint::open(folders[0].path()).err().unwrap().to_string();
         assert!(message.contains(expected), "{message:?} does not say {expected:?}");
     }
+}
+
+#[test]
+fn groups_that_are_strewn_over_the_inputs_are_refused() {
+    let folders = folders(pack_gptq, &gptq_config());
+    let path = folders[0].path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = atlas_format::Safetensors::parse_file(&bytes).unwrap();
+    let order = header.tensors().iter().find(|tensor| tensor.name.ends_with("down_proj.g_idx")).unwrap();
+    bytes[order.bytes.start as usize] = 2;
+    std::fs::write(&path, bytes).unwrap();
+    let message = Checkpoint::open(folders[0].path()).err().unwrap().to_string();
+    assert!(message.contains("down_proj") && message.contains("desc_act"), "{message}");
 }

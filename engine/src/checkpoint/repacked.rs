@@ -2,6 +2,8 @@
 
 use super::CheckpointError;
 use super::folder::{Found, Stored};
+use super::gptq::{Gptq, GptqFormat, is_in_order};
+use super::names::{Place, place};
 use super::quantized::{AWQ_BLOCK, Awq, Method, NF4_BLOCK, Nf4, Nf4State, is_nf4, nested_scales};
 use crate::model::{ModelError, Tensor};
 use atlas_format::{Dtype, TensorType};
@@ -16,6 +18,10 @@ pub fn take(found: &mut Found, method: Method) -> Result<Vec<(String, Tensor)>, 
         Method::Awq { group } => stems(found, ".qweight")
             .into_iter()
             .map(|stem| Ok((format!("{stem}.weight"), take_awq(found, &stem, group)?)))
+            .collect(),
+        Method::Gptq(format) => stems(found, ".qweight")
+            .into_iter()
+            .map(|stem| Ok((format!("{stem}.weight"), take_gptq(found, &stem, format)?)))
             .collect(),
         Method::Nf4 => stems(found, STATE)
             .into_iter()
@@ -64,6 +70,48 @@ fn take_awq(found: &mut Found, stem: &str, group: usize) -> Result<Tensor, Check
     let make = move || {
         let [weights, zeros, scales] = [&weights, &zeros, &scales].map(Stored::bytes);
         Awq { rows, columns, group, weights, zeros, scales }.repack()
+    };
+    Ok(Tensor::made(TensorType::AWQ4, shape, bytes, Box::new(make)))
+}
+
+fn take_gptq(found: &mut Found, stem: &str, format: GptqFormat) -> Result<Tensor, CheckpointError> {
+    let mut part = |name: &str| part(found, format!("{stem}.{name}"));
+    let (weights, zeros, scales) = (part("qweight")?, part("qzeros")?, part("scales")?);
+    let [words, rows] = weights.shape()[..] else { return Err(odd(stem, "qweight is no matrix")) };
+    let columns = words * 8;
+    if columns == 0 || rows == 0 || !columns.is_multiple_of(AWQ_BLOCK.0) || !rows.is_multiple_of(8) {
+        return Err(odd(stem, "its inputs are no multiple of 128, or its outputs none of 8"));
+    }
+    let group = if format.group == 0 { columns } else { format.group };
+    if !columns.is_multiple_of(group) {
+        return Err(odd(stem, "its inputs are no whole groups"));
+    }
+    let expected = [
+        (&weights, Dtype::I32, [words, rows]),
+        (&zeros, Dtype::I32, [columns / group, rows / 8]),
+        (&scales, Dtype::F16, [columns / group, rows]),
+    ];
+    if expected.iter().any(|(part, dtype, shape)| part.dtype() != dtype || part.shape() != shape) {
+        return Err(odd(stem, "qweight (I32), qzeros (I32) and scales (F16) do not go together"));
+    }
+    if let Some(order) = found.remove(&format!("{stem}.g_idx"))
+        && (*order.dtype() != Dtype::I32 || order.shape() != [columns] || !is_in_order(order.bytes(), group))
+    {
+        return Err(odd(stem, "its g_idx strews groups over the inputs (desc_act), which is not built"));
+    }
+    // Some tools write a bias for every matrix; where the architecture has none, it is zero.
+    let bias = format!("{stem}.bias");
+    if place(&bias) == Place::None
+        && found.get(&bias).is_some_and(|bias| bias.bytes().iter().all(|byte| *byte == 0))
+    {
+        found.remove(&bias);
+    }
+    let shape = vec![columns as u64, rows as u64];
+    let bytes = rows * columns / AWQ_BLOCK.0 * AWQ_BLOCK.1;
+    let zero_offset = format.zero_offset;
+    let make = move || {
+        let [weights, zeros, scales] = [&weights, &zeros, &scales].map(Stored::bytes);
+        Gptq { rows, columns, group, zero_offset, weights, zeros, scales }.repack()
     };
     Ok(Tensor::made(TensorType::AWQ4, shape, bytes, Box::new(make)))
 }

@@ -330,6 +330,7 @@ fn repacked(config: &Json) -> Option<(&'static str, u64, u64)> {
     let text = |key: &str| settings.get(key).and_then(Json::as_str);
     match (text("quant_method")?, text("bnb_4bit_quant_type")) {
         ("awq", _) => Some(("AWQ", 128, 68)),
+        ("gptq", _) => Some(("GPTQ", 128, 68)),
         ("bitsandbytes", Some("nf4")) => Some(("NF4", 64, 36)),
         _ => None,
     }

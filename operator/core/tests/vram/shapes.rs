@@ -89,6 +89,7 @@ fn a_safetensors_model_plans_like_the_same_gguf() {
 fn a_quantized_folder_is_planned_as_the_engine_keeps_it() {
     for (quantization, name, bits) in [
         (json!({"quant_method": "awq", "bits": 4}), "AWQ", 4.25),
+        (json!({"quant_method": "gptq", "bits": 4}), "GPTQ", 4.25),
         (json!({"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}), "NF4", 4.5),
     ] {
         let config = json!({
@@ -103,6 +104,30 @@ fn a_quantized_folder_is_planned_as_the_engine_keeps_it() {
         assert_eq!(shape.layers[0].weight_bytes as f64, products * bits / 8.0 + 8.0 * 4096.0);
         assert_eq!(shape.other_weight_bytes, 2 * 2 * 4096 * 32000 + 4 * 4096);
     }
+}
+
+#[test]
+fn a_model_stretched_by_yarn_is_planned_with_the_context_that_engines_serve() {
+    let config = |scaling: serde_json::Value| {
+        let config = json!({
+            "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96,
+            "vocab_size": 40, "max_position_embeddings": 32768, "rope_scaling": scaling,
+        });
+        ModelShape::from_config(&config, BTreeMap::new()).unwrap().trained_context
+    };
+    let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
+    assert_eq!(config(yarn), 131_072);
+    assert_eq!(config(json!({"rope_type": "yarn", "factor": 2.0})), 65_536);
+    // A file that names the stretched context already.
+    let original = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192});
+    assert_eq!(config(original), 32_768);
+    assert_eq!(config(json!({"rope_type": "linear", "factor": 4.0})), 32_768);
+    assert_eq!(config(json!(null)), 32_768);
+    let stretched = small()
+        .text("llama.rope.scaling.type", "yarn")
+        .number("llama.rope.scaling.original_context_length", 512)
+        .raw("llama.rope.scaling.factor", 6, &8_f32.to_le_bytes());
+    assert_eq!(read(&stretched).unwrap().trained_context, 4096);
 }
 
 #[test]
