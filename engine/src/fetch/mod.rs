@@ -94,7 +94,8 @@ pub async fn fetch(
 
 /// Bytes of a file, or of the files in a folder; what cannot be looked at counts nothing, and is missed when it is opened.
 fn bytes_of(path: &Path) -> u64 {
-    let length = |path: &Path| std::fs::metadata(path).ok().filter(|file| file.is_file()).map(|file| file.len());
+    let length =
+        |path: &Path| std::fs::metadata(path).ok().filter(|file| file.is_file()).map(|file| file.len());
     if !path.is_dir() {
         return length(path).unwrap_or(0);
     }
