@@ -137,6 +137,7 @@ fn wrong_values_are_refused_by_name() -> Result<()> {
         ("gateway.replica=2", &["gateway", "additional properties 'replica' not allowed"]),
         ("typo=1", &["additional properties 'typo' not allowed"]),
         ("webhook.failurePolicy=Maybe", &["webhook/failurePolicy", "'Ignore', 'Fail'"]),
+        ("gateway.tls.secret=web", &["gateway/tls", "additional properties 'secret' not allowed"]),
         ("gpuFaults.markNodes=Cordon", &["gpuFaults/markNodes", "'None', 'Condition', 'Taint'"]),
         ("crds.install=maybe", &["crds/install", "want boolean"]),
     ] {

@@ -79,6 +79,10 @@ pub struct ControllerArgs {
     /// Gateways in each namespace that holds an AtlasModel.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i32).range(1..=16))]
     pub gateway_replicas: i32,
+    /// Secret of type kubernetes.io/tls, in each namespace that holds an AtlasModel, for its gateways' API; without it
+    /// they speak plain HTTP.
+    #[arg(long, value_name = "NAME")]
+    pub gateway_tls_secret: Option<String>,
     /// GpuProfiles that are created at start where they are missing: YAML documents or one list.
     #[arg(long)]
     pub default_profiles: Option<PathBuf>,
@@ -132,6 +136,12 @@ pub struct GatewayArgs {
     /// The cluster's DNS domain.
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
+    /// Certificate of the API's listener, and those between it and a root, as PEM; read anew when it changes.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key, as PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
     /// Name of this pod, shown in its status.
     #[arg(long, env = "POD_NAME", default_value = "atlas-gateway")]
     pub pod_name: String,

@@ -91,12 +91,22 @@ fn with_deadline(mut config: kube::Config) -> kube::Config {
 }
 
 fn gateway_config(args: GatewayArgs) -> atlas_gateway::GatewayConfig {
-    let GatewayArgs { namespace, listen, internal_listen, cluster_domain, pod_name } = args;
+    let GatewayArgs {
+        namespace,
+        listen,
+        internal_listen,
+        cluster_domain,
+        pod_name,
+        tls_certificate,
+        tls_key,
+    } = args;
+    let tls = tls_certificate.zip(tls_key);
     atlas_gateway::GatewayConfig {
         namespace,
         pod_name,
         listen,
         internal_listen,
+        tls: tls.map(|(certificate, key)| atlas_gateway::TlsFiles { certificate, key }),
         cluster_domain,
         timing: atlas_gateway::Timing::production(),
     }

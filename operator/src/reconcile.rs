@@ -190,6 +190,7 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         verdict,
         tiers: &tiers,
         gateways: &gateways,
+        scheme: context.settings.scheme(),
         host: format!("{}.{namespace}.svc", object.name_any()),
         now: Timestamp::now(),
     };

@@ -33,7 +33,7 @@ pub struct ServerSection {
     pub host: String,
     /// Port.
     pub port: u16,
-    /// `http`.
+    /// `http` or `https`.
     pub protocol: &'static str,
     /// Longest time of a request.
     pub timeout_seconds: u64,

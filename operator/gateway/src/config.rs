@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use crate::tls::TlsFiles;
+
 /// Settings of one gateway process. What belongs to a model stands in the AtlasModel instead.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -11,6 +13,8 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// Listener of `/healthz`, `/readyz`, `/metrics` and `/internal/status`.
     pub internal_listen: SocketAddr,
+    /// Certificate and key of the API's listener; without them it speaks plain HTTP.
+    pub tls: Option<TlsFiles>,
     /// DNS domain of the cluster, as in `NAME.NAMESPACE.svc.DOMAIN`.
     pub cluster_domain: String,
     /// Name of this pod, shown in the status.
@@ -50,6 +54,10 @@ pub struct Timing {
     pub drain_grace: Duration,
     /// How long running requests may take after that.
     pub drain_timeout: Duration,
+    /// How long a client may take for its handshake, and then for the head of a request.
+    pub head_timeout: Duration,
+    /// Distance of two looks at the listener's certificate.
+    pub tls_reload: Duration,
     /// Largest answer that is held back until it is whole.
     pub max_buffered_answer_bytes: usize,
 }
@@ -73,6 +81,8 @@ impl Timing {
             write_timeout: Duration::from_secs(30),
             drain_grace: Duration::from_secs(3),
             drain_timeout: Duration::from_secs(30),
+            head_timeout: Duration::from_secs(10),
+            tls_reload: Duration::from_secs(5),
             max_buffered_answer_bytes: 64 << 20,
         }
     }

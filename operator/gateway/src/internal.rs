@@ -11,6 +11,7 @@ use crate::{
     metrics::Metrics,
     registry::Registry,
     status::{Status, compute_status},
+    tls::Identity,
 };
 
 /// What the internal paths read.
@@ -18,6 +19,8 @@ use crate::{
 pub struct Internal {
     /// Name of this pod.
     pub pod: String,
+    /// The certificate of the API's listener, where it has one.
+    pub identity: Option<Arc<Identity>>,
     /// The models.
     pub registry: Arc<Registry>,
     /// The metrics.
@@ -52,5 +55,6 @@ async fn readyz(State(internal): State<Arc<Internal>>) -> impl IntoResponse {
 }
 
 async fn status(State(internal): State<Arc<Internal>>) -> Json<Status> {
-    Json(compute_status(&internal.pod, &internal.registry.view()))
+    let problem = internal.identity.as_ref().and_then(|identity| identity.problem());
+    Json(compute_status(&internal.pod, &internal.registry.view(), problem.as_deref()))
 }

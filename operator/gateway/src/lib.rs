@@ -42,6 +42,7 @@ mod server;
 mod slow;
 mod status;
 mod table;
+mod tls;
 mod transcript;
 
 use std::{
@@ -61,6 +62,7 @@ use tracing::{info, warn};
 pub use config::{GatewayConfig, Timing};
 pub use keys::{KeyRing, Keys};
 pub use table::{EndpointConfig, ModelConfig, ModelTable, TierConfig};
+pub use tls::{TlsError, TlsFiles};
 
 /// Why a gateway could not run.
 #[derive(Debug, Error)]
@@ -76,6 +78,9 @@ pub enum GatewayError {
         #[source]
         source: io::Error,
     },
+    /// The certificate of the API's listener cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
     /// A metric could not be registered.
     #[error("the metrics could not be registered")]
     Metrics(#[from] prometheus::Error),
@@ -141,7 +146,7 @@ impl Listeners {
 ///
 /// # Errors
 ///
-/// The metrics cannot be registered.
+/// The metrics cannot be registered, or the listener's certificate cannot be used.
 pub async fn serve(
     config: GatewayConfig,
     listeners: Listeners,
@@ -149,10 +154,13 @@ pub async fn serve(
     listed: CancellationToken,
     shutdown: CancellationToken,
 ) -> Result<(), GatewayError> {
+    let identity = config.tls.map(tls::Identity::load).transpose()?;
+    let tls = identity.as_ref().map(|(identity, _)| identity.acceptor()).transpose()?;
     let metrics = Arc::new(metrics::Metrics::register()?);
     let registry = Arc::new(registry::Registry::new(config.timing, Arc::clone(&metrics)));
     let internal = Arc::new(internal::Internal {
         pod: config.pod_name.clone(),
+        identity: identity.as_ref().map(|(identity, _)| Arc::clone(identity)),
         registry: Arc::clone(&registry),
         metrics: Arc::clone(&metrics),
         listed: AtomicBool::new(false),
@@ -182,7 +190,11 @@ pub async fn serve(
             }
         }
     });
-    background.spawn(server::accept(listeners.api, api, stop_accepting.clone(), running.clone()));
+    if let Some((identity, seen)) = identity {
+        background.spawn(identity.follow(seen, config.timing.tls_reload, stop_all.clone()));
+    }
+    let door = server::Door { listener: listeners.api, tls };
+    background.spawn(server::accept(door, api, stop_accepting.clone(), running.clone()));
 
     tokio::select! {
         () = listed.cancelled() => {

@@ -26,6 +26,9 @@ struct ModelStatus {
     endpoints: Vec<EndpointStatus>,
     requests: RequestStatus,
     switches: Vec<SwitchRecord>,
+    /// Why the files of the listener's certificate cannot be used, so that an older one is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_problem: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,16 +58,16 @@ struct RequestStatus {
     retry_budget: u64,
 }
 
-/// Reads the status off the models.
+/// Reads the status off the models, and takes what is wrong with the listener's certificate.
 #[must_use]
-pub fn compute_status(pod: &str, view: &View) -> Status {
+pub fn compute_status(pod: &str, view: &View, certificate_problem: Option<&str>) -> Status {
     Status {
         pod: pod.to_owned(),
-        models: view.models.iter().map(|(name, model)| of_model(name, model)).collect(),
+        models: view.models.iter().map(|(name, model)| of_model(name, model, certificate_problem)).collect(),
     }
 }
 
-fn of_model(name: &str, model: &Model) -> ModelStatus {
+fn of_model(name: &str, model: &Model, certificate_problem: Option<&str>) -> ModelStatus {
     let endpoints = model.endpoints().into_iter().map(|endpoint| {
         let (health, cause) = match endpoint.health() {
             Health::Unknown => ("Unknown", None),
@@ -99,5 +102,6 @@ fn of_model(name: &str, model: &Model) -> ModelStatus {
             retry_budget: model.budget.left(std::time::Instant::now()),
         },
         switches: model.switches(),
+        certificate_problem: certificate_problem.map(str::to_owned),
     }
 }

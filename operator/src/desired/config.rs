@@ -36,7 +36,7 @@ pub fn build_llm_config(model: &ValidatedModel, settings: &Settings) -> Result<D
     let server = ServerSection {
         host: format!("{}.{}.svc.{}", model.name, model.namespace, settings.cluster_domain),
         port: names::GATEWAY_PORT,
-        protocol: "http",
+        protocol: settings.scheme(),
         timeout_seconds: model.request_timeout.as_secs(),
     };
     let mut labels = base_labels("atlas-model");

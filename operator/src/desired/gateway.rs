@@ -19,6 +19,9 @@ const UNREACHABLE_SECONDS: i64 = 5;
 /// More than the gateway's own drain: 3 s in which clients learn that it goes, 30 s for running answers.
 const GRACE_SECONDS: i64 = 45;
 
+/// Where the certificate lies.
+const TLS_DIR: &str = "/etc/atlas/tls";
+
 /// Labels that select a namespace's gateways.
 pub fn selector() -> Labels {
     labels([
@@ -93,14 +96,36 @@ pub fn build_gateway(inputs: &GatewayInputs, settings: &Settings) -> Vec<Desired
 fn deployment(inputs: &GatewayInputs, settings: &Settings) -> Value {
     let mut pod_labels = base_labels(names::GATEWAY_NAME);
     pod_labels.extend(selector());
-    let tolerate = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS});
+    let mut template = pod_template(inputs, settings, pod_labels);
+    if let Some(secret) = &settings.gateway_tls_secret {
+        mount_certificate(&mut template, secret);
+    }
     json!({
         "replicas": settings.gateway_replicas,
         // With one gateway a node, a surge would have no place on a small cluster.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": selector()},
-        "template": {
+        "template": template,
+    })
+}
+
+/// Gives the gateway its certificate. As files a Secret changes under it; by a variable it would need a restart.
+fn mount_certificate(template: &mut Value, secret: &str) {
+    let path = |file: &str| format!("{TLS_DIR}/{file}");
+    template["spec"]["volumes"] = json!([{"name": "tls", "secret": {"secretName": secret}}]);
+    let container = &mut template["spec"]["containers"][0];
+    container["volumeMounts"] = json!([{"name": "tls", "mountPath": TLS_DIR, "readOnly": true}]);
+    if let Some(args) = container["args"].as_array_mut() {
+        let flags =
+            ["--tls-certificate".to_owned(), path("tls.crt"), "--tls-key".to_owned(), path("tls.key")];
+        args.extend(flags.map(Value::from));
+    }
+}
+
+fn pod_template(inputs: &GatewayInputs, settings: &Settings, pod_labels: Labels) -> Value {
+    let tolerate = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS});
+    json!({
             "metadata": {"labels": pod_labels},
             "spec": {
                 "serviceAccountName": names::GATEWAY_NAME,
@@ -147,7 +172,6 @@ fn deployment(inputs: &GatewayInputs, settings: &Settings) -> Value {
                     },
                 }],
             },
-        },
     })
 }
 

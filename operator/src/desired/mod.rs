@@ -35,6 +35,16 @@ pub struct Settings {
     pub cluster_domain: String,
     /// Gateways per namespace.
     pub gateway_replicas: i32,
+    /// Secret with the certificate of the gateways' API, where they have one.
+    pub gateway_tls_secret: Option<String>,
+}
+
+impl Settings {
+    /// What clients speak.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.gateway_tls_secret.is_some() { "https" } else { "http" }
+    }
 }
 
 /// Why an object could not be rendered.
@@ -107,7 +117,7 @@ pub fn build_objects(
         objects.extend(weights::build_weights(model, tier, planned.weights, settings));
         objects.push(service::build_tier_service(model, tier));
     }
-    objects.push(service::build_url_service(model));
+    objects.push(service::build_url_service(model, settings));
     objects.push(config::build_llm_config(model, settings)?);
     objects.push(access::build_disruption_budget(model, plan.last_may_go));
     objects.push(access::build_network_policy(model));

@@ -4,7 +4,7 @@ use atlas_crds::names;
 use serde_json::json;
 
 use super::{
-    Desired,
+    Desired, Settings,
     engine::{selector, tier_labels},
     gateway,
     meta::{Labels, Parts, assemble, base_labels, controller_of},
@@ -38,7 +38,9 @@ pub fn build_tier_service(model: &ValidatedModel, tier: &ValidatedTier) -> Desir
 /// The Service of the stable URL, which leads to the namespace's gateways.
 ///
 /// It carries no model label: Kubernetes would copy it to EndpointSlices that hold gateways, not engines.
-pub fn build_url_service(model: &ValidatedModel) -> Desired {
+pub fn build_url_service(model: &ValidatedModel, settings: &Settings) -> Desired {
+    // Ingresses and meshes go by the protocol, people by the port's name.
+    let name = if settings.gateway_tls_secret.is_some() { "https" } else { "api" };
     let mut labels = base_labels("atlas-model");
     labels.insert("app.kubernetes.io/instance".into(), model.name.clone().into());
     assemble(Parts {
@@ -52,8 +54,8 @@ pub fn build_url_service(model: &ValidatedModel) -> Desired {
             "type": model.service_type,
             "selector": gateway::selector(),
             "ports": [{
-                "name": "api", "port": names::GATEWAY_PORT, "targetPort": names::GATEWAY_PORT,
-                "protocol": "TCP", "appProtocol": "http",
+                "name": name, "port": names::GATEWAY_PORT, "targetPort": names::GATEWAY_PORT,
+                "protocol": "TCP", "appProtocol": settings.scheme(),
             }],
         }}),
     })

@@ -45,6 +45,7 @@ fn settings() -> Settings {
         image_pull_policy: "IfNotPresent".into(),
         cluster_domain: "cluster.local".into(),
         gateway_replicas: 2,
+        gateway_tls_secret: None,
     }
 }
 
@@ -61,7 +62,7 @@ fn sample() -> ValidatedModel {
     validate(&model, &profiles).unwrap()
 }
 
-fn objects() -> Vec<Desired> {
+fn objects_with(settings: &Settings) -> Vec<Desired> {
     let model = sample();
     let plan = Plan {
         tiers: model
@@ -88,7 +89,7 @@ fn objects() -> Vec<Desired> {
         .tiers
         .iter()
         .map(|tier| {
-            let body = build_pod_template(&model, tier, &[], &settings()).unwrap();
+            let body = build_pod_template(&model, tier, &[], settings).unwrap();
             Template {
                 hash: template_hash(&body),
                 body,
@@ -98,10 +99,18 @@ fn objects() -> Vec<Desired> {
             }
         })
         .collect();
-    build_objects(&model, &plan, templates, &settings()).unwrap()
+    build_objects(&model, &plan, templates, settings).unwrap()
+}
+
+fn objects() -> Vec<Desired> {
+    objects_with(&settings())
 }
 
 fn gateway() -> Vec<Desired> {
+    gateway_with(&settings())
+}
+
+fn gateway_with(settings: &Settings) -> Vec<Desired> {
     let model = sample();
     let inputs = GatewayInputs {
         namespace: model.namespace.clone(),
@@ -116,7 +125,7 @@ fn gateway() -> Vec<Desired> {
         first_tier_nodes: vec![model.tiers[0].profile.spec.node_match.clone().unwrap()],
         last_may_go: false,
     };
-    build_gateway(&inputs, &settings())
+    build_gateway(&inputs, settings)
 }
 
 #[test]
@@ -143,6 +152,30 @@ fn the_weights_of_a_warm_tier_are_kept_by_these_pods() {
     let mut body = object.body;
     body.sort_all_objects();
     insta::assert_yaml_snapshot!(format!("{}-{}", object.kind.as_str(), object.name), body);
+}
+
+#[test]
+fn gateways_with_a_certificate_mount_it_and_clients_are_told() {
+    let settings = Settings { gateway_tls_secret: Some("web".into()), ..settings() };
+    let all: Vec<Desired> = objects_with(&settings).into_iter().chain(gateway_with(&settings)).collect();
+    let find = |kind: Kind, name: &str| {
+        let found = all.iter().find(|object| object.kind == kind && object.name == name);
+        found.map(|object| object.body.clone()).unwrap_or_else(|| panic!("no {name}"))
+    };
+    let gateway = find(Kind::Deployment, "atlas-gateway");
+    serde_json::from_value::<Deployment>(gateway.clone()).unwrap();
+    let spec = &gateway["spec"]["template"]["spec"];
+    assert_eq!(spec["volumes"], serde_json::json!([{"name": "tls", "secret": {"secretName": "web"}}]));
+    let (args, mount) =
+        (&spec["containers"][0]["args"], &spec["containers"][0]["volumeMounts"][0]["mountPath"]);
+    let folder = mount.as_str().unwrap();
+    for file in ["tls.crt", "tls.key"] {
+        assert!(args.to_string().contains(&format!("\"{folder}/{file}\"")), "{args}");
+    }
+    let port = &find(Kind::Service, "code")["spec"]["ports"][0];
+    assert_eq!((&port["name"], &port["appProtocol"]), (&"https".into(), &"https".into()));
+    let config = find(Kind::ConfigMap, "code-llm-config");
+    assert!(config["data"].to_string().contains("protocol: https"), "{config}");
 }
 
 #[test]

@@ -30,6 +30,9 @@ pub struct GatewayModel {
     /// Its last moves.
     #[serde(default)]
     pub switches: Vec<Switch>,
+    /// Why it shows an older certificate than its Secret holds.
+    #[serde(default)]
+    pub certificate_problem: Option<String>,
 }
 
 /// Health of an endpoint that takes requests, as a gateway writes it.

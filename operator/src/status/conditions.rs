@@ -180,7 +180,16 @@ fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
 
 fn degraded(observed: &Observed<'_>, active: Option<usize>) -> Draft {
     match active {
-        Some(0) => draft(State::False, "FirstTierServes", "the first tier serves"),
+        Some(0) => {
+            match observed.gateways.iter().find_map(|gateway| gateway.certificate_problem.as_deref()) {
+                Some(problem) => draft(
+                    State::True,
+                    "CertificateUnusable",
+                    format!("gateways go on with the last good certificate: {problem}"),
+                ),
+                None => draft(State::False, "FirstTierServes", "the first tier serves"),
+            }
+        }
         None => draft(State::False, "NothingServes", "no tier serves: see condition Ready"),
         Some(index) => {
             let first = observed.tiers.first().map_or("", |tier| tier.tier.as_str());

@@ -118,6 +118,7 @@ mod tests {
             model: "code".into(),
             active_tier: None,
             endpoints: Vec::new(),
+            certificate_problem: None,
             switches: switches
                 .iter()
                 .enumerate()

@@ -58,6 +58,8 @@ pub struct Observed<'a> {
     pub gateways: &'a [GatewayModel],
     /// The URL's host.
     pub host: String,
+    /// What clients speak.
+    pub scheme: &'static str,
     /// Now.
     pub now: Timestamp,
 }
@@ -107,7 +109,7 @@ pub fn compute_status(observed: &Observed<'_>) -> (AtlasModelStatus, Vec<Move>) 
     let accepted = matches!(&observed.verdict, Verdict::Planned { taken, .. } if taken.is_empty());
     let status = AtlasModelStatus {
         observed_generation: observed.object.metadata.generation,
-        url: accepted.then(|| format!("http://{}:{}/v1", observed.host, names::GATEWAY_PORT)),
+        url: accepted.then(|| format!("{}://{}:{}/v1", observed.scheme, observed.host, names::GATEWAY_PORT)),
         active_tier: active.and_then(|index| order.get(index)).map(|tier| (*tier).to_owned()),
         active_model: active.and_then(validated).map(|tier| tier.display_name.clone()),
         active_gpu: active.and_then(validated).map(|tier| tier.profile.spec.product.clone()),

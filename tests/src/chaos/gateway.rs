@@ -59,6 +59,7 @@ fn config(listen: SocketAddr, internal_listen: SocketAddr) -> GatewayConfig {
         namespace: "atlas".into(),
         listen,
         internal_listen,
+        tls: None,
         cluster_domain: "cluster.local".into(),
         pod_name: "chaos".into(),
         timing: Timing { drain_grace: Duration::ZERO, ..Timing::production() },

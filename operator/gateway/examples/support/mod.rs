@@ -32,6 +32,7 @@ pub async fn start_gateway(engine: SocketAddr) -> Result<SocketAddr, Failure> {
         namespace: "atlas".into(),
         listen: any,
         internal_listen: any,
+        tls: None,
         cluster_domain: "cluster.local".into(),
         pod_name: "bench".into(),
         timing: Timing::production(),

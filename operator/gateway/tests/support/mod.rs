@@ -327,6 +327,7 @@ impl Gateway {
             namespace: "atlas".into(),
             listen: any,
             internal_listen: any,
+            tls: None,
             cluster_domain: "cluster.local".into(),
             pod_name: "atlas-gateway-x".into(),
             timing,
