@@ -167,6 +167,15 @@ impl Model {
         self.routes.subscribe()
     }
 
+    /// The tier that serves.
+    ///
+    /// A copy: whoever looked into the routes while asking for the moves would wait for [`Self::reroute`], which has the
+    /// moves locked and waits to publish routes.
+    #[must_use]
+    pub fn active_tier(&self) -> Option<String> {
+        self.routes.borrow().active_tier.clone()
+    }
+
     /// A place among the requests that wait for a tier, until it is dropped; `None` where too many wait already.
     #[must_use]
     pub fn hold(self: &Arc<Self>) -> Option<Held> {

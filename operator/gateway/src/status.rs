@@ -90,7 +90,7 @@ fn of_model(name: &str, model: &Model, certificate_problem: Option<&str>) -> Mod
     });
     ModelStatus {
         model: name.to_owned(),
-        active_tier: model.routes().borrow().active_tier.clone(),
+        active_tier: model.active_tier(),
         endpoints: endpoints.collect(),
         requests: RequestStatus {
             total: model.counts.total.load(Ordering::Relaxed),
@@ -103,5 +103,93 @@ fn of_model(name: &str, model: &Model, certificate_problem: Option<&str>) -> Mod
         },
         switches: model.switches(),
         certificate_problem: certificate_problem.map(str::to_owned),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, atomic::AtomicBool, mpsc},
+        time::Duration,
+    };
+
+    use atlas_crds::AtlasModel;
+    use atlas_operator_core::routing::{Cause, HealthEvent};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        config::Timing,
+        health::{Clock, endpoint::Endpoint},
+        metrics::Metrics,
+        table::{EndpointConfig, ModelConfig},
+    };
+
+    fn model() -> (Arc<Model>, Arc<Endpoint>) {
+        let tier =
+            |name: &str| json!({"name": name, "gpuProfile": name, "model": {"source": "https://h/m.gguf"}});
+        let model: AtlasModel = serde_json::from_value(json!({
+            "apiVersion": "atlas.gillsystems.com/v1alpha1", "kind": "AtlasModel", "metadata": {"name": "code"},
+            "spec": {"tiers": [tier("primary"), tier("fallback")], "failover": {"failbackAfter": "0s"}},
+        }))
+        .unwrap();
+        let config = Arc::new(ModelConfig::from_model(&model));
+        let clock = Clock::start();
+        let endpoint = |tier: &str, port: u16| {
+            let config = EndpointConfig {
+                model: "code".into(),
+                tier: tier.into(),
+                api: ([127, 0, 0, 1], port).into(),
+                internal: ([127, 0, 0, 1], port + 1).into(),
+                pod: None,
+                node: None,
+                ready: true,
+            };
+            Arc::new(Endpoint::new(config, clock.now()))
+        };
+        let metrics = Arc::new(Metrics::register().unwrap());
+        let model = Model::new(Arc::clone(&config), clock, Timing::production(), metrics);
+        let (primary, fallback) = (endpoint("primary", 8000), endpoint("fallback", 9000));
+        model.update(config, vec![Arc::clone(&primary), Arc::clone(&fallback)]);
+        model.report(&fallback, HealthEvent::ProbeOk { sent_at: clock.now() });
+        (Arc::new(model), primary)
+    }
+
+    #[test]
+    fn the_status_can_be_asked_for_at_any_moment_of_a_move() {
+        let (model, primary) = model();
+        let (done, ended) = mpsc::channel();
+        let moving = Arc::new(AtomicBool::new(true));
+        let asked: Vec<_> = (0..2)
+            .map(|_| {
+                let (model, moving, done) = (Arc::clone(&model), Arc::clone(&moving), done.clone());
+                std::thread::spawn(move || {
+                    while moving.load(Ordering::Relaxed) {
+                        let _ = of_model("code", &model, None);
+                    }
+                    done.send("asked").unwrap();
+                })
+            })
+            .collect();
+        let mover = std::thread::spawn({
+            let model = Arc::clone(&model);
+            move || {
+                for _ in 0..20_000 {
+                    model.report(&primary, HealthEvent::ConnectionFailed(Cause::ConnectionRefused));
+                    model.report(&primary, HealthEvent::ProbeOk { sent_at: model.clock.now() + 1 });
+                }
+                moving.store(false, Ordering::Relaxed);
+                done.send("moved").unwrap();
+            }
+        });
+        // A thread that waits for a lock for ever would hold the test with it, so none is joined before all have ended.
+        for left in (1..=3).rev() {
+            assert!(
+                ended.recv_timeout(Duration::from_secs(60)).is_ok(),
+                "{left} threads wait for each other"
+            );
+        }
+        assert!(model.switches().len() > 1, "traffic moved: {:?}", model.switches());
+        asked.into_iter().chain([mover]).for_each(|thread| thread.join().unwrap());
     }
 }

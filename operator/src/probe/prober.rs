@@ -65,8 +65,8 @@ enum Ended {
 
 /// What a last look at a silent gateway found.
 enum Found {
-    /// The API server has the pod as it was, in this version, and the gateway did not answer after that.
-    Silent { version: String },
+    /// The API server has the pod as it was, in this version, and the gateway did not answer after that, for this reason.
+    Silent { version: String, error: ProbeError },
     /// It answers.
     Alive,
     /// The API server did not say so: this process may be cut off, or the pod is another one by now.
@@ -143,13 +143,13 @@ impl GatewayProber {
                 match found {
                     Found::Nothing => {}
                     Found::Alive => watch.silences.hear(&gateway.uid, awake),
-                    Found::Silent { version } => {
+                    Found::Silent { version, error } => {
                         self.look_around(watch);
                         let chosen = watch.silences.choose(&watch.gateways, awake, Duration::ZERO);
                         if chosen.iter().any(|chosen| chosen.uid == gateway.uid) {
                             let silent = watch.silences.of(&gateway, awake);
                             watch.busy.insert(gateway.uid.clone());
-                            watch.work.push(self.deletion(gateway, version, silent));
+                            watch.work.push(self.deletion(gateway, version, silent, error));
                         }
                     }
                 }
@@ -188,10 +188,10 @@ impl GatewayProber {
             let (port, over) = (names::GATEWAY_INTERNAL_PORT, Instant::now() + KNOCK_LIMIT);
             let found = match fetch_status::<GatewayStatus>(&address, port, KNOCK_LIMIT).await {
                 Ok(_) => Found::Alive,
-                Err(_) => {
+                Err(error) => {
                     // One that refuses at once has not been silent for too long yet.
                     tokio::time::sleep_until(over).await;
-                    Found::Silent { version }
+                    Found::Silent { version, error }
                 }
             };
             Ended::Check { gateway, found }
@@ -263,6 +263,7 @@ impl GatewayProber {
         gateway: Gateway,
         version: String,
         silent: Duration,
+        error: ProbeError,
     ) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &gateway.namespace);
         let params = DeleteParams {
@@ -285,6 +286,8 @@ impl GatewayProber {
                         pod = gateway.name,
                         address = gateway.address,
                         silent_millis,
+                        // Whether its node is out of reach or it took the connection and stands still.
+                        last = &error as &dyn std::error::Error,
                         "deleted a silent gateway"
                     );
                 }
