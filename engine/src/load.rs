@@ -1,11 +1,11 @@
 //! From a source to a served model: fetch, check, load, warm up.
 
-use crate::backend::{host_bytes, offloaded_layers, select};
+use crate::backend::{card_bytes, host_bytes, offloaded_layers, select};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Backend as Choice, KvCacheType, Serve};
 use crate::error::Fatal;
 use crate::fetch::fetch;
-use crate::model::{Model, ModelConfig, ModelShape};
+use crate::model::{Loading, Model, ModelConfig, ModelShape};
 use crate::runtime::{Worker, WorkerSettings};
 use crate::server::{App, Engine};
 use crate::startup::Startup;
@@ -20,9 +20,12 @@ use atlas_engine_core::speculation::MAX_DRAFT;
 use atlas_format::TensorType;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Rows of a step, at most; warming up finds out how many of them a step has time for.
 const MAX_ROWS: usize = 512;
+/// How often the log tells how far uploading has come.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Gets the model and loads it; the answer is the worker, ready to run.
 ///
@@ -109,7 +112,7 @@ fn read(
     chat_template: Option<String>,
     startup: &Startup,
 ) -> Result<Loaded, Fatal> {
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let checkpoint = Checkpoint::open(path)?;
     let Checkpoint { config, tensors, .. } = &checkpoint;
     let own = [TensorType::NF4, TensorType::AWQ4];
@@ -141,12 +144,26 @@ fn read(
     let grammars = GrammarCompiler::new(&tokenizer)?;
     let devices = select(arguments, tensors, config, shape)?;
     startup.set_layers(0, config.layers);
-    let loaded = |layers| match arguments.backend {
-        Choice::Hip => startup.set_layers(usize::from(layers), config.layers),
+    if arguments.backend == Choice::Hip {
+        startup.begin_upload(card_bytes(tensors, offloaded_layers(arguments, config)));
+    }
+    let mut told = Instant::now();
+    let mut tell = |loading| match (arguments.backend, loading) {
+        (Choice::Hip, Loading::Layers(layers)) => startup.set_layers(usize::from(layers), config.layers),
+        (Choice::Hip, Loading::Bytes(bytes)) => {
+            startup.count_upload(bytes);
+            if told.elapsed() >= LOG_EVERY {
+                told = Instant::now();
+                startup.log_upload("uploading");
+            }
+        }
         // Nothing but the map has been made; what takes time is put off.
-        Choice::Cpu => {}
+        (Choice::Cpu, _) => {}
     };
-    let mut model = Model::load_parts(config, tensors, devices, shape, &loaded)?;
+    let mut model = Model::load_parts(config, tensors, devices, shape, &mut tell)?;
+    if arguments.backend == Choice::Hip {
+        startup.log_upload("uploaded");
+    }
     let mut pieces = None;
     loop {
         let left = model.settle()?;

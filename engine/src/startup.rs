@@ -107,6 +107,9 @@ pub struct Startup {
     layers: AtomicUsize,
     /// 0 until the header is read.
     total_layers: AtomicUsize,
+    uploaded: AtomicU64,
+    /// 0 without a card.
+    to_upload: AtomicU64,
     steps: AtomicUsize,
     tokens: AtomicUsize,
 }
@@ -118,17 +121,41 @@ impl Startup {
         self.layers.store(layers, Relaxed);
     }
 
+    /// So many bytes of weights are to go to the card.
+    pub fn begin_upload(&self, bytes: u64) {
+        self.to_upload.store(bytes, Relaxed);
+    }
+
+    /// So many more have arrived there.
+    pub fn count_upload(&self, bytes: u64) {
+        self.uploaded.fetch_add(bytes, Relaxed);
+    }
+
+    /// Says how far uploading has come.
+    pub fn log_upload(&self, message: &'static str) {
+        let (bytes, total_bytes) = (self.uploaded.load(Relaxed), self.to_upload.load(Relaxed));
+        tracing::info!(bytes, total_bytes, "{message}");
+    }
+
     /// A step of so many tokens has warmed the model up.
     pub fn count_warm_up(&self, tokens: usize) {
         self.tokens.store(tokens, Relaxed);
         self.steps.fetch_add(1, Relaxed);
     }
 
-    /// Layers, where the header is read.
+    /// Layers, where the header is read, and bytes that went to the card, where there is one.
     pub fn loading(&self) -> Value {
         match self.total_layers.load(Relaxed) {
             0 => Value::Null,
-            total => json!({"layers": self.layers.load(Relaxed), "totalLayers": total}),
+            total => {
+                let to_upload = Some(self.to_upload.load(Relaxed)).filter(|bytes| *bytes > 0);
+                json!({
+                    "layers": self.layers.load(Relaxed),
+                    "totalLayers": total,
+                    "bytes": to_upload.map(|_| self.uploaded.load(Relaxed)),
+                    "totalBytes": to_upload,
+                })
+            }
         }
     }
 
@@ -157,7 +184,16 @@ mod tests {
         startup.set_layers(3, 30);
         startup.count_warm_up(1);
         startup.count_warm_up(4);
-        assert_eq!(startup.loading(), json!({"layers": 3, "totalLayers": 30}));
+        let none = Value::Null;
+        assert_eq!(
+            startup.loading(),
+            json!({"layers": 3, "totalLayers": 30, "bytes": none, "totalBytes": none})
+        );
+        startup.begin_upload(100);
+        startup.count_upload(30);
+        startup.count_upload(40);
+        let uploading = json!({"layers": 3, "totalLayers": 30, "bytes": 70, "totalBytes": 100});
+        assert_eq!(startup.loading(), uploading);
         assert_eq!(startup.warm_up(), json!({"steps": 2, "tokens": 4}));
     }
 

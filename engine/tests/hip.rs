@@ -124,8 +124,20 @@ impl Engine {
     /// Starts it and waits until it serves.
     fn start_with(settings: &str, more: &[&str]) -> Self {
         let mut engine = Self::spawn(settings, more);
-        let began = Instant::now();
-        while engine.get("/readyz").0 != 200 {
+        let (began, mut seen) = (Instant::now(), 0);
+        loop {
+            let (status, body) = engine.get("/readyz");
+            let body: Value = serde_json::from_str(&body).unwrap_or_default();
+            // Bytes that go to the card: never fewer than before, never more than there are.
+            if let (Some(bytes), Some(total)) =
+                (body["loading"]["bytes"].as_u64(), body["loading"]["totalBytes"].as_u64())
+            {
+                assert!(seen <= bytes && bytes <= total, "{seen} bytes before: {body}");
+                seen = bytes;
+            }
+            if status == 200 {
+                break;
+            }
             if let Some(status) = engine.child.try_wait().unwrap() {
                 panic!("the engine ended with {status}: {}", engine.rest());
             }
@@ -208,6 +220,9 @@ fn a_card_serves_and_tells_what_it_is() {
     // Thirty layers of keys and values in three heads of 64 halves.
     assert_eq!(kv_cache, 30 * 2 * 3 * 64 * 2 * 64);
     assert!((90 << 20..100 << 20).contains(&weights), "{weights}");
+    let ready: Value = serde_json::from_str(&engine.get("/readyz").1).unwrap();
+    let layers = json!({"layers": 30, "totalLayers": 30, "bytes": weights, "totalBytes": weights});
+    assert_eq!(ready["loading"], layers);
     let file = engine.files[0].path().join("sys/bus/pci/devices/0000:03:00.0/mem_info_vram_used");
     for (now, peak) in [(3 << 29, 1 << 29), (5 << 28, 1 << 29)] {
         std::fs::write(&file, format!("{now}\n")).unwrap();
@@ -301,4 +316,8 @@ fn a_model_that_exceeds_the_card_is_served_with_its_first_layers_on_the_processo
     let log = engine.rest();
     let at = |words: &str| log.find(words).unwrap_or_else(|| panic!("{words:?} is missing: {log}"));
     assert!(at("expected_tokens_per_second=") < at("taking memory on the card"), "{log}");
+    let uploaded = log[at("uploaded bytes=")..].lines().next().unwrap_or_default();
+    let mut numbers = uploaded.split(['=', ' ']).filter_map(|word| word.parse::<u64>().ok());
+    let (bytes, total) = (numbers.next(), numbers.next());
+    assert!(bytes == total && bytes.is_some_and(|bytes| bytes > 20 << 20), "{uploaded}");
 }

@@ -218,6 +218,20 @@ pub trait Backend: Send {
     /// A type that the device does not compute with, bytes that do not fit the shape, or no memory.
     fn load(&mut self, parts: &[RawTensor]) -> Result<WeightId, DeviceError>;
 
+    /// The same, and `moved` hears of so many bytes more whenever some have arrived on the device.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    fn load_telling(
+        &mut self,
+        parts: &[RawTensor],
+        moved: &mut dyn FnMut(u64),
+    ) -> Result<WeightId, DeviceError> {
+        let weight = self.load(parts)?;
+        moved(parts.iter().map(|part| part.bytes.len() as u64).sum());
+        Ok(weight)
+    }
+
     /// Makes the KV cache.
     ///
     /// # Errors

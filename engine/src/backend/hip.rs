@@ -2,7 +2,7 @@
 
 use crate::config::Serve;
 use crate::error::Fatal;
-use crate::model::{ModelConfig, ModelShape, Tensors};
+use crate::model::{ModelConfig, ModelShape, ROPE_FACTORS, Tensors};
 use atlas_engine_core::backend::{Backend, KvSpec};
 use atlas_engine_core::program::Heads;
 use atlas_kernels::hip::predict::{CardLimits, Split};
@@ -100,4 +100,11 @@ pub fn host_bytes(tensors: &Tensors, layers: usize) -> u64 {
 /// The layer that a tensor belongs to, by its name: `blk.17.ffn_up.weight`.
 fn layer(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
+}
+
+/// Bytes of the weights that go to the card when the processor takes so many first layers.
+pub fn card_bytes(tensors: &Tensors, layers: usize) -> u64 {
+    // The divisors of RoPE's frequencies go into every step's angles instead.
+    let goes = |name: &str| name != ROPE_FACTORS && !is_hosts(tensors, name, layers);
+    tensors.iter().filter(|(name, _)| goes(name)).map(|(_, tensor)| tensor.byte_count()).sum()
 }

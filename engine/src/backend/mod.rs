@@ -10,6 +10,8 @@ use atlas_kernels::CpuBackend;
 use atlas_kernels::hip::Card;
 use atlas_kernels::hip::predict::HOST_GIGABYTES_PER_SECOND;
 
+pub use hip::card_bytes;
+
 /// Devices in the order of a step, and how many layers each takes at most.
 pub type Devices = Vec<(Box<dyn Backend>, usize)>;
 

@@ -100,7 +100,7 @@ impl Runner {
             ModelShape { kv_type: KvType::F16, blocks: u32::try_from(blocks).unwrap_or(u32::MAX), max };
         let backend = CpuBackend::new(threads).map_err(ModelError::from)?;
         let devices: Devices = vec![(Box::new(backend), usize::MAX)];
-        let model = Model::load_parts(&checkpoint.config, &checkpoint.tensors, devices, &shape, &|_| {})?;
+        let model = Model::load_parts(&checkpoint.config, &checkpoint.tensors, devices, &shape, &mut |_| {})?;
         let vocabulary = u32::try_from(model.config().vocabulary).unwrap_or(u32::MAX);
         let mut runner = Self { model, vocabulary, regions };
         runner.step(0, &[(0, 0, WARM, true)])?;

@@ -45,7 +45,7 @@ fn path() -> PathBuf {
 fn load(checkpoint: &Checkpoint, devices: Devices, kv_type: KvType) -> Model {
     let max = MaxShape { rows: 64, sequences: 1, logit_rows: 1, hidden_rows: 1, blocks_per_sequence: 4 };
     let shape = ModelShape { kv_type, blocks: 4, max };
-    Model::load_parts(&checkpoint.config, &checkpoint.tensors, devices, &shape, &|_| ()).unwrap()
+    Model::load_parts(&checkpoint.config, &checkpoint.tensors, devices, &shape, &mut |_| ()).unwrap()
 }
 
 fn prompt(checkpoint: &Checkpoint) -> Vec<TokenId> {
@@ -172,6 +172,34 @@ fn a_model_over_two_devices_says_what_the_reference_says() {
         check(step, &expected, &found);
         start = tokens.len();
         tokens.push(best(&expected) as TokenId);
+    }
+}
+
+/// The embedding alone is more than one buffer of the upload, so its bytes come in more than one piece.
+#[test]
+fn loading_tells_every_byte_that_arrives_on_the_card() {
+    let standin = StandIn::new();
+    let checkpoint = Checkpoint::open(&path()).unwrap();
+    let max = MaxShape { rows: 8, sequences: 1, logit_rows: 1, hidden_rows: 1, blocks_per_sequence: 1 };
+    let shape = ModelShape { kv_type: KvType::F16, blocks: 1, max };
+    for offloaded in [0, 20] {
+        let cpu: Box<dyn Backend> = Box::new(CpuBackend::new(2).unwrap());
+        let devices = match offloaded {
+            0 => vec![(standin.open(), usize::MAX)],
+            layers => vec![(cpu, layers), (standin.open(), usize::MAX)],
+        };
+        let (mut pieces, mut layers) = (Vec::new(), Vec::new());
+        let mut tell = |loading| match loading {
+            Loading::Bytes(bytes) => pieces.push(bytes),
+            Loading::Layers(count) => layers.push(count),
+        };
+        let model =
+            Model::load_parts(&checkpoint.config, &checkpoint.tensors, devices, &shape, &mut tell).unwrap();
+        let on_card = model.last_memory_use().weights;
+        assert_eq!(pieces.iter().sum::<u64>(), on_card);
+        assert_eq!(crate::backend::card_bytes(&checkpoint.tensors, offloaded), on_card);
+        assert!(pieces.iter().all(|bytes| *bytes <= 16 << 20), "{pieces:?}");
+        assert!(pieces.len() > 60 && layers == (1..=30).collect::<Vec<_>>(), "{layers:?}");
     }
 }
 

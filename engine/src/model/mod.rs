@@ -9,6 +9,7 @@ mod rope;
 mod tensors;
 
 pub use config::{ModelConfig, check_whole_heads};
+pub use program::{Loading, ROPE_FACTORS};
 pub use rope::{BETA_FAST, BETA_SLOW, Yarn, yarn_attention};
 pub use tensors::{Tensor, Tensors};
 
@@ -49,7 +50,7 @@ impl Model {
         backend: Box<dyn Backend>,
         shape: &ModelShape,
     ) -> Result<Self, ModelError> {
-        let mut model = Self::load_parts(config, tensors, vec![(backend, usize::MAX)], shape, &|_| {})?;
+        let mut model = Self::load_parts(config, tensors, vec![(backend, usize::MAX)], shape, &mut |_| {})?;
         while model.settle()? > 0 {}
         Ok(model)
     }
@@ -64,7 +65,8 @@ impl Model {
 
     /// Loads weights into devices, each of which takes the next so many layers, as far as there
     /// are any, makes the KV caches and compiles the programs. A step crosses from each device to the next once.
-    /// `loaded` hears after each layer how many there are. What devices put off is for [`Self::settle`].
+    /// `tell` hears how far loading has come: layers of all devices, bytes of the last one, which is the card where
+    /// there is one. What devices put off is for [`Self::settle`].
     ///
     /// # Errors
     /// A tensor is missing or wrong, or a device refuses.
@@ -73,7 +75,7 @@ impl Model {
         tensors: &Tensors,
         devices: Devices,
         shape: &ModelShape,
-        loaded: &dyn Fn(u16),
+        tell: &mut dyn FnMut(Loading),
     ) -> Result<Self, ModelError> {
         let all = u16::try_from(config.layers).map_err(|_| ModelError::Inconsistent {
             what: "number of layers",
@@ -82,10 +84,15 @@ impl Model {
             expected: u16::MAX.into(),
         })?;
         let mut parts = Vec::new();
-        let mut next = 0;
-        for (mut backend, count) in devices {
+        let (mut next, last) = (0, devices.len().saturating_sub(1));
+        for (index, (mut backend, count)) in devices.into_iter().enumerate() {
             let end = next + u16::try_from(count).unwrap_or(u16::MAX).min(all - next);
-            let segment = program::build(config, tensors, &mut *backend, next..end, loaded)?;
+            let mut of_last = |loading| {
+                if index == last || !matches!(loading, Loading::Bytes(_)) {
+                    tell(loading);
+                }
+            };
+            let segment = program::build(config, tensors, &mut *backend, next..end, &mut of_last)?;
             let spec = config.kv_spec(shape.kv_type, shape.blocks);
             backend.allocate_kv(&KvSpec { layers: next..end, ..spec })?;
             let program = backend.compile(&segment, &shape.max)?;

@@ -10,8 +10,20 @@ use atlas_engine_core::backend::{Backend, RawTensor};
 use atlas_engine_core::program::{Buf, Heads, Op, Rope, Rows, Segment, WeightId};
 use std::ops::Range;
 
+/// Divisors of RoPE's frequencies, in GGUF files of Llama 3.
+pub const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// How far loading has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loading {
+    /// So many bytes more have arrived on the last device.
+    Bytes(u64),
+    /// The weights of so many layers are loaded.
+    Layers(u16),
+}
+
 /// Loads the weights of some layers into a backend, with the embedding before the first layer and the head after the
-/// last, and says what to compute with them. `loaded` hears after each layer how many there are.
+/// last, and says what to compute with them. `tell` hears how far loading has come.
 ///
 /// # Errors
 /// A tensor is missing or wrong, or the backend refuses one.
@@ -20,9 +32,9 @@ pub fn build(
     tensors: &Tensors,
     backend: &mut dyn Backend,
     layers: Range<u16>,
-    loaded: &dyn Fn(u16),
+    tell: &mut dyn FnMut(Loading),
 ) -> Result<Segment, ModelError> {
-    let mut builder = Builder { config, tensors, backend, segment: Segment::default() };
+    let mut builder = Builder { config, tensors, backend, tell, segment: Segment::default() };
     builder.segment.layers = layers.clone();
     builder.segment.ropes.push(rope(config, tensors)?);
     let (vocabulary, hidden) = (config.vocabulary, config.hidden);
@@ -39,7 +51,7 @@ pub fn build(
     for layer in layers.clone() {
         let attended = builder.attention(layer, x, add)?;
         add = Some(builder.feed_forward(layer, x, attended)?);
-        loaded(layer + 1);
+        (builder.tell)(Loading::Layers(layer + 1));
     }
     if usize::from(layers.end) == config.layers {
         builder.head(x, add, embedding)?;
@@ -55,8 +67,8 @@ pub fn build(
 /// Frequencies from the base; the model's numbers or `rope_freqs.weight` (Llama 3's scaling) have one divisor a pair.
 fn rope(config: &ModelConfig, tensors: &Tensors) -> Result<Rope, ModelError> {
     let pairs = config.rope_size / 2;
-    let factors = tensors.contains("rope_freqs.weight");
-    let factors = factors.then(|| tensors.values("rope_freqs.weight", pairs)).transpose()?;
+    let factors = tensors.contains(ROPE_FACTORS);
+    let factors = factors.then(|| tensors.values(ROPE_FACTORS, pairs)).transpose()?;
     let frequencies = (0..pairs).map(|pair| {
         let frequency = 1.0 / config.rope_base.powf(2.0 * pair as f32 / config.rope_size as f32);
         let both = [&factors, &config.rope_factors].into_iter().flatten();
@@ -69,12 +81,13 @@ struct Builder<'a> {
     config: &'a ModelConfig,
     tensors: &'a Tensors,
     backend: &'a mut dyn Backend,
+    tell: &'a mut dyn FnMut(Loading),
     segment: Segment,
 }
 
 impl Builder<'_> {
     fn load(&mut self, parts: &[RawTensor]) -> Result<WeightId, ModelError> {
-        Ok(self.backend.load(parts)?)
+        Ok(self.backend.load_telling(parts, &mut |bytes| (self.tell)(Loading::Bytes(bytes)))?)
     }
 
     fn vector(&mut self, name: &str, length: usize) -> Result<WeightId, ModelError> {

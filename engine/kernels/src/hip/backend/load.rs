@@ -5,24 +5,29 @@ use crate::hip::error::HipError;
 use crate::hip::format::Format;
 use crate::hip::kernels::Cache;
 use crate::hip::products::Matrix;
+use crate::hip::transfer::Progress;
 use atlas_engine_core::backend::{DeviceError, KvSpec, KvType, RawTensor};
 use atlas_engine_core::program::WeightId;
 use atlas_format::TensorType;
 
 impl HipBackend {
-    pub(super) fn load_weight(&mut self, parts: &[RawTensor]) -> Result<WeightId, DeviceError> {
+    pub(super) fn load_weight(
+        &mut self,
+        parts: &[RawTensor],
+        moved: Progress<'_>,
+    ) -> Result<WeightId, DeviceError> {
         let columns = parts.first().ok_or(shape("parts of a weight", 0, 1))?.columns;
         let rows: usize = parts.iter().map(|part| part.rows).sum();
         let n = u32::try_from(rows).map_err(|_| shape("a weight's rows", rows, u32::MAX as usize))?;
         let k =
             u32::try_from(columns).map_err(|_| shape("a weight's columns", columns, u32::MAX as usize))?;
         let weight = if columns == 1 {
-            let span = self.load_vector(parts, rows)?;
+            let span = self.load_vector(parts, rows, moved)?;
             Weight::Vector { span, n }
         } else {
             // Parts of one format become one matrix, and their products one launch.
             let runs = parts.chunk_by(|left, right| left.tensor_type == right.tensor_type);
-            let parts = runs.map(|run| self.load_matrix(run, columns)).collect::<Result<_, _>>()?;
+            let parts = runs.map(|run| self.load_matrix(run, columns, moved)).collect::<Result<_, _>>()?;
             Weight::Matrix { parts, n, k }
         };
         self.weights.push(weight);
@@ -33,6 +38,7 @@ impl HipBackend {
         &mut self,
         parts: &[RawTensor],
         rows: usize,
+        moved: Progress<'_>,
     ) -> Result<crate::hip::arena::Span, DeviceError> {
         let span = self.take_weight(rows as u64 * 4)?;
         let mut at = 0;
@@ -45,14 +51,19 @@ impl HipBackend {
             }
             let bytes = part.bytes.len() as u64;
             let to = span.after(at).at_least("a vector", bytes)?;
-            self.device.upload(&part.bytes, to, &mut |_| {})?;
+            self.device.upload(&part.bytes, to, moved)?;
             at += bytes;
         }
         Ok(span)
     }
 
     /// Parts of one format, one after the other.
-    fn load_matrix(&mut self, parts: &[RawTensor], columns: usize) -> Result<Matrix, DeviceError> {
+    fn load_matrix(
+        &mut self,
+        parts: &[RawTensor],
+        columns: usize,
+        moved: Progress<'_>,
+    ) -> Result<Matrix, DeviceError> {
         let (mut format, mut bytes, mut n) = (Format::F32, 0, 0);
         for part in parts {
             format = Format::from_tensor_type(part.tensor_type).ok_or_else(|| self.no_kernel(part))?;
@@ -72,7 +83,7 @@ impl HipBackend {
         for part in parts {
             let length = part.bytes.len() as u64;
             let to = span.after(at).at_least("a weight", length)?;
-            self.device.upload(&part.bytes, to, &mut |_| {})?;
+            self.device.upload(&part.bytes, to, moved)?;
             at += length;
         }
         Ok(Matrix { bytes: span, format, n, k: columns as u32 })

@@ -154,7 +154,15 @@ impl Backend for HipBackend {
     }
 
     fn load(&mut self, parts: &[RawTensor]) -> Result<WeightId, DeviceError> {
-        self.load_weight(parts)
+        self.load_weight(parts, &mut |_| {})
+    }
+
+    fn load_telling(
+        &mut self,
+        parts: &[RawTensor],
+        moved: &mut dyn FnMut(u64),
+    ) -> Result<WeightId, DeviceError> {
+        self.load_weight(parts, moved)
     }
 
     fn allocate_kv(&mut self, spec: &KvSpec) -> Result<(), DeviceError> {
