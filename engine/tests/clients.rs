@@ -21,6 +21,7 @@ fn check(program: PathBuf, script: &str, more: Option<PathBuf>, checks: usize) {
     let shown =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{shown}");
+    println!("{shown}");
     assert_eq!(shown.lines().filter(|line| line.starts_with("ok ")).count(), checks, "{shown}");
 }
 

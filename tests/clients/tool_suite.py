@@ -63,22 +63,47 @@ def wrong(text, schema):
         return f"{text!r} under {json.dumps(schema)}: {str(error).splitlines()[0]}"
 
 
+def streamed_calls(request):
+    """Names and arguments of the calls of a streamed answer, joined from its deltas, and why it ended."""
+    calls, reason = [], None
+    for chunk in client.chat.completions.create(stream=True, **request):
+        choice = chunk.choices[0]
+        reason = choice.finish_reason or reason
+        for delta in choice.delta.tool_calls or []:
+            if delta.index == len(calls):
+                calls.append([delta.function.name, ""])
+            calls[delta.index][1] += delta.function.arguments or ""
+    return [tuple(call) for call in calls], reason
+
+
 def outcomes(index, name, messages, tools):
-    """What became of a question's call and of an answer in the form of its first tool: `cut` by the limit, or `valid`."""
+    """What became of a question's call, whole and streamed, and of an answer in the form of its first tool: `cut` by
+    the limit, or `valid`.
+    """
     common = {"model": "code", "messages": messages, "temperature": 1, "seed": index, "max_tokens": 120}
-    answer = client.chat.completions.create(tools=tools, tool_choice="required", **common).choices[0]
+    parallel = index % 4 != 0
+    request = common | {"tools": tools, "tool_choice": "required", "parallel_tool_calls": parallel}
+    answer = client.chat.completions.create(**request).choices[0]
+    calls = [(call.function.name, call.function.arguments) for call in answer.message.tool_calls or []]
     if answer.finish_reason == "length":
         yield "call cut"
     else:
         schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
-        calls = answer.message.tool_calls or []
         why = None if calls else f"no call: {answer.message.content!r}"
-        for call in calls:
-            if call.function.name not in schemas:
-                why = f"called {call.function.name}, which it does not have"
+        if len(calls) > 1 and not parallel:
+            why = f"{len(calls)} calls where one is allowed"
+        for called, arguments in calls:
+            if called not in schemas:
+                why = f"called {called}, which it does not have"
             else:
-                why = why or wrong(call.function.arguments, schemas[call.function.name])
+                why = why or wrong(arguments, schemas[called])
         yield f"{name}: {why}" if why else "call valid"
+        if len(calls) > 1:
+            yield "several calls valid"
+    # The same seed gives the same text, so the deltas have to join to the same calls.
+    streamed = streamed_calls(request)
+    same = streamed == (calls, answer.finish_reason)
+    yield "stream valid" if same else f"{name}: streamed {streamed}, whole {(calls, answer.finish_reason)}"
     schema = tools[0]["function"]["parameters"]
     form = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
     answer = client.chat.completions.create(response_format=form, **common).choices[0]
@@ -103,5 +128,5 @@ with ThreadPoolExecutor(8) as pool:
 counts = Counter(outcome for outcome in found if outcome.endswith((" valid", " cut")))
 failures = [outcome for outcome in found if outcome not in counts]
 assert not failures, "\n".join(failures[:20]) + f"\n{len(failures)} failed"
-assert counts["call valid"] >= len(wanted) / 4 and counts["answer valid"] >= len(wanted) / 4, f"only {counts}"
+assert counts["stream valid"] == len(wanted) and counts["call valid"] >= len(wanted) / 4 and counts["answer valid"] >= len(wanted) / 4, f"only {counts}"
 print("ok", dict(counts), "of", len(wanted))

@@ -1,12 +1,12 @@
 //! `/v1/messages` and `/v1/messages/count_tokens`: Anthropic's API, told in terms of the chat API.
 
-use super::anthropic_writer::MessagesWriter;
+use super::anthropic_writer::Message;
 use super::chat::ChatRequest;
 use super::conversation::text;
 use super::fields::Fields;
 use super::generate::encode;
 use super::openai::ApiError;
-use super::reply::{InFlight, reply};
+use super::reply::InFlight;
 use super::tokenize::with_model;
 use super::{App, Engine};
 use axum::response::Response;
@@ -28,10 +28,8 @@ pub async fn answer(
     let renamed = |error: ApiError| error.renamed(NAMES);
     fields.required("max_tokens", fields.count("max_tokens")?, "the answer's token limit")?;
     let request = ChatRequest::read(&Fields::new(translate(&fields)?)).map_err(renamed)?;
-    let stream = request.params.stream;
-    let writer = MessagesWriter::new(&request.params);
-    let generation = request.start(app, engine, in_flight.origin).await.map_err(renamed)?;
-    reply(generation, writer, stream, in_flight).await
+    let writer = Message::writer(&request.params);
+    request.answer(app, engine, in_flight, writer, NAMES).await
 }
 
 /// Tokens of the prompt that a request leads to.

@@ -1,75 +1,33 @@
 //! The objects and events of `/v1/messages`.
 
+use super::blocks::{BlockWriter, Blocks, Kind};
 use super::collect::Answer;
-use super::generate::{Delta, Finish, Usage};
+use super::generate::{Finish, Usage};
 use super::openai::ApiError;
 use super::params::Params;
-use super::reply::{Event, Writer, new_id};
-use crate::text::answer::Part;
+use super::reply::{Event, new_id};
 use atlas_engine_core::FinishReason;
 use serde_json::{Value, json};
 
-/// What a block is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Thinking,
-    Text,
-    Call,
-}
-
 /// Writes a message.
-pub struct MessagesWriter {
+pub struct Message {
+    /// The message before anything is in it.
     message: Value,
-    begun: bool,
-    open: Option<Kind>,
+    /// Blocks that are whole.
     blocks: usize,
-    finish: Option<Finish>,
 }
 
-impl MessagesWriter {
+impl Message {
     /// A writer for one answer.
-    pub fn new(params: &Params) -> Self {
+    pub fn writer(params: &Params) -> BlockWriter<Self> {
         let message = json!({"id": new_id("msg_"), "type": "message", "role": "assistant", "model": params.model,
             "content": [], "stop_reason": null, "stop_sequence": null, "usage": usage_json(Usage::default())});
-        Self { message, begun: false, open: None, blocks: 0, finish: None }
+        BlockWriter::new(Self { message, blocks: 0 })
     }
 
     fn event(name: &str, mut value: Value) -> Event {
         value["type"] = name.into();
         Event::named(name, &value)
-    }
-
-    fn begin(&mut self, usage: Usage, events: &mut Vec<Event>) {
-        if !std::mem::replace(&mut self.begun, true) {
-            self.message["usage"] = usage_json(Usage { completion_tokens: 0, ..usage });
-            events.push(Self::event("message_start", json!({"message": self.message})));
-        }
-    }
-
-    fn open(&mut self, kind: Kind, name: &str, events: &mut Vec<Event>) {
-        self.close(events);
-        let block = match kind {
-            Kind::Thinking => json!({"type": "thinking", "thinking": "", "signature": ""}),
-            Kind::Text => json!({"type": "text", "text": ""}),
-            Kind::Call => json!({"type": "tool_use", "id": new_id("toolu_"), "name": name, "input": {}}),
-        };
-        events
-            .push(Self::event("content_block_start", json!({"index": self.blocks, "content_block": block})));
-        self.open = Some(kind);
-    }
-
-    fn add(&mut self, kind: Kind, delta: Value, events: &mut Vec<Event>) {
-        if self.open != Some(kind) {
-            self.open(kind, "", events);
-        }
-        events.push(Self::event("content_block_delta", json!({"index": self.blocks, "delta": delta})));
-    }
-
-    fn close(&mut self, events: &mut Vec<Event>) {
-        if self.open.take().is_some() {
-            events.push(Self::event("content_block_stop", json!({"index": self.blocks})));
-            self.blocks += 1;
-        }
     }
 }
 
@@ -115,56 +73,51 @@ pub fn error_body(error: &ApiError) -> Value {
     json!({"type": "error", "error": {"type": kind, "message": body["message"], "param": body["param"], "code": body["code"]}})
 }
 
-impl Writer for MessagesWriter {
-    fn events(&mut self, delta: Delta, usage: Usage) -> Vec<Event> {
-        let mut events = Vec::new();
-        self.begin(usage, &mut events);
-        for part in delta.parts {
-            match part {
-                Part::Reasoning(text) => {
-                    self.add(
-                        Kind::Thinking,
-                        json!({"type": "thinking_delta", "thinking": text}),
-                        &mut events,
-                    );
-                }
-                Part::Content(text) => {
-                    self.add(Kind::Text, json!({"type": "text_delta", "text": text}), &mut events)
-                }
-                Part::Call { name } => self.open(Kind::Call, &name, &mut events),
-                Part::Arguments(text) => {
-                    self.add(
-                        Kind::Call,
-                        json!({"type": "input_json_delta", "partial_json": text}),
-                        &mut events,
-                    );
-                }
-            }
-        }
-        self.finish = delta.finish.or(self.finish.take());
-        events
+impl Blocks for Message {
+    fn begin(&mut self, usage: Usage, events: &mut Vec<Event>) {
+        self.message["usage"] = usage_json(Usage { completion_tokens: 0, ..usage });
+        events.push(Self::event("message_start", json!({"message": self.message})));
     }
 
-    fn end(&mut self, usage: Usage) -> Vec<Event> {
-        let mut events = Vec::new();
-        self.begin(usage, &mut events);
-        self.close(&mut events);
-        let (reason, sequence) = stop(self.finish.as_ref());
+    fn open(&mut self, kind: Kind, name: &str, events: &mut Vec<Event>) {
+        let block = match kind {
+            Kind::Reasoning => json!({"type": "thinking", "thinking": "", "signature": ""}),
+            Kind::Content => json!({"type": "text", "text": ""}),
+            Kind::Call => json!({"type": "tool_use", "id": new_id("toolu_"), "name": name, "input": {}}),
+        };
+        events
+            .push(Self::event("content_block_start", json!({"index": self.blocks, "content_block": block})));
+    }
+
+    fn add(&mut self, kind: Kind, text: &str, events: &mut Vec<Event>) {
+        let delta = match kind {
+            Kind::Reasoning => json!({"type": "thinking_delta", "thinking": text}),
+            Kind::Content => json!({"type": "text_delta", "text": text}),
+            Kind::Call => json!({"type": "input_json_delta", "partial_json": text}),
+        };
+        events.push(Self::event("content_block_delta", json!({"index": self.blocks, "delta": delta})));
+    }
+
+    fn close(&mut self, _kind: Kind, events: &mut Vec<Event>) {
+        events.push(Self::event("content_block_stop", json!({"index": self.blocks})));
+        self.blocks += 1;
+    }
+
+    fn end(&mut self, finish: Option<&Finish>, usage: Usage, events: &mut Vec<Event>) {
+        let (reason, sequence) = stop(finish);
         events.push(Self::event(
             "message_delta",
             json!({"delta": {"stop_reason": reason, "stop_sequence": sequence},
             "usage": usage_json(usage)}),
         ));
         events.push(Self::event("message_stop", json!({})));
-        events
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<Event> {
         vec![Event::named("error", &error_body(error))]
     }
 
-    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
-        let answer = answers.into_iter().next().unwrap_or_default();
+    fn whole(&mut self, answer: Answer, usage: Usage) -> Value {
         let mut content = Vec::new();
         if !answer.reasoning.is_empty() {
             content.push(json!({"type": "thinking", "thinking": answer.reasoning, "signature": ""}));

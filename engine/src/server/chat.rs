@@ -134,6 +134,23 @@ impl ChatRequest {
         Generation::start(app, engine, task, origin)
     }
 
+    /// Answers in the way of another API, which has other names for some fields.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or the answer fails before anything was sent.
+    pub async fn answer(
+        self,
+        app: &App,
+        engine: &Engine,
+        in_flight: InFlight,
+        writer: impl Writer,
+        names: &[(&str, &str)],
+    ) -> Result<Response, ApiError> {
+        let stream = self.params.stream;
+        let generation = self.start(app, engine, in_flight.origin).await;
+        reply(generation.map_err(|error| error.renamed(names))?, writer, stream, in_flight).await
+    }
+
     /// Whether one tool is named, which OpenAI tells by another finish reason.
     pub fn names_a_tool(&self) -> bool {
         matches!(self.tools.choice, ToolChoice::Named(_))
@@ -174,11 +191,8 @@ pub async fn answer(
     resume: (Resume, Option<u64>),
 ) -> Result<Response, ApiError> {
     let mut request = ChatRequest::read(&fields)?;
-    request.params.resume = resume.0;
+    request.params.resume_from(resume);
     request.params.resume.fill_up(1, request.params.choices);
-    if let Some(seed) = resume.1 {
-        request.params.sampling.seed = seed;
-    }
     let stream = request.params.stream;
     let mut writer = ChatWriter::new(&request, engine);
     let generation = request.start(app, engine, in_flight.origin).await?;

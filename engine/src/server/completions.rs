@@ -40,10 +40,7 @@ pub async fn answer(
     resume: (Resume, Option<u64>),
 ) -> Result<Response, ApiError> {
     let mut params = Params::read(&fields, Some(DEFAULT_MAX_TOKENS))?;
-    params.resume = resume.0;
-    if let Some(seed) = resume.1 {
-        params.sampling.seed = seed;
-    }
+    params.resume_from(resume);
     // `false` and `true` are what some clients send; OpenAI's own form is a number.
     params.sampling.top_logprobs = fields
         .read("logprobs", "a whole number from 0 to 20", |value| match value {

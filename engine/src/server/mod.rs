@@ -4,6 +4,7 @@ mod access;
 mod anthropic;
 mod anthropic_writer;
 pub mod api;
+mod blocks;
 mod chat;
 mod collect;
 mod completions;

@@ -67,6 +67,12 @@ const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
 
 impl Params {
+    /// Goes on with a broken answer, where the request does, with its seed.
+    pub fn resume_from(&mut self, (resume, seed): (Resume, Option<u64>)) {
+        self.resume = resume;
+        self.sampling.seed = seed.unwrap_or(self.sampling.seed);
+    }
+
     /// Reads a body; `logprobs` are read by each API, since their forms differ.
     ///
     /// # Errors

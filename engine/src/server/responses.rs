@@ -4,9 +4,8 @@ use super::chat::ChatRequest;
 use super::conversation::text;
 use super::fields::Fields;
 use super::openai::ApiError;
-use super::reply::{InFlight, reply};
-use super::responses_writer::ResponsesWriter;
-use super::{App, Engine};
+use super::reply::InFlight;
+use super::{App, Engine, responses_writer};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
@@ -28,13 +27,10 @@ pub async fn answer(
     fields: Fields,
     in_flight: InFlight,
 ) -> Result<Response, ApiError> {
-    let renamed = |error: ApiError| error.renamed(NAMES);
-    let translated = translate(&fields)?;
-    let request = ChatRequest::read(&Fields::new(translated)).map_err(renamed)?;
-    let stream = request.params.stream;
-    let writer = ResponsesWriter::new(&fields, &request.params);
-    let generation = request.start(app, engine, in_flight.origin).await.map_err(renamed)?;
-    reply(generation, writer, stream, in_flight).await
+    let request = ChatRequest::read(&Fields::new(translate(&fields)?));
+    let request = request.map_err(|error| error.renamed(NAMES))?;
+    let writer = responses_writer::Response::writer(&fields, &request.params);
+    request.answer(app, engine, in_flight, writer, NAMES).await
 }
 
 /// The request as a chat request.

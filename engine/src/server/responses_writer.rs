@@ -1,44 +1,38 @@
 //! The objects and events of `/v1/responses`.
 
+use super::blocks::{BlockWriter, Blocks, Kind};
 use super::collect::Answer;
 use super::fields::Fields;
-use super::generate::{Delta, Finish, Usage};
+use super::generate::{Finish, Usage};
 use super::openai::ApiError;
 use super::params::Params;
-use super::reply::{Event, Writer, new_id};
+use super::reply::{Event, new_id};
 use super::unix_seconds;
-use crate::text::answer::Part;
 use atlas_engine_core::FinishReason;
 use serde_json::{Value, json};
 
-/// What an output item is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Reasoning,
-    Message,
-    Call,
-}
-
 /// The item that is being written.
 struct Open {
-    kind: Kind,
     item: Value,
     text: String,
 }
 
 /// Writes a response.
-pub struct ResponsesWriter {
+pub struct Response {
     /// The response without output, status and usage.
     base: Value,
     output: Vec<Value>,
     open: Option<Open>,
     sequence: usize,
-    finish: Option<Finish>,
 }
 
-impl ResponsesWriter {
+impl Response {
     /// A writer that repeats what the request asked for, as OpenAI does.
-    pub fn new(fields: &Fields, params: &Params) -> Self {
+    pub fn writer(fields: &Fields, params: &Params) -> BlockWriter<Self> {
+        BlockWriter::new(Self::new(fields, params))
+    }
+
+    fn new(fields: &Fields, params: &Params) -> Self {
         let given = |name: &str, default: Value| fields.get(name).cloned().unwrap_or(default);
         let base = json!({
             "id": new_id("resp_"), "object": "response", "created_at": unix_seconds(), "status": "in_progress",
@@ -51,7 +45,7 @@ impl ResponsesWriter {
             "top_p": params.sampling.top_p, "truncation": "disabled", "usage": null,
             "metadata": given("metadata", json!({})),
         });
-        Self { base, output: Vec::new(), open: None, sequence: 0, finish: None }
+        Self { base, output: Vec::new(), open: None, sequence: 0 }
     }
 
     fn event(&mut self, name: &str, mut value: Value) -> Event {
@@ -59,29 +53,6 @@ impl ResponsesWriter {
         value["sequence_number"] = self.sequence.into();
         self.sequence += 1;
         Event::named(name, &value)
-    }
-
-    fn begin(&mut self, events: &mut Vec<Event>) {
-        if self.sequence == 0 {
-            for name in ["response.created", "response.in_progress"] {
-                let response = self.base.clone();
-                events.push(self.event(name, json!({"response": response})));
-            }
-        }
-    }
-
-    fn open(&mut self, kind: Kind, name: &str, events: &mut Vec<Event>) {
-        self.close(events);
-        let item = new_item(kind, name);
-        let output_index = self.output.len();
-        events.push(
-            self.event("response.output_item.added", json!({"output_index": output_index, "item": item})),
-        );
-        if kind == Kind::Message {
-            let part = json!({"type": "output_text", "text": "", "annotations": [], "logprobs": []});
-            events.push(self.part_event("response.content_part.added", &item, json!({"part": part})));
-        }
-        self.open = Some(Open { kind, item, text: String::new() });
     }
 
     /// An event about the first and only part of an item.
@@ -92,60 +63,17 @@ impl ResponsesWriter {
         self.event(name, value)
     }
 
-    fn add(&mut self, kind: Kind, text: &str, events: &mut Vec<Event>) {
-        if self.open.as_ref().is_none_or(|open| open.kind != kind) {
-            self.open(kind, "", events);
-        }
-        let Some(mut open) = self.open.take() else { return };
-        open.text.push_str(text);
-        let delta = json!({"delta": text});
-        events.push(match kind {
-            Kind::Reasoning => self.part_event("response.reasoning_text.delta", &open.item, delta),
-            Kind::Message => {
-                let delta = json!({"delta": text, "logprobs": []});
-                self.part_event("response.output_text.delta", &open.item, delta)
-            }
-            Kind::Call => self.call_event("response.function_call_arguments.delta", &open.item, delta),
-        });
-        self.open = Some(open);
-    }
-
     fn call_event(&mut self, name: &str, item: &Value, mut value: Value) -> Event {
         value["item_id"] = item["id"].clone();
         value["output_index"] = self.output.len().into();
         self.event(name, value)
     }
 
-    fn close(&mut self, events: &mut Vec<Event>) {
-        let Some(Open { kind, mut item, text }) = self.open.take() else { return };
-        fill(kind, &mut item, &text);
-        match kind {
-            Kind::Reasoning => {
-                events.push(self.part_event("response.reasoning_text.done", &item, json!({"text": text})));
-            }
-            Kind::Message => {
-                let done = json!({"text": text, "logprobs": []});
-                events.push(self.part_event("response.output_text.done", &item, done));
-                let part = item["content"][0].clone();
-                events.push(self.part_event("response.content_part.done", &item, json!({"part": part})));
-            }
-            Kind::Call => {
-                let done = json!({"arguments": text, "name": item["name"]});
-                events.push(self.call_event("response.function_call_arguments.done", &item, done));
-            }
-        }
-        let output_index = self.output.len();
-        events.push(
-            self.event("response.output_item.done", json!({"output_index": output_index, "item": item})),
-        );
-        self.output.push(item);
-    }
-
     /// The response as it is at the end.
-    fn response(&self, usage: Usage) -> Value {
+    fn response(&self, finish: Option<&Finish>, usage: Usage) -> Value {
         let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens } = usage;
         let mut response = self.base.clone();
-        let cut = self.finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Length);
+        let cut = finish.is_some_and(|finish| finish.reason == FinishReason::Length);
         response["status"] = if cut { "incomplete" } else { "completed" }.into();
         if cut {
             response["incomplete_details"] = json!({"reason": "max_output_tokens"});
@@ -163,7 +91,7 @@ impl ResponsesWriter {
 fn new_item(kind: Kind, name: &str) -> Value {
     match kind {
         Kind::Reasoning => json!({"id": new_id("rs_"), "type": "reasoning", "summary": [], "content": []}),
-        Kind::Message => json!({"id": new_id("msg_"), "type": "message", "status": "in_progress",
+        Kind::Content => json!({"id": new_id("msg_"), "type": "message", "status": "in_progress",
             "role": "assistant", "content": []}),
         Kind::Call => json!({"id": new_id("fc_"), "type": "function_call", "status": "in_progress",
             "call_id": new_id("call_"), "name": name, "arguments": ""}),
@@ -174,7 +102,7 @@ fn new_item(kind: Kind, name: &str) -> Value {
 fn fill(kind: Kind, item: &mut Value, text: &str) {
     match kind {
         Kind::Reasoning => item["content"] = json!([{"type": "reasoning_text", "text": text}]),
-        Kind::Message => {
+        Kind::Content => {
             item["content"] =
                 json!([{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]);
             item["status"] = "completed".into();
@@ -186,30 +114,71 @@ fn fill(kind: Kind, item: &mut Value, text: &str) {
     }
 }
 
-impl Writer for ResponsesWriter {
-    fn events(&mut self, delta: Delta, _usage: Usage) -> Vec<Event> {
-        let mut events = Vec::new();
-        self.begin(&mut events);
-        for part in delta.parts {
-            match part {
-                Part::Reasoning(text) => self.add(Kind::Reasoning, &text, &mut events),
-                Part::Content(text) => self.add(Kind::Message, &text, &mut events),
-                Part::Call { name } => self.open(Kind::Call, &name, &mut events),
-                Part::Arguments(text) => self.add(Kind::Call, &text, &mut events),
-            }
+impl Blocks for Response {
+    fn begin(&mut self, _usage: Usage, events: &mut Vec<Event>) {
+        for name in ["response.created", "response.in_progress"] {
+            let response = self.base.clone();
+            events.push(self.event(name, json!({"response": response})));
         }
-        self.finish = delta.finish.or(self.finish.take());
-        events
     }
 
-    fn end(&mut self, usage: Usage) -> Vec<Event> {
-        let mut events = Vec::new();
-        self.begin(&mut events);
-        self.close(&mut events);
-        let response = self.response(usage);
+    fn open(&mut self, kind: Kind, name: &str, events: &mut Vec<Event>) {
+        let item = new_item(kind, name);
+        let output_index = self.output.len();
+        events.push(
+            self.event("response.output_item.added", json!({"output_index": output_index, "item": item})),
+        );
+        if kind == Kind::Content {
+            let part = json!({"type": "output_text", "text": "", "annotations": [], "logprobs": []});
+            events.push(self.part_event("response.content_part.added", &item, json!({"part": part})));
+        }
+        self.open = Some(Open { item, text: String::new() });
+    }
+
+    fn add(&mut self, kind: Kind, text: &str, events: &mut Vec<Event>) {
+        let Some(mut open) = self.open.take() else { return };
+        open.text.push_str(text);
+        let delta = json!({"delta": text});
+        events.push(match kind {
+            Kind::Reasoning => self.part_event("response.reasoning_text.delta", &open.item, delta),
+            Kind::Content => {
+                let delta = json!({"delta": text, "logprobs": []});
+                self.part_event("response.output_text.delta", &open.item, delta)
+            }
+            Kind::Call => self.call_event("response.function_call_arguments.delta", &open.item, delta),
+        });
+        self.open = Some(open);
+    }
+
+    fn close(&mut self, kind: Kind, events: &mut Vec<Event>) {
+        let Some(Open { mut item, text }) = self.open.take() else { return };
+        fill(kind, &mut item, &text);
+        match kind {
+            Kind::Reasoning => {
+                events.push(self.part_event("response.reasoning_text.done", &item, json!({"text": text})));
+            }
+            Kind::Content => {
+                let done = json!({"text": text, "logprobs": []});
+                events.push(self.part_event("response.output_text.done", &item, done));
+                let part = item["content"][0].clone();
+                events.push(self.part_event("response.content_part.done", &item, json!({"part": part})));
+            }
+            Kind::Call => {
+                let done = json!({"arguments": text, "name": item["name"]});
+                events.push(self.call_event("response.function_call_arguments.done", &item, done));
+            }
+        }
+        let output_index = self.output.len();
+        events.push(
+            self.event("response.output_item.done", json!({"output_index": output_index, "item": item})),
+        );
+        self.output.push(item);
+    }
+
+    fn end(&mut self, finish: Option<&Finish>, usage: Usage, events: &mut Vec<Event>) {
+        let response = self.response(finish, usage);
         let name = format!("response.{}", response["status"].as_str().unwrap_or("completed"));
         events.push(self.event(&name, json!({"response": response})));
-        events
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<Event> {
@@ -224,8 +193,7 @@ impl Writer for ResponsesWriter {
         vec![self.event("error", told), self.event("response.failed", json!({"response": response}))]
     }
 
-    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Value {
-        let Some(answer) = answers.into_iter().next() else { return self.response(usage) };
+    fn whole(&mut self, answer: Answer, usage: Usage) -> Value {
         let mut push = |kind: Kind, name: &str, text: &str| {
             let mut item = new_item(kind, name);
             fill(kind, &mut item, text);
@@ -235,25 +203,27 @@ impl Writer for ResponsesWriter {
             push(Kind::Reasoning, "", &answer.reasoning);
         }
         if !answer.content.is_empty() || answer.calls.is_empty() {
-            push(Kind::Message, "", &answer.content);
+            push(Kind::Content, "", &answer.content);
         }
         for (name, arguments) in &answer.calls {
             push(Kind::Call, name, arguments);
         }
-        self.finish = Some(answer.finish);
-        self.response(usage)
+        self.response(Some(&answer.finish), usage)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::generate::Delta;
+    use super::super::reply::Writer;
     use super::*;
+    use crate::text::answer::Part;
 
     #[test]
     fn an_answer_that_fails_keeps_what_was_finished() {
         let fields = Fields::parse(br#"{"model": "m", "input": "x"}"#).unwrap();
         let params = Params::read(&fields, None).unwrap();
-        let mut writer = ResponsesWriter::new(&fields, &params);
+        let mut writer = Response::writer(&fields, &params);
         let parts = vec![Part::Reasoning("so".into()), Part::Content("he".into())];
         let mut events = writer.events(Delta { parts, ..Delta::default() }, Usage::default());
         events.extend(writer.failed(&ApiError::timeout(5)));
