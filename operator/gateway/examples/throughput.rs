@@ -22,7 +22,7 @@ const ANSWER: &str =
 const SCRIPT: &str = r#"wrk.method = "POST"
 wrk.body = '{"model": "code", "messages": [{"role": "user", "content": "hello"}]}'
 wrk.headers["content-type"] = "application/json"
-wrk.headers["host"] = "code"
+wrk.headers["Host"] = "code"
 "#;
 
 #[tokio::main(flavor = "current_thread")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header, request::Parts};
 
 use crate::error::ApiError;
 
@@ -38,6 +38,9 @@ const NOT_PASSED: [HeaderName; 15] = [
     API_KEY,
     header::COOKIE,
 ];
+
+/// A longer id of a request is replaced.
+const LONGEST_REQUEST_ID: usize = 256;
 
 /// What the client asks of the gateway itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,11 +90,32 @@ impl Wishes {
     }
 }
 
+/// Refuses a head that two readers could read in two ways, beyond what the HTTP library refuses by itself.
+///
+/// # Errors
+///
+/// Chunks within chunks, several hosts, or none where there must be one (RFC 9112, 3.2 and 6.1).
+pub fn check_clear(head: &Parts) -> Result<(), ApiError> {
+    let codings: Vec<&HeaderValue> = head.headers.get_all(header::TRANSFER_ENCODING).iter().collect();
+    let is_chunked = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if !matches!(codings.as_slice(), [] | [_]) || !codings.iter().all(|value| is_chunked(value)) {
+        return Err(ApiError::Ambiguous {
+            what: "send Transfer-Encoding once, as \"chunked\", or not at all",
+        });
+    }
+    match head.headers.get_all(header::HOST).iter().count() {
+        0 if head.version == Version::HTTP_11 => Err(ApiError::Ambiguous { what: "it has no Host header" }),
+        0 | 1 => Ok(()),
+        _ => Err(ApiError::Ambiguous { what: "send Host once" }),
+    }
+}
+
 /// The headers of a request as an engine gets them.
 #[must_use]
 pub fn for_engine(headers: &HeaderMap) -> HeaderMap {
     let mut passed = pass(headers);
-    if !passed.contains_key(REQUEST_ID) {
+    // Engines answer with it, and the buffer for the heads of their answers is small.
+    if passed.get(REQUEST_ID).is_none_or(|id| id.len() > LONGEST_REQUEST_ID) {
         let id = format!("{:032x}", rand::random::<u128>());
         if let Ok(value) = HeaderValue::from_str(&id) {
             passed.insert(REQUEST_ID, value);
@@ -160,8 +184,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_an_id_gets_one() {
+    fn a_request_without_an_id_or_with_a_long_one_gets_one() {
         assert_eq!(for_engine(&HeaderMap::new())["x-request-id"].len(), 32);
+        for (told, kept) in [(256, 256), (257, 32)] {
+            let passed = for_engine(&map(&[("x-request-id", &"a".repeat(told))]));
+            assert_eq!(passed["x-request-id"].len(), kept);
+        }
     }
 
     #[test]

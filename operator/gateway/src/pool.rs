@@ -22,6 +22,9 @@ use tokio::net::TcpStream;
 const MAX_IDLE: usize = 256;
 /// Age from which an idle connection is not trusted any more.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
+/// For what an engine sends: the head of an answer, which must fit and of which nothing comes from a client, or some of its
+/// body. Every stream takes one.
+const READ_BUFFER_BYTES: usize = 2 << 10;
 
 /// The sending half of a connection.
 pub type Sender = SendRequest<Full<Bytes>>;
@@ -63,7 +66,9 @@ pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<Sender, C
         .map_err(|_| ConnectError::TimedOut(timeout))?
         .map_err(ConnectError::Io)?;
     stream.set_nodelay(true).map_err(ConnectError::Io)?;
-    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+    let (sender, connection) = http1::Builder::new()
+        .read_buf_exact_size(Some(READ_BUFFER_BYTES))
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ConnectError::Io(io::Error::new(io::ErrorKind::ConnectionReset, error)))?;
     // What goes wrong on the connection is seen by the request on it; an idle one just leaves the pool.
@@ -139,5 +144,40 @@ impl Pool {
             drop(idle);
             self.pop()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use http_body_util::BodyExt;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_head_of_more_than_a_kilobyte_and_a_long_body_pass_a_small_buffer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (long, body) = ("x".repeat(3 << 9), "y".repeat(100 << 10));
+        let answer =
+            format!("HTTP/1.1 200 OK\r\nx-long: {long}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let engine = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let ask = async {
+            let mut sender = connect(address, Duration::from_secs(5)).await.unwrap();
+            let answer = sender.send_request(Request::new(Full::default())).await.unwrap();
+            assert_eq!(answer.headers()["x-long"], long.as_str());
+            answer.into_body().collect().await.unwrap().to_bytes()
+        };
+        let ((), read) = tokio::join!(engine, ask);
+        assert_eq!(read, body.as_bytes());
     }
 }

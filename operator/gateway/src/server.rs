@@ -67,7 +67,8 @@ async fn secure(tls: TlsAcceptor, stream: TcpStream, api: Arc<Api>, stop: Cancel
         () = stop.cancelled() => return,
     };
     match shaken {
-        Ok(Ok(Some(stream))) => converse(stream, api, stop).await,
+        // On the heap, so that the room of the handshake is not kept beside it.
+        Ok(Ok(Some(stream))) => Box::pin(converse(stream, api, stop)).await,
         Ok(Ok(None)) => debug!("a client speaks plain HTTP"),
         Ok(Err(error)) => debug!(%error, "a client's handshake failed"),
         Err(_) => debug!("a client's handshake took too long"),
@@ -110,14 +111,18 @@ where
     let head_timeout = api.timing.head_timeout;
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
-        async move { Ok::<_, Infallible>(api.answer(request).await) }
+        // On the heap and gone with the answer's head: the connection keeps room for its largest future as long as it
+        // lives, and a stream lives long.
+        Box::pin(async move { Ok::<_, Infallible>(api.answer(request).await) })
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
+    // Pinned where it is made: a name of its own would be room for a second one, as long as the connection lives.
+    let mut connection = std::pin::pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(head_timeout)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(TokioIo::new(stream), service)
+    );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
