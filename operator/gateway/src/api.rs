@@ -84,12 +84,14 @@ impl Api {
     async fn try_answer(&self, request: Request<Incoming>) -> Result<Response<AnswerBody>, ApiError> {
         let received = Instant::now();
         let (head, incoming) = request.into_parts();
+        headers::check_clear(&head)?;
         let path = head.uri.path();
         let Some(path) = path.strip_prefix("/v1/") else {
             return Err(ApiError::PathNotFound { path: path.to_owned() });
         };
         let view = self.registry.view();
-        let host = head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).or(head.uri.host());
+        // A target that names a host counts more than the header (RFC 9112, 3.2.2).
+        let host = head.uri.host().or_else(|| head.headers.get(header::HOST)?.to_str().ok());
         let named_by_host = identify::by_host(&view.configs, &self.names, host);
         if head.method == Method::GET
             && let Some(response) = list_models(path, &view, named_by_host, &head.headers)

@@ -28,6 +28,12 @@ pub enum ApiError {
         /// What was asked for.
         path: String,
     },
+    /// Two readers could read the request in two ways.
+    #[error("the request can be read in two ways: {what}")]
+    Ambiguous {
+        /// What is wrong, and what it should be.
+        what: &'static str,
+    },
     /// The request body passes the limit.
     #[error(
         "the request body is larger than {limit_bytes} bytes, the limit of this model (requests.maxBodyBytes): send less, or raise the limit"
@@ -177,7 +183,7 @@ impl ApiError {
             Self::ModelNotFound { .. } | Self::PathNotFound { .. } => StatusCode::NOT_FOUND,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyBroken | Self::BadHeader { .. } => StatusCode::BAD_REQUEST,
+            Self::Ambiguous { .. } | Self::BodyBroken | Self::BadHeader { .. } => StatusCode::BAD_REQUEST,
             Self::NotAuthorised { .. } => StatusCode::UNAUTHORIZED,
             Self::LimitReached { .. } | Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeysNotRead { .. }
@@ -197,6 +203,7 @@ impl ApiError {
         match self {
             Self::ModelNotFound { .. } => "model_not_found",
             Self::PathNotFound { .. } => "path_not_found",
+            Self::Ambiguous { .. } => "ambiguous_request",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::BodyTooSlow { .. } => "body_timeout",
             Self::BodyBroken => "body_broken",
@@ -243,6 +250,10 @@ impl ApiError {
     #[must_use]
     pub fn into_response(self, dialect: Dialect) -> Response<AnswerBody> {
         let mut response = body::json(self.status(), &dialect.body(&self.problem()));
+        if let Self::Ambiguous { .. } = self {
+            // Nobody can say where the next request would begin.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if self.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -53,6 +53,25 @@ async fn a_request_whose_end_is_uncertain_is_refused_and_ends_its_connection() {
         (head, "transfer-encoding: chunked\r\n", "zz\r\n{}\r\n0\r\n\r\n"),
         (head, "transfer-encoding: chunked\r\n", "2 \n{}\r\n0\r\n\r\n"),
         (old, "transfer-encoding: chunked\r\n", "0\r\n\r\n"),
+        (head, "transfer-encoding: xchunked\r\n", "0\r\n\r\n"),
+        (head, "transfer-encoding: identity\r\n", "0\r\n\r\n"),
+        (head, "transfer-encoding: chunked, chunked\r\n", "0\r\n\r\n"),
+        (head, "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n"),
+        (head, "transfer-encoding: \u{b}chunked\r\n", "0\r\n\r\n"),
+        (head, "content-length: 2\u{0}\r\n", "{}"),
+        (head, "content-length: 0x2\r\n", "{}"),
+        (head, "content-length: 18446744073709551618\r\n", "{}"),
+        (head, "content length: 2\r\n", "{}"),
+        (head, "host: y\r\ncontent-length: 2\r\n", "{}"),
+        (head, "transfer-encoding: chunked\r\n", "+2\r\n{}\r\n0\r\n\r\n"),
+        (head, "transfer-encoding: chunked\r\n", "-2\r\n{}\r\n0\r\n\r\n"),
+        (head, "transfer-encoding: chunked\r\n", "0x2\r\n{}\r\n0\r\n\r\n"),
+        (head, "transfer-encoding: chunked\r\n", "2\n{}\r\n0\r\n\r\n"),
+        (head, "transfer-encoding: chunked\r\n", "10000000000000002\r\n{}\r\n0\r\n\r\n"),
+        (head, "transfer-encoding: chunked\r\n", "2\r\n{}x\r\n0\r\n\r\n"),
+        (head, "transfer-encoding: chunked\r\n", "2;a=\n1\r\n{}\r\n0\r\n\r\n"),
+        (head, "transfer-encoding: chunked\r\n", "\r\n2\r\n{}\r\n0\r\n\r\n"),
+        ("POST /v1/chat/completions HTTP/1.1\r\n", "content-length: 2\r\n", "{}"),
     ] {
         let text = converse(&gateway, &format!("{first}{fields}\r\n{body}{SMUGGLED}")).await;
         assert!(text.starts_with("HTTP/1.1 400 ") || text.starts_with("HTTP/1.0 400 "), "{fields:?}: {text}");
@@ -77,6 +96,54 @@ async fn a_request_with_both_lengths_is_the_last_of_its_connection() {
         assert!(seen.contains("content-length: 2\r\n") && seen.ends_with("\r\n\r\n{}"), "{seen}");
         assert!(!seen.contains("transfer-encoding"), "the gateway frames it anew: {seen}");
     }
+}
+
+/// RFC 9112, 2.2 allows lines that end in LF alone: they are lines to whoever reads them, and engines never see them.
+#[tokio::test]
+async fn what_is_read_leniently_is_framed_anew_and_the_next_request_is_one_of_its_own() {
+    let (engine, gateway) = serving(support::timing()).await;
+    let last = "GET /last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    for first in [
+        "POST /v1/chat/completions HTTP/1.1\nhost: x\ncontent-length: 2\n\n{}",
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\n{}",
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: Chunked\r\n\r\n\
+         02;a=b\r\n{}\r\n0\r\ncontent-length: 70\r\nhost: y\r\n\r\n",
+        "POST http://code/v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}",
+    ] {
+        let text = converse(&gateway, &format!("{first}{last}")).await;
+        let statuses: Vec<&str> = text.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+        assert_eq!(statuses, ["200", "404"], "{first:?}: {text}");
+        let seen = std::mem::take(&mut *engine.seen.lock().unwrap()).concat();
+        assert_eq!(seen.matches("content-length").count(), 1, "{seen}");
+        assert!(seen.contains("content-length: 2\r\n") && seen.ends_with("\r\n\r\n{}"), "{seen}");
+        assert!(!seen.contains("\n\n") && !seen.contains("transfer-encoding"), "{seen}");
+    }
+}
+
+#[tokio::test]
+async fn heads_that_come_byte_by_byte_have_a_time_in_which_they_must_end() {
+    let timing = Timing { head_timeout: Duration::from_millis(300), ..support::timing() };
+    let (engine, gateway) = serving(timing).await;
+    let (mut read, mut write) = TcpStream::connect(gateway.api).await.unwrap().into_split();
+    // Each byte comes soon after the one before, so that only the time of the whole can end it.
+    let drip = async {
+        write.write_all(b"GET /v1/models HTTP/1.1\r\nx-a: ").await.unwrap();
+        while write.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let end = async {
+        let mut text = Vec::new();
+        // A reset is an end too.
+        let _ = read.read_to_end(&mut text).await;
+        text
+    };
+    let text = tokio::select! {
+        text = tokio::time::timeout(Duration::from_secs(10), end) => text.expect("the connection is ended"),
+        () = drip => Vec::new(),
+    };
+    assert!(text.is_empty() || text.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&text));
+    assert!(engine.seen.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
