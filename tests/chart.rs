@@ -128,6 +128,26 @@ fn nodes_are_written_only_where_that_was_asked_for() -> Result<()> {
 }
 
 #[test]
+fn secrets_are_read_only_where_that_was_asked_for() -> Result<()> {
+    for (setting, expected) in [("false", 0), ("true", 1)] {
+        let set = format!("headers.readSecrets={setting}");
+        let rendered = documents(&Helm::offline()?.run(&["template", "x", &chart(), "--set", &set])?)?;
+        // The gateway's ClusterRole is bound in its own namespace alone, and the webhook's Role names its Secret.
+        let roles = rendered
+            .iter()
+            .filter(|d| d["kind"] == "ClusterRole" && d["metadata"]["name"] != "atlas-gateway");
+        let rules = roles.filter_map(|d| d["rules"].as_array()).flatten();
+        let of_secrets: Vec<&Value> =
+            rules.filter(|rule| rule["resources"].to_string().contains("secrets")).collect();
+        ensure!(of_secrets.len() == expected, "{setting}: {of_secrets:?}");
+        ensure!(of_secrets.iter().all(|rule| rule["verbs"] == serde_json::json!(["get"])), "{of_secrets:?}");
+        let text = serde_json::to_string(&rendered)?;
+        ensure!(text.contains("--read-secrets=true") == (expected == 1), "{setting}");
+    }
+    Ok(())
+}
+
+#[test]
 fn wrong_values_are_refused_by_name() -> Result<()> {
     for (setting, says) in [
         ("controller.replicas=0", &["controller/replicas", "minimum"][..]),

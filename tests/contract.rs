@@ -213,7 +213,7 @@ async fn planner_and_engine_read_the_same_folder_behind_the_same_source() -> Res
                 guard: Guard { allowed: ["127.0.0.0/8".parse()?].into() },
                 limits: Limits::default(),
             };
-            let planned = HeaderReader::new(options)?.read(&source.parse::<ModelSource>()?).await?;
+            let planned = HeaderReader::new(options)?.read(&source.parse::<ModelSource>()?.into()).await?;
             let engine = binary("atlas-engine")?;
             let mut fetch = Command::new(&engine);
             fetch.args(["fetch", "--model", source, "--cache-dir"]).arg(cache.path());

@@ -13,6 +13,8 @@ mod card_faults;
 mod cards;
 #[path = "operator/claims.rs"]
 mod claims;
+#[path = "operator/credentials.rs"]
+mod credentials;
 #[path = "operator/gateways.rs"]
 mod gateways;
 #[path = "operator/hub.rs"]
@@ -63,6 +65,7 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     memory::a_change_that_does_not_fit_leaves_what_serves(&bench).await?;
     memory::a_hand_edit_is_put_back_and_told_by_its_field(&bench).await?;
     memory::a_profile_that_is_deleted_in_use_takes_nothing_away(&bench).await?;
+    credentials::a_private_models_secret_is_used_and_told_where_it_is_not_whole(&bench).await?;
     lifecycle::a_change_that_fails_is_taken_back_and_says_why(&bench).await?;
     lifecycle::what_an_edit_broke_on_one_tier_it_does_not_break_on_the_next(&bench).await?;
     lifecycle::a_cold_tier_starts_when_it_is_needed_and_goes_when_it_is_not(&bench).await?;
@@ -90,7 +93,9 @@ async fn whatever_breaks_the_cluster_comes_to_the_same_rest() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_late_is_acted_on_when_it_comes() -> Result<()> {
-    let bench = Bench::start().await?;
+    let bench = Bench::without_operator().await?;
+    bench.replace_operator(Some(bench.spawn_operator_with("operator-a", &["--read-secrets=false"]).await?));
+    credentials::without_the_right_the_secret_is_the_engines_alone(&bench).await?;
     late::a_header_that_comes_late_needs_no_second_look(&bench).await
 }
 

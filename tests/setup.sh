@@ -19,6 +19,8 @@ OPENAI=openai==3.54.0
 NODE_CLIENT=openai@6.49.0
 OTHER_CLIENTS="openai==3.57.0 anthropic==2.14.0 langchain-openai==1.7.4 pydantic-ai-slim[openai]==2.68.0 litellm==1.110.2 jsonschema==4.26.0"
 INSTRUCTOR=instructor==1.17.0
+# Without the extra "server", which brings far more than the server of buckets needs.
+BUCKETS="moto[s3]==5.2.1 flask==3.1.2 flask-cors==6.0.1"
 CARGO_DENY=0.20.2
 NVCC="nvidia-cuda-nvcc==13.5.37 nvidia-cuda-crt==13.5.37 nvidia-cuda-runtime==13.5.37 nvidia-nvvm==13.5.37 nvidia-cuda-cccl==13.3.5.0.6"
 
@@ -307,6 +309,18 @@ other_clients() {
         "rm -rf $venv && make setup" install_other_clients
 }
 
+buckets() {
+    local venv="$CACHE/venv-s3"
+    [ "$(cat "$venv/.wanted" 2>/dev/null)" = "$BUCKETS" ] && return 0
+    install_buckets() {
+        python3 -m venv --clear "$venv"
+        # shellcheck disable=SC2086 # one argument a package
+        "$venv/bin/pip" install --quiet --disable-pip-version-check $BUCKETS
+        echo "$BUCKETS" >"$venv/.wanted"
+    }
+    step buckets "moto, a server of S3 buckets that checks signatures, for the tests" "rm -rf $venv && make setup" install_buckets
+}
+
 cargo_deny() {
     if cargo deny --version 2>/dev/null | grep -q "$CARGO_DENY"; then return 0; fi
     [ -x "$CACHE/tools/bin/cargo-deny" ] && "$CACHE/tools/bin/cargo-deny" --version | grep -q "$CARGO_DENY" && return 0
@@ -349,8 +363,8 @@ packages
 rust
 case "${1:-all}" in
     run) control_plane; model; clients; hip_compiler; build ;;
-    tools) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; nvcc; cargo_deny ;;
-    all) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; hip_compiler; nvcc; cargo_deny; build ;;
+    tools) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; buckets; hip_compiler; nvcc; cargo_deny ;;
+    all) control_plane; model; vocabularies; schemas; clients; node_client; other_clients; buckets; hip_compiler; nvcc; cargo_deny; build ;;
     neon) neon ;;
     miri) miri ;;
     *) echo "usage: tests/setup.sh [all|run|tools|features|neon|miri]" >&2; exit 2 ;;

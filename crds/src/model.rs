@@ -145,7 +145,7 @@ pub struct Tier {
 }
 
 /// A model file and its checksum.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Hash)]
 #[x_kube(
     validation = Rule::new("self.source.matches('^(hf|https|http|s3|file)://.+')")
         .message("source has no known scheme: use hf://, https://, http://, s3:// or file:///"),
@@ -158,7 +158,11 @@ pub struct Tier {
     validation = Rule::new("!has(self.sha256) || self.sha256.matches('^[a-f0-9]{64}$')")
         .message("sha256: expected 64 lower-case hex digits, as sha256sum prints them"),
     validation = Rule::new("!has(self.sha256) || !self.source.matches('^hf://[^/@]+/[^/@]+(/([^@]*/)?)?(@.*)?$|^https?://[^?]*/([?].*)?$|^[^?@]*[.]safetensors([.]index[.]json)?([?@].*)?$')")
-        .message("sha256 is the sum of one file, and source is a folder of safetensors: leave it out and name a commit as revision")
+        .message("sha256 is the sum of one file, and source is a folder of safetensors: leave it out and name a commit as revision"),
+    validation = Rule::new("!has(self.credentialsSecret) || self.source.startsWith('hf://') || self.source.startsWith('s3://')")
+        .message("credentialsSecret is for hf:// and s3:// sources: remove it"),
+    validation = Rule::new("!has(self.s3) || self.source.startsWith('s3://')")
+        .message("s3 is for s3:// sources: remove it")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelFile {
@@ -170,6 +174,31 @@ pub struct ModelFile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub sha256: Option<String>,
+    /// Secret in the same namespace with what the source asks for: `HF_TOKEN` for `hf://`, `AWS_ACCESS_KEY_ID` and
+    /// `AWS_SECRET_ACCESS_KEY` (with `AWS_SESSION_TOKEN` where they are temporary) for `s3://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::secret_name")]
+    pub credentials_secret: Option<String>,
+    /// Where the bucket of an `s3://` source is; Amazon's region us-east-1 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Options>,
+}
+
+/// Where the bucket of an `s3://` source is.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct S3Options {
+    /// The server, for buckets that are not Amazon's: `https://HOST` or `http://HOST:PORT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::endpoint")]
+    pub endpoint: Option<String>,
+    /// The bucket's region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::region")]
+    pub region: Option<String>,
+    /// Whether the bucket's name stands in the path and not before the host; by default with an `endpoint` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_style: Option<bool>,
 }
 
 /// Type of the KV cache's elements.

@@ -79,6 +79,29 @@ pub fn tier_name(_: &mut SchemaGenerator) -> Schema {
     )
 }
 
+/// Name of a Secret.
+pub fn secret_name(_: &mut SchemaGenerator) -> Schema {
+    worded(
+        253,
+        "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        "expected the name of a Secret: lower-case letters, digits, '-' and '.'",
+    )
+}
+
+/// Address of a server, without a path.
+pub fn endpoint(_: &mut SchemaGenerator) -> Schema {
+    worded(
+        253,
+        "^https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?/?$",
+        "expected http(s)://HOST or http(s)://HOST:PORT, without a path",
+    )
+}
+
+/// Name of a region.
+pub fn region(_: &mut SchemaGenerator) -> Schema {
+    worded(32, "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "expected the name of a region, such as us-east-1")
+}
+
 /// Text of one form, refused with a sentence.
 fn worded(max_length: u32, pattern: &str, message: &str) -> Schema {
     json_schema!({

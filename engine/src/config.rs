@@ -46,9 +46,13 @@ pub struct Inspect {
 /// Download a file.
 #[derive(Debug, Args)]
 pub struct Fetch {
-    /// hf://OWNER/REPO/FILE[@REVISION], hf://OWNER/REPO[@REVISION], http(s)://..., file:///PATH or a path.
+    /// hf://OWNER/REPO/FILE[@REVISION], hf://OWNER/REPO[@REVISION], http(s)://..., s3://BUCKET/KEY, file:///PATH
+    /// or a path.
     #[arg(long, value_name = "URI")]
     pub model: String,
+    /// Where buckets are.
+    #[command(flatten)]
+    pub buckets: Buckets,
     /// Folder that keeps downloaded models.
     #[arg(long, value_name = "DIR")]
     pub cache_dir: PathBuf,
@@ -61,6 +65,30 @@ pub struct Fetch {
     /// Where the last error goes too, for Kubernetes to show.
     #[arg(long, value_name = "FILE", default_value = "/dev/termination-log")]
     pub termination_log: PathBuf,
+}
+
+/// Where the buckets of s3:// sources are. Credentials are taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
+/// AWS_SESSION_TOKEN of the environment; without them a bucket has to be public.
+#[derive(Debug, Clone, Args)]
+pub struct Buckets {
+    /// With s3://: the server, as http(s)://HOST or http(s)://HOST:PORT; Amazon's by default.
+    #[arg(long, value_name = "URL")]
+    pub s3_endpoint: Option<String>,
+    /// With s3://: the bucket's region; us-east-1 by default.
+    #[arg(long, value_name = "REGION")]
+    pub s3_region: Option<String>,
+    /// With s3://: whether the bucket's name stands in the path and not before the host; by default where an endpoint
+    /// is given.
+    #[arg(long, value_name = "BOOL")]
+    pub s3_path_style: Option<bool>,
+}
+
+impl Buckets {
+    /// The same as a place.
+    pub fn place(&self) -> atlas_s3::Place {
+        let Self { s3_endpoint, s3_region, s3_path_style } = self.clone();
+        atlas_s3::Place { endpoint: s3_endpoint, region: s3_region, path_style: s3_path_style }
+    }
 }
 
 /// Check a card.
@@ -170,10 +198,13 @@ pub enum KvCacheType {
 /// Serve a model.
 #[derive(Debug, Clone, Args)]
 pub struct Serve {
-    /// The model: hf://OWNER/REPO/FILE[@REVISION], hf://OWNER/REPO[@REVISION], http(s)://..., file:///PATH or a path, of
-    /// a GGUF file or of a folder of safetensors.
+    /// The model: hf://OWNER/REPO/FILE[@REVISION], hf://OWNER/REPO[@REVISION], http(s)://..., s3://BUCKET/KEY,
+    /// file:///PATH or a path, of a GGUF file or of a folder of safetensors.
     #[arg(long, value_name = "URI")]
     pub model: String,
+    /// Where buckets are.
+    #[command(flatten)]
+    pub buckets: Buckets,
     /// A model id that clients may ask for; may be given several times. Answers carry the id that was asked for.
     #[arg(long = "served-model-name", value_name = "NAME", required = true)]
     pub served_model_names: Vec<String>,

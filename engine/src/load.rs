@@ -4,7 +4,7 @@ use crate::backend::{card_bytes, host_bytes, offloaded_layers, select};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Backend as Choice, KvCacheType, Serve};
 use crate::error::Fatal;
-use crate::fetch::fetch;
+use crate::fetch::{Wanted, fetch};
 use crate::model::{Loading, Model, ModelConfig, ModelShape};
 use crate::runtime::{Worker, WorkerSettings};
 use crate::server::{App, Engine};
@@ -32,9 +32,9 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// # Errors
 /// The file cannot be had, or is no model that this engine serves.
 pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
-    let path =
-        fetch(&arguments.model, &arguments.cache_dir, arguments.sha256.as_deref(), &app.status.download)
-            .await?;
+    let place = arguments.buckets.place();
+    let wanted = Wanted { uri: &arguments.model, place: &place, sha256: arguments.sha256.as_deref() };
+    let path = fetch(wanted, &arguments.cache_dir, &app.status.download).await?;
     app.status.enter(Phase::Loading);
     let shape = shape(arguments);
     let settings = |end_tokens| WorkerSettings {

@@ -62,8 +62,10 @@ fn run_fetch(arguments: &config::Fetch) -> Result<(), Fatal> {
         let mut stop = serve::Signals::new()
             .map_err(|source| Fatal::System { what: "listening for signals", source })?;
         let work = async {
-            let (model, sha256) = (&arguments.model, arguments.sha256.as_deref());
-            let path = fetch::fetch(model, &arguments.cache_dir, sha256, &download).await?;
+            let place = arguments.buckets.place();
+            let (uri, sha256) = (arguments.model.as_str(), arguments.sha256.as_deref());
+            let wanted = fetch::Wanted { uri, place: &place, sha256 };
+            let path = fetch::fetch(wanted, &arguments.cache_dir, &download).await?;
             print(&format!("{}\n", path.display()));
             if arguments.hold {
                 fetch::read_ahead(&path).await?;

@@ -95,6 +95,9 @@ pub struct ControllerArgs {
     /// Whether headers of model files are read, so that what does not fit is refused before a node fetches it.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub read_headers: bool,
+    /// Whether the Secrets that models name for their sources are read, for the headers of private files.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub read_secrets: bool,
     /// Address of the hub that hf:// means.
     #[arg(long, default_value = "https://huggingface.co")]
     pub hub: String,

@@ -120,7 +120,7 @@ pub async fn run(
     tasks.spawn(prober.run(watching.clone()));
     ready.store(true, Ordering::Release);
 
-    let headers = build_headers(&args, &stores, &metrics)?;
+    let headers = build_headers(&args, &client, &stores, &metrics)?;
     let reviewing = tokio::spawn(run_webhook(
         build_webhook(&args, &client, &stores, headers.as_ref(), &metrics),
         watching.clone(),
@@ -206,6 +206,7 @@ async fn run_webhook(webhook: Option<Webhook>, stop: CancellationToken) -> std::
 
 fn build_headers(
     args: &ControllerArgs,
+    client: &Client,
     stores: &Arc<Stores>,
     metrics: &Arc<Metrics>,
 ) -> Result<Option<Arc<Headers>>, ControllerError> {
@@ -219,7 +220,8 @@ fn build_headers(
         limits: Limits::default(),
     });
     let reader = reader.map_err(ControllerError::Headers)?;
-    Ok(Some(Headers::new(reader, Arc::clone(stores), Arc::clone(metrics))))
+    let secrets = args.read_secrets.then(|| client.clone());
+    Ok(Some(Headers::new(reader, secrets, Arc::clone(stores), Arc::clone(metrics))))
 }
 
 fn build_context(

@@ -15,6 +15,7 @@ use atlas_operator_core::{
 use kube::ResourceExt;
 
 use crate::{
+    credentials::Wanted,
     headers::{HeaderState, Headers},
     validate::{ValidatedModel, ValidatedTier},
 };
@@ -73,7 +74,7 @@ pub fn plan_tiers(
     headers: Option<&Arc<Headers>>,
 ) -> Vec<TierVram> {
     let look = |tier: &ValidatedTier| match headers {
-        Some(headers) => headers.look(&tier.source),
+        Some(headers) => headers.look(&tier.wanted),
         None => HeaderState::Unread(Arc::from("--read-headers=false")),
     };
     let tiers = model.tiers.iter().zip(runtimes);
@@ -125,7 +126,8 @@ pub fn is_refused(
     headers: &Headers,
 ) -> bool {
     let Some(tier) = model.spec.tiers.get(index) else { return false };
-    let Some(known) = headers.known(&tier.model.source) else { return false };
+    let wanted = Wanted::of(model.metadata.namespace.as_deref().unwrap_or_default(), &tier.model);
+    let Some(known) = headers.known(&wanted) else { return false };
     let Some(available) = available_bytes(&profile.spec, tier) else { return false };
     estimate(&known.shape, &setting_of(tier), runtime).required() > available
 }

@@ -8,12 +8,18 @@ use std::{
     time::Duration,
 };
 
-use atlas_crds::ModelSource;
+use atlas_crds::{ModelSource, model::ModelFile};
 use atlas_headers::{HeaderError, HeaderReader};
 use atlas_operator_core::vram::{ModelShape, OtherFile};
+use kube::Client;
 use tokio::time::Instant;
 
-use crate::{error::backoff, metrics::Metrics, stores::Stores};
+use crate::{
+    credentials::{SecretError, Wanted, read_ask},
+    error::backoff,
+    metrics::Metrics,
+    stores::Stores,
+};
 
 /// A header that cannot be read for good is looked at again after this: files are uploaded, repositories opened.
 const AFTER_REFUSAL: Duration = Duration::from_secs(600);
@@ -46,6 +52,45 @@ pub struct Known {
     pub other_files: Vec<OtherFile>,
 }
 
+/// Why a header is not known.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    /// What its source asks for is not there.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// Its source does not give it.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+}
+
+impl ReadError {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Secret(_) => "secret",
+            Self::Header(error) => error.label(),
+        }
+    }
+
+    /// Secrets come after the models that name them as often as before.
+    fn is_temporary(&self) -> bool {
+        match self {
+            Self::Secret(SecretError::NotAllowed { .. }) => false,
+            Self::Secret(_) => true,
+            Self::Header(error) => error.is_temporary(),
+        }
+    }
+
+    /// As conditions tell it, with the API server's word where that is the cause.
+    fn told(&self) -> String {
+        match self {
+            Self::Secret(error @ SecretError::Read { source: Some(cause), .. }) => {
+                format!("{error}: {cause}")
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
 struct Entry {
     /// The last answer; `None` until there is one.
     answer: Option<Result<Arc<Known>, Arc<str>>>,
@@ -60,32 +105,39 @@ struct Entry {
 /// Every source's header.
 pub struct Headers {
     reader: HeaderReader,
+    /// Reads the Secrets that tiers name, where the operator may.
+    secrets: Option<Client>,
     stores: Arc<Stores>,
     metrics: Arc<Metrics>,
-    entries: Mutex<HashMap<String, Entry>>,
+    entries: Mutex<HashMap<Wanted, Entry>>,
 }
 
 impl Headers {
     /// Nothing is read until somebody looks.
     #[must_use]
-    pub fn new(reader: HeaderReader, stores: Arc<Stores>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { reader, stores, metrics, entries: Mutex::default() })
+    pub fn new(
+        reader: HeaderReader,
+        secrets: Option<Client>,
+        stores: Arc<Stores>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self { reader, secrets, stores, metrics, entries: Mutex::default() })
     }
 
     /// What is known of a source now; reads it in the background where that is due.
     #[must_use]
-    pub fn look(self: &Arc<Self>, uri: &str) -> HeaderState {
+    pub fn look(self: &Arc<Self>, wanted: &Wanted) -> HeaderState {
         let now = Instant::now();
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() >= MAX_SOURCES && !entries.contains_key(uri) {
+        if entries.len() >= MAX_SOURCES && !entries.contains_key(wanted) {
             // One that is being read has somebody who waits for it.
             let idle = entries.iter().filter(|(_, entry)| !entry.reading);
-            let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(uri, _)| uri.clone());
+            let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(wanted, _)| wanted.clone());
             if let Some(oldest) = oldest {
                 entries.remove(&oldest);
             }
         }
-        let entry = entries.entry(uri.to_owned()).or_insert_with(|| Entry {
+        let entry = entries.entry(wanted.clone()).or_insert_with(|| Entry {
             answer: None,
             reading: false,
             since: now,
@@ -95,8 +147,8 @@ impl Headers {
         entry.used = now;
         if !entry.reading && entry.due <= now {
             entry.reading = true;
-            let (headers, uri) = (Arc::clone(self), uri.to_owned());
-            tokio::spawn(async move { headers.read(uri).await });
+            let (headers, wanted) = (Arc::clone(self), wanted.clone());
+            tokio::spawn(async move { headers.read(wanted).await });
         }
         match &entry.answer {
             None => HeaderState::Reading(now.duration_since(entry.since)),
@@ -107,14 +159,14 @@ impl Headers {
 
     /// What is known of a source, without asking for more: for questions about other models.
     #[must_use]
-    pub fn known(&self, uri: &str) -> Option<Arc<Known>> {
+    pub fn known(&self, wanted: &Wanted) -> Option<Arc<Known>> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.get(uri)?.answer.as_ref()?.as_ref().ok().map(Arc::clone)
+        entries.get(wanted)?.answer.as_ref()?.as_ref().ok().map(Arc::clone)
     }
 
-    async fn read(self: Arc<Self>, uri: String) {
+    async fn read(self: Arc<Self>, wanted: Wanted) {
         for tries in 1.. {
-            let (answer, temporary) = match self.read_now(&uri).await {
+            let (answer, temporary) = match self.read_now(&wanted).await {
                 Ok(known) => (Ok(Arc::new(known)), false),
                 Err(error) => {
                     self.metrics.header_errors.with_label_values(&[error.label()]).inc();
@@ -123,12 +175,12 @@ impl Headers {
                         error = &error as &dyn std::error::Error,
                         "a header could not be read"
                     );
-                    (Err(Arc::from(error.to_string())), error.is_temporary())
+                    (Err(Arc::from(error.told())), error.is_temporary())
                 }
             };
             let again = temporary && tries < MAX_TRIES;
-            if self.keep(&uri, answer, temporary, again) {
-                self.tell(&uri);
+            if self.keep(&wanted, answer, temporary, again) {
+                self.tell(&wanted);
             }
             if !again {
                 return;
@@ -138,32 +190,45 @@ impl Headers {
     }
 
     /// Asks for a reconcile of the models that have this source, and of those that share a card with them.
-    fn tell(&self, uri: &str) {
+    fn tell(&self, wanted: &Wanted) {
         self.stores.note_header();
         for model in self.stores.models.state() {
-            if model.spec.tiers.iter().any(|tier| tier.model.source == uri) {
+            let namespace = model.metadata.namespace.as_deref().unwrap_or_default();
+            let mut sources = model.spec.tiers.iter().map(|tier| &tier.model);
+            let asks = |file: &ModelFile| {
+                file.source == wanted.file.source && Wanted::of(namespace, file) == *wanted
+            };
+            if sources.any(asks) {
                 self.stores.model_changed(&model);
             }
         }
     }
 
-    async fn read_now(&self, uri: &str) -> Result<Known, HeaderError> {
+    async fn read_now(&self, wanted: &Wanted) -> Result<Known, ReadError> {
         // What is no source was refused before it came here.
+        let uri = &wanted.file.source;
         let source: ModelSource =
             uri.parse().map_err(|_| HeaderError::Url { url: uri.chars().take(200).collect() })?;
-        let header = self.reader.read(&source).await?;
+        let ask = read_ask(wanted, source, self.secrets.as_ref()).await?;
+        let header = self.reader.read(&ask).await?;
         if header.bytes_read > 0 {
             self.metrics.header_bytes.inc_by(header.bytes_read);
         }
         // Without the list, advice names a size in place of a file.
-        let other_files = self.reader.list_other_files(&source).await.unwrap_or_default();
+        let other_files = self.reader.list_other_files(&ask).await.unwrap_or_default();
         Ok(Known { shape: header.shape, other_files })
     }
 
     /// Notes an answer; whether it is news.
-    fn keep(&self, uri: &str, answer: Result<Arc<Known>, Arc<str>>, temporary: bool, again: bool) -> bool {
+    fn keep(
+        &self,
+        wanted: &Wanted,
+        answer: Result<Arc<Known>, Arc<str>>,
+        temporary: bool,
+        again: bool,
+    ) -> bool {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = entries.get_mut(uri) else { return false };
+        let Some(entry) = entries.get_mut(wanted) else { return false };
         entry.reading = again;
         entry.due = Instant::now() + if answer.is_ok() { AFTER_READ } else { AFTER_REFUSAL };
         let news = match (&entry.answer, &answer) {

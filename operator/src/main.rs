@@ -9,6 +9,7 @@ mod apply;
 mod busy;
 mod config;
 mod controller;
+mod credentials;
 mod desired;
 mod drain;
 mod error;

@@ -7,6 +7,7 @@ use atlas_operator_core::vram::{Measured, Setting, estimate};
 use kube::ResourceExt;
 
 use crate::{
+    credentials::Wanted,
     fit::setting_of,
     headers::Headers,
     probe::{GatewayEndpoint, GatewayModel},
@@ -40,7 +41,7 @@ pub fn measurements(
         // While a change rolls, the engine may still serve what was asked for before.
         let same = engine.model_file.as_deref() == Some(source.display_name())
             && profile.spec.gfx_target.as_ref() == Some(&vram.gfx_target);
-        let known = headers.known(&tier.model.source).filter(|_| same)?;
+        let known = headers.known(&Wanted::of(namespace, &tier.model)).filter(|_| same)?;
         let setting = Setting {
             context_tokens: engine.context_tokens?,
             max_batch: engine.max_batch?,

@@ -12,6 +12,8 @@ use atlas_crds::{
 };
 use kube::ResourceExt;
 
+use crate::credentials::Wanted;
+
 /// A model whose every field is acted on, with its profiles.
 #[derive(Debug, Clone)]
 pub struct ValidatedModel {
@@ -58,6 +60,10 @@ pub struct ValidatedTier {
     pub display_name: String,
     /// The source as it was written.
     pub source: String,
+    /// The same, read.
+    pub parsed_source: ModelSource,
+    /// Its file as whoever reads its header asks for it.
+    pub wanted: Wanted,
     /// Checksum.
     pub sha256: Option<String>,
     /// Context window.
@@ -273,18 +279,7 @@ fn validate_tier(
 ) -> Result<ValidatedTier, Vec<Refusal>> {
     let mut refusals = Vec::new();
     let field = |name: &str| format!("tiers[{}].{name}", tier.name);
-    let mut not_implemented = |field: String, value: String, remedy| {
-        refusals.push(Refusal::NotImplemented { field, value, remedy });
-    };
     let source = match tier.model.source.parse::<ModelSource>() {
-        Ok(ModelSource::S3 { .. }) => {
-            not_implemented(
-                field("model.source"),
-                tier.model.source.clone(),
-                "use an hf://, https:// or file:// source",
-            );
-            None
-        }
         Ok(source) => Some(source),
         Err(error) => {
             refusals.push(Refusal::InvalidSource { tier: tier.name.clone(), error });
@@ -334,6 +329,8 @@ fn validate_tier(
             profile: Arc::clone(profile),
             display_name: source.display_name().to_owned(),
             source: tier.model.source.clone(),
+            wanted: Wanted::of(&model.namespace().unwrap_or_default(), &tier.model),
+            parsed_source: source,
             sha256: tier.model.sha256.clone(),
             context_tokens: tier.context_tokens,
             max_batch: tier.max_batch,

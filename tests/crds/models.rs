@@ -77,6 +77,25 @@ pub const CASES: &[Case] = &[
     accepted(MODEL, "a revision of a repository", &[(SOURCE, "'hf://o/r/dir/f.gguf@v1'")], &[]),
     accepted(MODEL, "a file over HTTP", &[(SOURCE, "'http://models.atlas.test:8089/a.gguf'")], &[]),
     accepted(MODEL, "an object in a bucket", &[(SOURCE, "'s3://bucket/dir/a.gguf'")], &[]),
+    accepted(
+        MODEL,
+        "a bucket of one's own, with its keys",
+        &[
+            (SOURCE, "'s3://bucket/dir/a.gguf'"),
+            ("/spec/tiers/0/model/credentialsSecret", "bucket-keys"),
+            (
+                "/spec/tiers/0/model/s3",
+                "{endpoint: 'http://minio.storage:9000', region: eu-west-1, pathStyle: false}",
+            ),
+        ],
+        &[],
+    ),
+    accepted(
+        MODEL,
+        "a private repository",
+        &[(SOURCE, "'hf://o/r/f.gguf'"), ("/spec/tiers/0/model/credentialsSecret", "hub")],
+        &[],
+    ),
     accepted(MODEL, "a file in the cache", &[(SOURCE, "'file:///models/a.gguf'")], &[]),
     accepted(MODEL, "memory as a plain number", &[("/spec/tiers/0/maxVram", "22548578304")], &[]),
     accepted(
@@ -173,6 +192,36 @@ pub const CASES: &[Case] = &[
         &["source: expected https://HOST/PATH"],
     ),
     refused(MODEL, "a bucket without a key", &[(SOURCE, "'s3://bucket'")], &["s3://BUCKET/KEY"]),
+    refused(
+        MODEL,
+        "credentials for a file over HTTP",
+        &[(SOURCE, "'https://h/a.gguf'"), ("/spec/tiers/0/model/credentialsSecret", "keys")],
+        &["credentialsSecret is for hf:// and s3:// sources: remove it"],
+    ),
+    refused(
+        MODEL,
+        "a Secret's name in capitals",
+        &[(SOURCE, "'hf://o/r/f.gguf'"), ("/spec/tiers/0/model/credentialsSecret", "Keys")],
+        &["expected the name of a Secret"],
+    ),
+    refused(
+        MODEL,
+        "a bucket's place for a repository",
+        &[(SOURCE, "'hf://o/r/f.gguf'"), ("/spec/tiers/0/model/s3", "{region: eu-west-1}")],
+        &["s3 is for s3:// sources: remove it"],
+    ),
+    refused(
+        MODEL,
+        "an endpoint with a path",
+        &[(SOURCE, "'s3://b/k'"), ("/spec/tiers/0/model/s3", "{endpoint: 'https://h/b'}")],
+        &["expected http(s)://HOST or http(s)://HOST:PORT, without a path"],
+    ),
+    refused(
+        MODEL,
+        "a region in capitals",
+        &[(SOURCE, "'s3://b/k'"), ("/spec/tiers/0/model/s3", "{region: EU}")],
+        &["expected the name of a region"],
+    ),
     refused(MODEL, "an empty checksum", &[(SHA, "''")], &["spec.tiers[0].model", SHA_FORM]),
     refused(MODEL, "a checksum of another kind", &[(SHA, "d41d8cd98f00b204e9800998ecf8427e")], &[SHA_FORM]),
     refused(

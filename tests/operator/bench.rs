@@ -116,6 +116,7 @@ impl Bench {
             .args(["--engine-cpu-image", "example/atlas-engine-cpu:t", "--default-profiles"])
             .arg(self.folder.path().join("profiles.yaml"))
             .args(["--hub", &self.hub.url, "--header-allow-addresses", "127.0.0.1"])
+            .args(if flags.contains(&"--read-secrets=false") { &[] } else { &["--read-secrets"][..] })
             .args(flags)
             .env("KUBECONFIG", &self.kubeconfig)
             .stdin(Stdio::null())

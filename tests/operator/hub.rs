@@ -5,7 +5,7 @@ use atlas_tests::support::wide_header;
 use axum::{
     Router,
     extract::{Path, State},
-    http::StatusCode,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::IntoResponse,
     routing::get,
 };
@@ -44,13 +44,21 @@ impl Hub {
     }
 }
 
-/// `wide.gguf` is hard to fit, `late.gguf` comes when it is there; every other name is not there.
+/// Who may read `private.gguf`.
+pub const TOKEN: &str = "open-sesame";
+
+/// `wide.gguf` is hard to fit, `private.gguf` is the same for those who may read it, `late.gguf` comes when it is there; every other name is not there.
 async fn serve(
     Path(file): Path<String>,
     State(mut late): State<watch::Receiver<Option<Vec<u8>>>>,
+    headers: HeaderMap,
 ) -> axum::response::Response {
     match file.as_str() {
         "wide.gguf" => wide_header().into_response(),
+        "private.gguf" => match headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes) {
+            Some(given) if given == format!("Bearer {TOKEN}").as_bytes() => wide_header().into_response(),
+            _ => StatusCode::UNAUTHORIZED.into_response(),
+        },
         "late.gguf" => match late.wait_for(Option::is_some).await {
             Ok(header) => header.clone().unwrap_or_default().into_response(),
             Err(_) => StatusCode::NOT_FOUND.into_response(),

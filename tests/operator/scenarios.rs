@@ -124,13 +124,6 @@ pub async fn mistakes_are_told_where_people_look(bench: &Bench) -> Result<()> {
             &["tier fallback", "modelCache.hostPath"],
         ),
         (
-            "bucket",
-            with("model", json!({"source": "s3://b/k.gguf"})),
-            json!({}),
-            "NotImplemented",
-            &["s3://b/k.gguf"],
-        ),
-        (
             "route",
             with("maxBatch", 1.into()),
             json!({"expose": {"type": "HTTPRoute"}}),

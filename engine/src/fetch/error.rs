@@ -3,19 +3,24 @@
 use super::http::Interrupted;
 use atlas_engine_core::ExitCode;
 use atlas_format::SafetensorsError;
+use atlas_s3::{MissingKey, PlaceError};
 use std::path::PathBuf;
 
 /// Why a model file could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The scheme is not known or not built.
-    #[error("model source {uri:?} is not supported: use hf://, https://, http://, file:// or a path{hint}")]
+    /// The scheme is not known.
+    #[error("model source {uri:?} is not supported: use hf://, https://, http://, s3://, file:// or a path")]
     Scheme {
         /// The source.
         uri: String,
-        /// What to do instead.
-        hint: &'static str,
     },
+    /// An object of a bucket has no address.
+    #[error("the object's address cannot be made")]
+    Place(#[source] PlaceError),
+    /// Half of the credentials is missing.
+    #[error("the credentials of the bucket are incomplete: give both keys, or neither for a public bucket")]
+    Credentials(#[source] MissingKey),
     /// Something behind the scheme is missing.
     #[error("model source {uri:?} is incomplete: expected {expected}")]
     Incomplete {
@@ -82,7 +87,9 @@ pub enum FetchError {
         path: PathBuf,
     },
     /// The cache folder cannot be written.
-    #[error("cannot write {path} in the model cache")]
+    #[error(
+        "cannot write {path}: the model cache must have room, and be writable for the user of this process"
+    )]
     Cache {
         /// The path.
         path: PathBuf,
@@ -98,7 +105,7 @@ pub enum FetchError {
         /// Its answer.
         status: u16,
         /// What to do.
-        hint: &'static str,
+        hint: String,
     },
     /// The download broke again and again.
     #[error("downloading {url} failed {attempts} times")]
@@ -132,7 +139,9 @@ impl FetchError {
     /// The exit code of the contract.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Scheme { .. } | Self::Incomplete { .. } | Self::FolderChecksum { .. } => ExitCode::Usage,
+            Self::Scheme { .. } | Self::Incomplete { .. } | Self::FolderChecksum { .. } | Self::Place(_) => {
+                ExitCode::Usage
+            }
             Self::Checksum { .. } => ExitCode::ChecksumMismatch,
             Self::Client(_) => ExitCode::Internal,
             Self::Index { .. } => ExitCode::ModelInvalid,
@@ -142,6 +151,7 @@ impl FetchError {
             | Self::NoSpace { .. }
             | Self::Cache { .. }
             | Self::Refused { .. }
+            | Self::Credentials(_)
             | Self::Broken { .. } => ExitCode::ModelUnavailable,
         }
     }

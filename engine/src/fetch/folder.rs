@@ -31,8 +31,14 @@ pub async fn fetch(folder: &Folder, path: &Path, progress: &Download) -> Result<
     std::fs::create_dir_all(&staging).map_err(failed)?;
     let done = std::fs::read(staging.join(DONE)).ok();
     let done = done.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    let mut gathering =
-        Gathering { folder, client: client()?, staging: staging.clone(), progress, done, total: None };
+    let mut gathering = Gathering {
+        folder,
+        client: client(&folder.file(INDEX, None).origin)?,
+        staging: staging.clone(),
+        progress,
+        done,
+        total: None,
+    };
     gathering.run().await?;
     std::fs::rename(&staging, path).map_err(failed)
 }
@@ -52,7 +58,7 @@ impl Gathering<'_> {
     async fn run(&mut self) -> Result<(), FetchError> {
         let weights = match &self.folder.place {
             Place::Hub { .. } => self.ask_hub().await?,
-            Place::Server(_) => self.ask_server().await?,
+            Place::Server(_) | Place::Bucket(_) => self.ask_server().await?,
         };
         self.total = weights
             .iter()

@@ -1,13 +1,14 @@
 //! Downloads over HTTP: resumed by range, retried with growing pauses.
 //!
 //! The server's ETag is kept beside the `.part` file, and a continuation asks for the rest of that version only
-//! (`If-Range`, RFC 9110 section 13.1.5), so that a file which changed in between starts over instead of being mixed.
+//! (`If-Range`, RFC 9110 section 13.1.5; buckets know `If-Match` alone), so that a file which changed in between starts over instead of being mixed.
 
-use super::source::Remote;
+use super::pass::Pass;
+use super::source::{Origin, Remote};
 use super::{FetchError, space, verify};
 use crate::startup::FileProgress;
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, RANGE};
+use reqwest::{Client, Response, StatusCode, redirect};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::fs::{self, File, OpenOptions};
@@ -38,6 +39,9 @@ pub enum Interrupted {
         /// Bytes there should be.
         expected: u64,
     },
+    /// The file is another one than the one that was begun, so the whole of it is fetched.
+    #[error("the file has changed since its download began")]
+    Changed,
     /// What was continued does not have the expected sum, so the whole file is fetched again.
     #[error("the continued file has another checksum")]
     StalePart,
@@ -97,12 +101,17 @@ enum Attempt {
     Again(Interrupted),
 }
 
-/// The client for all downloads of a model.
+/// The client for all downloads of a model, which are of one origin. Requests to a bucket are not sent on elsewhere: a
+/// signature holds for one host, and a session's token is nobody else's.
 ///
 /// # Errors
 /// It could not be set up.
-pub fn client() -> Result<Client, FetchError> {
+pub fn client(origin: &Origin) -> Result<Client, FetchError> {
     let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
+    let client = match origin {
+        Origin::Web | Origin::Hub => client,
+        Origin::Bucket(_) => client.redirect(redirect::Policy::none()),
+    };
     client.user_agent(concat!("atlas-engine/", env!("CARGO_PKG_VERSION"))).build().map_err(FetchError::Client)
 }
 
@@ -117,6 +126,7 @@ pub async fn download(
     sha256: Option<&str>,
     progress: FileProgress<'_>,
 ) -> Result<(), FetchError> {
+    let pass = Pass::of(remote)?;
     let part = Part::of(path);
     if let Some(folder) = path.parent() {
         let failed = |source| FetchError::Cache { path: folder.to_owned(), source };
@@ -127,7 +137,7 @@ pub async fn download(
         attempts += 1;
         progress.start_attempt();
         let before = part.len().await;
-        let again = match attempt_once(client, remote, &part, progress).await? {
+        let again = match attempt_once(client, (remote, &pass), &part, progress).await? {
             Attempt::Done => {
                 match finish(&part, path, sha256, progress, attempts == 1 && before > 0).await? {
                     Attempt::Done => return Ok(()),
@@ -153,7 +163,9 @@ pub async fn download(
 /// What a server says of a file without sending it: `None` where there is none, sizes where it tells them.
 pub async fn look(client: &Client, remote: &Remote) -> Option<Option<u64>> {
     // Whoever knows no HEAD, or signs addresses for GET alone, is asked again when the file is fetched.
-    let Ok(response) = client.head(&remote.url).send().await else { return Some(None) };
+    let Ok(pass) = Pass::of(remote) else { return Some(None) };
+    let request = pass.add_to("HEAD", client.head(&remote.url));
+    let Ok(response) = request.send().await else { return Some(None) };
     let length = response.headers().get(CONTENT_LENGTH).and_then(|text| text.to_str().ok()?.parse().ok());
     match response.status() {
         StatusCode::NOT_FOUND | StatusCode::GONE => None,
@@ -163,29 +175,33 @@ pub async fn look(client: &Client, remote: &Remote) -> Option<Option<u64>> {
 
 async fn attempt_once(
     client: &Client,
-    remote: &Remote,
+    (remote, pass): (&Remote, &Pass<'_>),
     part: &Part,
     progress: FileProgress<'_>,
 ) -> Result<Attempt, FetchError> {
     let failed = |source| FetchError::Cache { path: part.file.clone(), source };
     let have = part.len().await;
+    let begun = part.etag().await;
     let mut request = client.get(&remote.url);
     if have > 0 {
         request = request.header(RANGE, format!("bytes={have}-"));
-        if let Some(etag) = part.etag().await {
-            request = request.header(IF_RANGE, etag);
+        if let Some(etag) = &begun {
+            request = request.header(pass.version_header(), etag);
         }
     }
-    let token = std::env::var("HF_TOKEN").ok().filter(|token| remote.hugging_face && !token.is_empty());
-    let with_token = token.is_some();
-    if let Some(token) = token {
-        request = request.header(AUTHORIZATION, format!("Bearer {}", token.trim()));
-    }
-    let response = match request.send().await {
+    let response = match pass.add_to("GET", request).send().await {
         Ok(response) => response,
         Err(error) => return Ok(Attempt::Again(error.into())),
     };
     let status = response.status();
+    // Who knows nothing of the condition sends the rest of another version, which must not be mixed with this one.
+    let sent = response.headers().get(ETAG).and_then(|etag| etag.to_str().ok());
+    let other = begun.is_some() && sent.is_some() && begun.as_deref() != sent;
+    let mixed = status == StatusCode::PARTIAL_CONTENT && other;
+    if have > 0 && (mixed || status == StatusCode::PRECONDITION_FAILED) {
+        part.remove().await.map_err(failed)?;
+        return Ok(Attempt::Again(Interrupted::Changed));
+    }
     // A range that starts at the file's end, or a part of something else: the size will tell, or the checksum.
     if status == StatusCode::RANGE_NOT_SATISFIABLE {
         if total_after_range(&response) == Some(have) {
@@ -201,7 +217,7 @@ async fn attempt_once(
         if temporary {
             return Ok(Attempt::Again(Interrupted::Status(status)));
         }
-        let hint = refusal_hint(&response, remote.hugging_face, with_token);
+        let hint = pass.explain(response).await;
         return Err(FetchError::Refused { url: remote.shown(), status: status.as_u16(), hint });
     }
     if let (Some(folder), Some(bytes)) = (part.file.parent(), response.content_length()) {
@@ -215,22 +231,6 @@ async fn attempt_once(
     options.create(true).write(true).append(start > 0).truncate(start == 0);
     let file = options.open(&part.file).await.map_err(failed)?;
     receive(response, file, start, progress).await.map_err(failed)
-}
-
-/// What to do about a refusal.
-fn refusal_hint(response: &Response, hub: bool, with_token: bool) -> &'static str {
-    // The hub says which part of an address is unknown.
-    let unknown = response.headers().get("x-error-code").and_then(|code| code.to_str().ok());
-    match (response.status().as_u16(), unknown) {
-        (_, Some("RevisionNotFound")) => ": the repository has no such revision",
-        (401 | 403, _) if hub && with_token => {
-            ": the token in HF_TOKEN may not read this repository; accept its terms with the token's account"
-        }
-        (401 | 403, _) if hub => ": the repository may be gated or private; give a token in HF_TOKEN",
-        (401 | 403, _) => ": the server wants credentials",
-        (404, _) => ": check the source's spelling",
-        _ => "",
-    }
 }
 
 /// `*/TOTAL` of a 416 answer.

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn folder(uri: &str) -> Folder {
-        match Source::parse_with(uri, "https://hub.test").unwrap() {
+        match Source::parse_with(uri, "https://hub.test", &atlas_s3::Place::default()).unwrap() {
             Source::Folder(folder) => folder,
             other => panic!("{other:?}"),
         }

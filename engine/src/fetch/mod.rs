@@ -9,11 +9,13 @@ mod folder;
 mod http;
 mod listing;
 mod lock;
+mod pass;
 mod source;
 mod space;
 mod verify;
 
 use crate::startup::Download;
+use atlas_s3::Place;
 use source::Source;
 use std::path::{Path, PathBuf};
 
@@ -46,20 +48,27 @@ pub async fn read_ahead(path: &Path) -> Result<(), FetchError> {
     read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map_err(failed)
 }
 
+/// A model that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its source.
+    pub uri: &'a str,
+    /// Where buckets are.
+    pub place: &'a Place,
+    /// The sum of its file.
+    pub sha256: Option<&'a str>,
+}
+
 /// Gets a model file; the answer is its path.
 ///
 /// # Errors
 /// The file is missing, cannot be downloaded, or is another one than expected.
-pub async fn fetch(
-    uri: &str,
-    cache: &Path,
-    sha256: Option<&str>,
-    progress: &Download,
-) -> Result<PathBuf, FetchError> {
-    let source = Source::parse(uri)?;
+pub async fn fetch(wanted: Wanted<'_>, cache: &Path, progress: &Download) -> Result<PathBuf, FetchError> {
+    let Wanted { uri, place, sha256 } = wanted;
+    let source = Source::parse(uri, place)?;
     let path = match &source {
         Source::File(path) => path.clone(),
-        Source::Remote(_) | Source::Folder(_) => cache.join(source::cache_name(uri)),
+        Source::Remote(_) | Source::Folder(_) => cache.join(source::cache_name(uri, place)),
     };
     if let (Source::Folder(_), true) = (&source, sha256.is_some()) {
         return Err(FetchError::FolderChecksum { path: uri.into() });
@@ -77,7 +86,8 @@ pub async fn fetch(
                 _ if path.exists() => progress.set_done(bytes_of(&path)),
                 Source::Folder(remote) => folder::fetch(remote, &path, progress).await?,
                 Source::Remote(remote) => {
-                    http::download(&http::client()?, remote, &path, sha256, progress.file()).await?;
+                    http::download(&http::client(&remote.origin)?, remote, &path, sha256, progress.file())
+                        .await?;
                 }
                 Source::File(_) => {}
             }

@@ -2,6 +2,7 @@
 
 use super::FetchError;
 use super::listing::INDEX;
+use atlas_s3::{Object, Place as Buckets};
 use reqwest::Url;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -22,8 +23,19 @@ pub enum Source {
 pub struct Remote {
     /// Where to get it.
     pub url: String,
-    /// Whether the Hugging Face token may go along.
-    pub hugging_face: bool,
+    /// Whose it is.
+    pub origin: Origin,
+}
+
+/// Whose a remote file is, which decides what goes along with requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Anybody's.
+    Web,
+    /// The Hugging Face hub's.
+    Hub,
+    /// A bucket's.
+    Bucket(Object),
 }
 
 /// A folder of safetensors behind HTTP.
@@ -51,6 +63,8 @@ pub enum Place {
     },
     /// Behind any server: an address in the folder.
     Server(Url),
+    /// In a bucket: an object in the folder.
+    Bucket(Object),
 }
 
 const HUB: &str = "https://huggingface.co";
@@ -61,12 +75,12 @@ impl Source {
     ///
     /// # Errors
     /// The scheme is unknown, or something behind it is missing.
-    pub fn parse(uri: &str) -> Result<Self, FetchError> {
+    pub fn parse(uri: &str, buckets: &Buckets) -> Result<Self, FetchError> {
         let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
-        Self::parse_with(uri, endpoint.as_deref().unwrap_or(HUB))
+        Self::parse_with(uri, endpoint.as_deref().unwrap_or(HUB), buckets)
     }
 
-    pub(super) fn parse_with(uri: &str, hub: &str) -> Result<Self, FetchError> {
+    pub(super) fn parse_with(uri: &str, hub: &str, buckets: &Buckets) -> Result<Self, FetchError> {
         let incomplete = |expected| FetchError::Incomplete { uri: uri.to_owned(), expected };
         let Some((scheme, rest)) = uri.split_once("://") else {
             return if uri.is_empty() {
@@ -82,15 +96,22 @@ impl Source {
                 let url = Url::parse(uri).map_err(|_| incomplete("http(s)://HOST/PATH"))?;
                 Ok(match folder_of(url.path()) {
                     Some(_) => Self::Folder(Folder { uri: shown(uri), place: Place::Server(url) }),
-                    None => Self::Remote(Remote { url: uri.to_owned(), hugging_face: false }),
+                    None => Self::Remote(Remote { url: uri.to_owned(), origin: Origin::Web }),
                 })
             }
             "hf" => Self::parse_hub(uri, rest, hub.trim_end_matches('/')),
             "s3" => {
-                let hint = "; s3:// is not built yet: give the object's https:// address, or put the file on a volume";
-                Err(FetchError::Scheme { uri: uri.to_owned(), hint })
+                let (bucket, key) = rest.split_once('/').ok_or_else(|| incomplete("s3://BUCKET/KEY"))?;
+                if key.is_empty() {
+                    return Err(incomplete("s3://BUCKET/KEY"));
+                }
+                let object = Object::locate(bucket, key, buckets).map_err(FetchError::Place)?;
+                Ok(match folder_of(key) {
+                    Some(_) => Self::Folder(Folder { uri: uri.to_owned(), place: Place::Bucket(object) }),
+                    None => Self::Remote(Remote { url: object.url(), origin: Origin::Bucket(object) }),
+                })
             }
-            _ => Err(FetchError::Scheme { uri: uri.to_owned(), hint: "" }),
+            _ => Err(FetchError::Scheme { uri: uri.to_owned() }),
         }
     }
 
@@ -113,7 +134,7 @@ impl Source {
             }),
             None => Self::Remote(Remote {
                 url: format!("{hub}/{owner}/{name}/resolve/{revision}/{file}"),
-                hugging_face: true,
+                origin: Origin::Hub,
             }),
         })
     }
@@ -147,13 +168,17 @@ impl Folder {
         match &self.place {
             Place::Hub { hub, repository, revision, inside } => Remote {
                 url: format!("{hub}/{repository}/resolve/{}/{inside}{name}", commit.unwrap_or(revision)),
-                hugging_face: true,
+                origin: Origin::Hub,
             },
             Place::Server(url) => {
                 let mut url = url.clone();
                 let folder = folder_of(url.path()).unwrap_or("/").to_owned();
                 url.set_path(&format!("{folder}{name}"));
-                Remote { url: url.into(), hugging_face: false }
+                Remote { url: url.into(), origin: Origin::Web }
+            }
+            Place::Bucket(object) => {
+                let object = object.beside(name);
+                Remote { url: object.url(), origin: Origin::Bucket(object) }
             }
         }
     }
@@ -164,13 +189,18 @@ impl Folder {
         // A branch may have a slash in its name.
         let revision = revision.replace('/', "%2F");
         let url = format!("{hub}/api/models/{repository}/revision/{revision}?blobs=true");
-        Some((Remote { url, hugging_face: true }, inside.clone()))
+        Some((Remote { url, origin: Origin::Hub }, inside.clone()))
     }
 }
 
-/// Name in the cache: the URI's hash, so that two sources never meet, and the model's name for people.
-pub fn cache_name(uri: &str) -> String {
-    let hash = hex::encode(Sha256::digest(uri.as_bytes()));
+/// Name in the cache: the hash of the URI, and of the server of buckets that it is for, so that two sources never meet,
+/// and the model's name for people.
+pub fn cache_name(uri: &str, buckets: &Buckets) -> String {
+    let mut hash = Sha256::new_with_prefix(uri.as_bytes());
+    if let Some(endpoint) = buckets.endpoint.as_ref().filter(|_| uri.starts_with("s3://")) {
+        hash.update(format!(" {endpoint}"));
+    }
+    let hash = hex::encode(hash.finalize());
     let name: String = model_name(uri)
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
@@ -213,7 +243,7 @@ mod tests {
 
     #[test]
     fn every_form_is_read() {
-        let url = |uri| match Source::parse_with(uri, "https://mirror.test/") {
+        let url = |uri| match Source::parse_with(uri, "https://mirror.test/", &Buckets::default()) {
             Ok(Source::Remote(remote)) => remote.url,
             Ok(Source::File(path)) => path.display().to_string(),
             Ok(Source::Folder(folder)) => format!("folder of {}", folder.file("f", None).url),
@@ -233,11 +263,16 @@ mod tests {
             ("https://h/m/?sig=1", "folder of https://h/m/f?sig=1"),
             ("https://h/m/model-00001-of-00002.safetensors", "folder of https://h/m/f"),
             ("http://h:8/model.safetensors", "folder of http://h:8/f"),
+            ("s3://b/d/x.gguf", "https://b.s3.us-east-1.amazonaws.com/d/x.gguf"),
+            ("s3://b/d/", "folder of https://b.s3.us-east-1.amazonaws.com/d/f"),
+            ("s3://b/model.safetensors", "folder of https://b.s3.us-east-1.amazonaws.com/f"),
         ] {
             assert_eq!(url(uri), expected);
         }
         for (uri, expected) in [
-            ("s3://b/k", "s3:// is not built yet"),
+            ("s3://b", "expected s3://BUCKET/KEY"),
+            ("s3://b/", "expected s3://BUCKET/KEY"),
+            ("s3://b/../k", "the object's address cannot be made"),
             ("ftp://h/x", "\"ftp://h/x\" is not supported"),
             ("hf://o", "expected hf://OWNER/REPO or hf://OWNER/REPO/FILE"),
             ("hf://o/r/x@", "expected hf://OWNER/REPO or hf://OWNER/REPO/FILE"),
@@ -271,6 +306,10 @@ mod tests {
 
     #[test]
     fn names_in_the_cache_differ_and_never_leave_it() {
+        let own = Buckets { endpoint: Some("http://h:1".into()), ..Buckets::default() };
+        let cache_name = |uri: &str| super::cache_name(uri, &Buckets::default());
+        assert_ne!(cache_name("s3://b/k"), super::cache_name("s3://b/k", &own));
+        assert_eq!(cache_name("https://h/b"), super::cache_name("https://h/b", &own));
         assert!(cache_name("https://h/a/b.gguf?x=/../..").ends_with("-b.gguf"));
         assert!(cache_name("hf://o/r@v1").ends_with("-r"));
         assert_ne!(cache_name("https://h/a/b.gguf"), cache_name("https://h/c/b.gguf"));
@@ -282,7 +321,8 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let Ok(Source::Folder(folder)) = Source::parse_with("https://h/m/?sig=secret", "") else { panic!() };
+        let read = Source::parse_with("https://h/m/?sig=secret", "", &Buckets::default());
+        let Ok(Source::Folder(folder)) = read else { panic!() };
         assert_eq!(folder.uri, "https://h/m/");
         assert_eq!(folder.file("a", None).shown(), "https://h/m/a");
     }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use atlas_crds::{GpuProfile, ModelSource, model::KvCacheType};
+use atlas_crds::{
+    GpuProfile, ModelSource,
+    model::{KvCacheType, ModelFile},
+};
 use atlas_operator_core::vram::{
     Calibrations, Card, ModelShape, Question, Setting, plan_vram, profile_bytes,
 };
@@ -30,7 +33,8 @@ pub async fn run(args: &InitArgs, target: &Target) -> Result<Outcome, CliError> 
     let mut tiers = Vec::with_capacity(args.models.len());
     let mut used: Vec<String> = Vec::new();
     for (index, uri) in args.models.iter().enumerate() {
-        let shape = read_source(uri, &reader).await.map(|(shape, _)| shape);
+        let file = ModelFile { source: uri.clone(), sha256: None, credentials_secret: None, s3: None };
+        let shape = read_source(&file, &reader).await.map(|(shape, _)| shape);
         let shape = shape.map_err(|reason| CliError::Source { uri: uri.clone(), reason })?;
         let free: Vec<&GpuProfile> =
             profiles.iter().filter(|profile| !used.contains(&profile.name_any())).collect();

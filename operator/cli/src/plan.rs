@@ -2,12 +2,16 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use atlas_crds::{AtlasModel, GpuProfile, ModelSource, Tier, model::KvCacheType};
-use atlas_headers::{Guard, HeaderReader, Limits, Options};
+use atlas_crds::{
+    AtlasModel, GpuProfile, ModelSource, Tier,
+    model::{KvCacheType, ModelFile},
+};
+use atlas_headers::{Ask, Guard, HeaderReader, Limits, Options, Pass, place_of};
 use atlas_operator_core::vram::{
     Calibrations, Card, ModelShape, OtherFile, OtherProfile, Question, Setting, VramPlan, available_bytes,
     card_bytes_per_second, expected_tokens_per_second, plan_vram, profile_bytes,
 };
+use atlas_s3::Credentials;
 use kube::ResourceExt;
 use serde::Serialize;
 
@@ -152,7 +156,7 @@ async fn read_shapes(
             Some((_, path)) => atlas_headers::read_file(path)
                 .map(|shape| (Arc::new(shape), Vec::new()))
                 .map_err(|error| error.to_string()),
-            None => read_source(&tier.model.source, reader).await,
+            None => read_source(&tier.model, reader).await,
         };
         shapes.insert(tier.name.clone(), read);
     }
@@ -161,12 +165,20 @@ async fn read_shapes(
 
 /// Reads a source's header, and lists what lies beside it.
 pub async fn read_source(
-    uri: &str,
+    file: &ModelFile,
     reader: &HeaderReader,
 ) -> Result<(Arc<ModelShape>, Vec<OtherFile>), String> {
     let source: ModelSource =
-        uri.parse().map_err(|error: atlas_crds::source::SourceError| error.to_string())?;
-    let header = match &source {
+        file.source.parse().map_err(|error: atlas_crds::source::SourceError| error.to_string())?;
+    // Who plans at a desk has credentials of their own; the Secret's name means nothing here.
+    let pass = match &source {
+        ModelSource::S3 { .. } => Credentials::read(|name| std::env::var(name).ok())
+            .map_err(|error| error.to_string())?
+            .map_or(Pass::None, Pass::S3),
+        _ => Pass::None,
+    };
+    let ask = Ask { source, place: place_of(file.s3.as_ref()), pass };
+    let header = match &ask.source {
         // What a node has under that path this machine may have too.
         ModelSource::File(path) if std::path::Path::new(path).is_file() => {
             let shape = atlas_headers::read_file(path.as_ref()).map_err(|error| error.to_string())?;
@@ -175,10 +187,10 @@ pub async fn read_source(
         ModelSource::File(_) => {
             return Err("the file is on its node: give its header here with --header TIER=PATH".to_owned());
         }
-        source => reader.read(source).await.map_err(|error| error.to_string())?,
+        _ => reader.read(&ask).await.map_err(|error| error.to_string())?,
     };
     // A list that cannot be had costs the advice its exact sizes, and nothing else.
-    let files = reader.list_other_files(&source).await.unwrap_or_default();
+    let files = reader.list_other_files(&ask).await.unwrap_or_default();
     Ok((header.shape, files))
 }
 

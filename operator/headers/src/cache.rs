@@ -10,24 +10,23 @@ use std::{
 use atlas_operator_core::vram::ModelShape;
 use tokio::time::Instant;
 
+use crate::ask::Pass;
+
 /// More models than a cluster has; what was asked for longest ago goes first.
 const MAX_ENTRIES: usize = 4096;
 
-/// Who asked for which address. One token's answers are nobody else's.
+/// Who asked for which address. One pass's answers are nobody else's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     url: String,
-    token: Option<u64>,
+    pass: u64,
 }
 
 impl Key {
-    pub fn new(url: &str, token: Option<&str>) -> Self {
-        let token = token.map(|token| {
-            let mut hasher = DefaultHasher::new();
-            token.hash(&mut hasher);
-            hasher.finish()
-        });
-        Self { url: url.to_owned(), token }
+    pub fn new(url: &str, pass: &Pass) -> Self {
+        let mut hasher = DefaultHasher::new();
+        pass.hash(&mut hasher);
+        Self { url: url.to_owned(), pass: hasher.finish() }
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use atlas_format::GgufError;
 use atlas_operator_core::vram::{SafetensorsError, ShapeError};
+use atlas_s3::PlaceError;
 
 use crate::guard::Forbidden;
 
@@ -18,6 +19,9 @@ pub enum HeaderError {
         /// What to do instead.
         hint: &'static str,
     },
+    /// An object of a bucket has no address.
+    #[error("{0}")]
+    Place(PlaceError),
     /// The address behind a source cannot be read.
     #[error("{url} is no address")]
     Url {
@@ -40,7 +44,7 @@ pub enum HeaderError {
         /// Its answer.
         status: u16,
         /// What to do.
-        hint: &'static str,
+        hint: String,
     },
     /// No connection, or it broke.
     #[error("{url} cannot be reached: {reason}")]
@@ -127,6 +131,7 @@ impl HeaderError {
             // A gated repository is opened, a file is uploaded: worth another look, not a quick one.
             Self::Refused { status, .. } => *status >= 500 || *status == 429 || *status == 408,
             Self::Scheme { .. }
+            | Self::Place(_)
             | Self::Url { .. }
             | Self::Forbidden { .. }
             | Self::TooLong { .. }
@@ -150,7 +155,7 @@ impl HeaderError {
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Scheme { .. } => "scheme",
-            Self::Url { .. } => "url",
+            Self::Url { .. } | Self::Place(_) => "url",
             Self::Forbidden { .. } => "forbidden",
             Self::Refused { .. } => "refused",
             Self::Unreachable { .. } => "unreachable",

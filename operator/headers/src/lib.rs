@@ -4,6 +4,7 @@
 //! after a bounded time and a bounded number of bytes.
 //! It never writes a file, and it knows nothing of Kubernetes.
 
+mod ask;
 mod cache;
 mod error;
 mod guard;
@@ -12,6 +13,7 @@ mod prefix;
 mod reader;
 mod source;
 
+pub use ask::{Ask, Pass, place_of};
 pub use error::HeaderError;
 pub use guard::{AddressRange, Forbidden, Guard, RangeError};
 pub use model::read_file;

@@ -5,22 +5,27 @@
 
 use std::error::Error;
 
+use atlas_s3::{BUCKET_REGION_HEADER, Refusal};
 use reqwest::{
     Client, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_RANGE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE},
+    header::{AUTHORIZATION, CONTENT_RANGE, ETAG, IF_MATCH, IF_NONE_MATCH, IF_RANGE, RANGE},
 };
 
 use crate::{
+    ask::Pass,
     error::HeaderError,
     guard::{Forbidden, Guard},
     source::{Location, shown},
 };
 
+/// Bytes of a refusal that are read.
+const MAX_REFUSAL: usize = 8 << 10;
+
 /// The first bytes of a file.
 pub struct Prefix<'a> {
     client: &'a Client,
     location: &'a Location,
-    token: Option<&'a str>,
+    pass: &'a Pass,
     limit: u64,
     /// The bytes so far.
     pub bytes: Vec<u8>,
@@ -37,7 +42,7 @@ pub struct Prefix<'a> {
 pub struct Access<'a> {
     pub client: &'a Client,
     pub guard: &'a Guard,
-    pub token: Option<&'a str>,
+    pub pass: &'a Pass,
     pub limit: u64,
 }
 
@@ -54,17 +59,9 @@ impl<'a> Prefix<'a> {
             .guard
             .check_literal(host)
             .map_err(|source| HeaderError::Forbidden { url: shown(&location.url), source })?;
-        let Access { client, token, limit, .. } = access;
-        let mut prefix = Self {
-            client,
-            location,
-            token,
-            limit,
-            bytes: Vec::new(),
-            etag: None,
-            ended: false,
-            stream: None,
-        };
+        let Access { client, pass, limit, .. } = access;
+        let mut prefix =
+            Self { client, location, pass, limit, bytes: Vec::new(), etag: None, ended: false, stream: None };
         let response = prefix.request(first, known).await?;
         if response.status() == StatusCode::NOT_MODIFIED {
             return Ok(None);
@@ -128,15 +125,25 @@ impl<'a> Prefix<'a> {
             .client
             .get(self.location.url.clone())
             .header(RANGE, format!("bytes={begin}-{}", wanted.saturating_sub(1)));
-        if let Some(token) = self.token.filter(|_| self.location.on_hub) {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        match (self.pass, &self.location.object) {
+            (Pass::Token(token), _) if self.location.on_hub => {
+                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+            }
+            (Pass::S3(credentials), Some(object)) => {
+                for (name, value) in credentials.sign("GET", object, jiff::Timestamp::now()) {
+                    request = request.header(name, value);
+                }
+            }
+            _ => {}
         }
         if let Some(known) = known {
             request = request.header(IF_NONE_MATCH, known);
         }
         // Weak ETags cannot vouch for bytes (RFC 9110, section 13.1.5).
         if let Some(etag) = self.etag.as_ref().filter(|etag| begin > 0 && etag.starts_with('"')) {
-            request = request.header(IF_RANGE, etag);
+            // Buckets know nothing of If-Range.
+            let condition = if self.location.object.is_some() { IF_MATCH } else { IF_RANGE };
+            request = request.header(condition, etag);
         }
         request.send().await.map_err(|error| self.failed(&error))
     }
@@ -171,8 +178,10 @@ impl<'a> Prefix<'a> {
                 self.ended = true;
                 Ok(())
             }
+            StatusCode::PRECONDITION_FAILED => Err(HeaderError::Changed { url: url() }),
             status => {
-                Err(HeaderError::Refused { url: url(), status: status.as_u16(), hint: self.hint(status) })
+                let hint = self.explain(response).await;
+                Err(HeaderError::Refused { url: url(), status: status.as_u16(), hint })
             }
         }
     }
@@ -192,22 +201,47 @@ impl<'a> Prefix<'a> {
         Ok(())
     }
 
-    fn hint(&self, status: StatusCode) -> &'static str {
-        match status.as_u16() {
-            401 | 403 if self.location.on_hub && self.token.is_some() => {
+    /// Cause and remedy of a refusal.
+    async fn explain(&self, response: Response) -> String {
+        let status = response.status().as_u16();
+        if let Some(object) = &self.location.object {
+            let region = response.headers().get(BUCKET_REGION_HEADER);
+            let region = region.and_then(|region| region.to_str().ok()).map(str::to_owned);
+            let body = read_refusal(response).await;
+            let (signed, bucket_region) = (matches!(self.pass, Pass::S3(_)), region.as_deref());
+            return Refusal { status, bucket_region, body: &body, signed, region: object.region() }.explain();
+        }
+        let hint = match status {
+            401 | 403 if self.location.on_hub && matches!(self.pass, Pass::Token(_)) => {
                 ": the token may not read this repository; accept its terms with the token's account"
             }
-            401 | 403 if self.location.on_hub => ": a private or gated repository needs a token",
+            401 | 403 if self.location.on_hub => {
+                ": a private or gated repository needs a token: name a Secret with HF_TOKEN in credentialsSecret"
+            }
             401 | 403 => ": the server wants credentials",
             404 | 410 => ": check the source for a mistake",
             429 => ": too many requests",
             _ => "",
-        }
+        };
+        hint.to_owned()
     }
 
     fn failed(&self, error: &reqwest::Error) -> HeaderError {
         failed(&self.location.url, error)
     }
+}
+
+/// The beginning of a refusal's body; what does not come is not needed, since the status stands for itself.
+async fn read_refusal(mut response: Response) -> String {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(&chunk);
+        if body.len() >= MAX_REFUSAL {
+            body.truncate(MAX_REFUSAL);
+            break;
+        }
+    }
+    String::from_utf8_lossy(&body).into_owned()
 }
 
 /// What a failed request means: the guard's word where it stopped it.

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use crate::{
+    ask::{Ask, Pass},
     cache::{Cache, Entry, Key},
     error::HeaderError,
     guard::Guard,
@@ -82,6 +83,8 @@ pub struct Header {
 #[derive(Debug)]
 pub struct HeaderReader {
     client: Client,
+    /// For buckets: a signature holds for one host, and a session's token is nobody else's.
+    straight: Client,
     options: Options,
     cache: Mutex<Cache>,
     permits: Semaphore,
@@ -97,17 +100,21 @@ impl HeaderReader {
         // One provider for the process; a second call finds the first one's in place.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let guard = options.guard.clone();
-        let client = Client::builder()
-            .connect_timeout(options.limits.connect)
-            .redirect(redirect::Policy::custom(move |attempt| follow(&guard, attempt)))
-            .dns_resolver(Arc::new(options.guard.clone()))
-            // A proxy would be what the guard checks, and the file's host would go unchecked.
-            .no_proxy()
-            .user_agent(concat!("atlas-operator/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(HeaderError::Client)?;
+        let build = |redirects: redirect::Policy| {
+            Client::builder()
+                .connect_timeout(options.limits.connect)
+                .redirect(redirects)
+                .dns_resolver(Arc::new(options.guard.clone()))
+                // A proxy would be what the guard checks, and the file's host would go unchecked.
+                .no_proxy()
+                .user_agent(concat!("atlas-operator/", env!("CARGO_PKG_VERSION")))
+                .build()
+                .map_err(HeaderError::Client)
+        };
+        let client = build(redirect::Policy::custom(move |attempt| follow(&guard, attempt)))?;
+        let straight = build(redirect::Policy::none())?;
         let permits = Semaphore::new(options.limits.at_once);
-        Ok(Self { client, options, cache: Mutex::default(), permits })
+        Ok(Self { client, straight, options, cache: Mutex::default(), permits })
     }
 
     /// Reads a source's header, or finds that it was read before.
@@ -115,22 +122,22 @@ impl HeaderReader {
     /// # Errors
     ///
     /// The source is not behind HTTP, may not or cannot be reached, or is no model that can be planned for.
-    pub async fn read(&self, source: &ModelSource) -> Result<Header, HeaderError> {
-        let location = Location::of(source, &self.options.hub)?;
+    pub async fn read(&self, ask: &Ask) -> Result<Header, HeaderError> {
+        let location = Location::of(&ask.source, &self.options.hub, &ask.place)?;
+        let pass = self.pass_of(ask);
         let limit = self.options.limits.total;
         let late = || HeaderError::Late { url: shown(&location.url), limit };
         let read = async {
             // The semaphore is never closed.
             let _permit = self.permits.acquire().await;
-            tokio::time::timeout(limit, self.read_at(&location)).await.unwrap_or_else(|_| Err(late()))
+            tokio::time::timeout(limit, self.read_at(&location, &pass)).await.unwrap_or_else(|_| Err(late()))
         };
         // Waiting for other reads is no fault of this one's server, but it must end too.
         tokio::time::timeout(limit * 10, read).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn read_at(&self, location: &Location) -> Result<Header, HeaderError> {
-        let token = self.options.token.as_deref().filter(|_| location.on_hub);
-        let key = Key::new(location.url.as_str(), token);
+    async fn read_at(&self, location: &Location, pass: &Pass) -> Result<Header, HeaderError> {
+        let key = Key::new(location.url.as_str(), pass);
         let known = self.cache().get(&key);
         let header = |shape: Arc<ModelShape>, etag: Option<String>, bytes_read| Header {
             shape,
@@ -143,7 +150,7 @@ impl HeaderReader {
         {
             return Ok(header(Arc::clone(&known.shape), known.etag.clone(), 0));
         }
-        let access = self.access(self.options.limits.bytes);
+        let access = self.access(location, pass, self.options.limits.bytes);
         let etag = known.as_ref().and_then(|known| known.etag.as_deref());
         let candidates = location.candidates();
         let (place, opened) = open_first(access, &candidates, etag).await?;
@@ -166,16 +173,20 @@ impl HeaderReader {
     /// # Errors
     ///
     /// The hub does not answer with a list.
-    pub async fn list_other_files(&self, source: &ModelSource) -> Result<Vec<OtherFile>, HeaderError> {
-        let ModelSource::HuggingFace { repository, file, revision } = source else { return Ok(Vec::new()) };
+    pub async fn list_other_files(&self, ask: &Ask) -> Result<Vec<OtherFile>, HeaderError> {
+        let ModelSource::HuggingFace { repository, file, revision } = &ask.source else {
+            return Ok(Vec::new());
+        };
+        let pass = self.pass_of(ask);
         let folder = file.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("/{folder}"));
         let hub = self.options.hub.trim_end_matches('/');
         let text = format!("{hub}/api/models/{repository}/tree/{revision}{folder}");
         let url = Url::parse(&text).map_err(|_| HeaderError::Url { url: text })?;
-        let location = Location { url, on_hub: true, immutable: false, kind: crate::source::FileKind::Gguf };
+        let kind = crate::source::FileKind::Gguf;
+        let location = Location { url, on_hub: true, immutable: false, kind, object: None };
         let limit = self.options.limits.total;
         let read = async {
-            let access = self.access(MAX_LIST);
+            let access = self.access(&location, &pass, MAX_LIST);
             match Prefix::open(access, &location, 1 << 18, None).await? {
                 None => Ok(Vec::new()),
                 Some(mut prefix) => {
@@ -190,13 +201,17 @@ impl HeaderReader {
             .unwrap_or_else(|_| Err(HeaderError::Late { url: shown(&location.url), limit }))
     }
 
-    fn access(&self, limit: u64) -> Access<'_> {
-        Access {
-            client: &self.client,
-            guard: &self.options.guard,
-            token: self.options.token.as_deref(),
-            limit,
+    /// What goes along: the model's own, else the reader's token where the source is the hub's.
+    fn pass_of(&self, ask: &Ask) -> Pass {
+        match (&ask.pass, &ask.source, &self.options.token) {
+            (Pass::None, ModelSource::HuggingFace { .. }, Some(token)) => Pass::Token(token.clone()),
+            (pass, ..) => pass.clone(),
         }
+    }
+
+    fn access<'a>(&'a self, location: &Location, pass: &'a Pass, limit: u64) -> Access<'a> {
+        let client = if location.object.is_some() { &self.straight } else { &self.client };
+        Access { client, guard: &self.options.guard, pass, limit }
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {

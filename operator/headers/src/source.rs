@@ -1,6 +1,7 @@
 //! From a model's source to the address that holds its bytes.
 
 use atlas_crds::ModelSource;
+use atlas_s3::{Object, Place};
 use reqwest::Url;
 
 use crate::error::HeaderError;
@@ -32,6 +33,8 @@ pub struct Location {
     pub immutable: bool,
     /// What the file is.
     pub kind: FileKind,
+    /// The object of a bucket that it is, whose requests are signed.
+    pub object: Option<Object>,
 }
 
 impl Location {
@@ -40,7 +43,7 @@ impl Location {
     /// # Errors
     ///
     /// The source is not behind HTTP, or is no address.
-    pub fn of(source: &ModelSource, hub: &str) -> Result<Self, HeaderError> {
+    pub fn of(source: &ModelSource, hub: &str, place: &Place) -> Result<Self, HeaderError> {
         match source {
             ModelSource::HuggingFace { repository, file, revision } => {
                 let text = format!("{}/{repository}/resolve/{revision}/{file}", hub.trim_end_matches('/'));
@@ -48,10 +51,11 @@ impl Location {
                 Self::from_text(&text, true, commit)
             }
             ModelSource::Http(text) => Self::from_text(text, false, false),
-            ModelSource::S3 { .. } => Err(HeaderError::Scheme {
-                scheme: "s3",
-                hint: ": a presigned https:// address can be planned for",
-            }),
+            ModelSource::S3 { bucket, key } => {
+                let object = Object::locate(bucket, key, place).map_err(HeaderError::Place)?;
+                let location = Self::from_text(&object.url(), false, false)?;
+                Ok(Self { object: Some(object), ..location })
+            }
             ModelSource::File(_) => Err(HeaderError::Scheme { scheme: "file", hint: ", on its node" }),
         }
     }
@@ -74,7 +78,7 @@ impl Location {
             }
             _ => FileKind::Gguf,
         };
-        Ok(Self { url, on_hub, immutable, kind })
+        Ok(Self { url, on_hub, immutable, kind, object: None })
     }
 
     /// Where the header may be, in the order in which an engine looks.
@@ -90,10 +94,11 @@ impl Location {
 
     /// A file beside this one.
     pub fn beside(&self, name: &str) -> Self {
+        let object = self.object.as_ref().map(|object| object.beside(name));
         let mut url = self.url.clone();
         let folder = url.path().rsplit_once('/').map_or("", |(folder, _)| folder);
         url.set_path(&format!("{folder}/{name}"));
-        Self { url, ..self.clone() }
+        Self { url, object, ..self.clone() }
     }
 }
 
@@ -117,7 +122,7 @@ mod tests {
     use super::*;
 
     fn locate(uri: &str) -> Result<Location, HeaderError> {
-        Location::of(&uri.parse().unwrap(), "https://hub.example/")
+        Location::of(&uri.parse().unwrap(), "https://hub.example/", &Place::default())
     }
 
     #[test]
@@ -151,9 +156,10 @@ mod tests {
         check("https://h/m/?sig=1", "https://h/m/?sig=1", FileKind::Folder, false);
         let shard = "https://h/m/model-00001-of-00002.safetensors";
         check(shard, shard, FileKind::Folder, false);
+        check("s3://b/d/a.gguf", "https://b.s3.us-east-1.amazonaws.com/d/a.gguf", FileKind::Gguf, false);
         for (uri, says) in [
             ("file:///models/a.gguf", "file:// is read by the engine alone, on its node"),
-            ("s3://bucket/key", "presigned https:// address"),
+            ("s3://bucket/../key", "has a part that is"),
             ("http://[::1/x", "http://[::1/x is no address"),
         ] {
             let error = locate(uri).unwrap_err().to_string();
@@ -171,6 +177,10 @@ mod tests {
     fn files_beside_keep_the_folder() {
         let found = locate("https://h/m/sub/model.safetensors?token=1").unwrap().beside("config.json");
         assert_eq!(found.url.as_str(), "https://h/m/sub/config.json?token=1");
+        let found = locate("s3://b/d/model.safetensors").unwrap().beside("config.json");
+        let object = found.object.map(|object| object.url());
+        assert_eq!(object.as_deref(), Some("https://b.s3.us-east-1.amazonaws.com/d/config.json"));
+        assert_eq!(object.as_deref(), Some(found.url.as_str()));
         let urls = |uri: &str| -> Vec<String> {
             locate(uri).unwrap().candidates().into_iter().map(|place| place.url.to_string()).collect()
         };

@@ -9,7 +9,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use atlas_crds::ModelSource;
 use atlas_format::HeaderWriter;
-use atlas_headers::{Guard, Header, HeaderError, HeaderReader, Limits, Options};
+use atlas_headers::{Ask, Guard, Header, HeaderError, HeaderReader, Limits, Options, Pass};
 use server::{Behaviour, Server};
 
 /// A header with a vocabulary of this many words; 100,000 of them are more than the first request asks for.
@@ -43,8 +43,11 @@ fn options(server: &Server) -> Options {
 }
 
 async fn read(options: Options, uri: &str) -> Result<Header, HeaderError> {
-    let source: ModelSource = uri.parse().unwrap();
-    HeaderReader::new(options).unwrap().read(&source).await
+    HeaderReader::new(options).unwrap().read(&ask(uri)).await
+}
+
+fn ask(uri: &str) -> Ask {
+    uri.parse::<ModelSource>().unwrap().into()
 }
 
 #[tokio::test]
@@ -64,7 +67,7 @@ async fn only_the_header_is_read_with_ranges_and_without() {
 async fn what_was_read_is_kept_until_the_file_is_another() {
     let server = Server::start(file(10), Behaviour::default()).await;
     let always_ask = Limits { fresh_for: Duration::ZERO, ..options(&server).limits };
-    let source: ModelSource = server.url("/m.gguf").parse().unwrap();
+    let source = ask(&server.url("/m.gguf"));
     let reader = HeaderReader::new(options(&server)).unwrap();
     assert!(reader.read(&source).await.unwrap().bytes_read > 0);
     assert_eq!(reader.read(&source).await.unwrap().bytes_read, 0);
@@ -160,6 +163,11 @@ async fn the_token_goes_to_the_hub_and_no_further() {
     let error = read(with("wrong"), uri).await.unwrap_err();
     assert!(error.to_string().contains("the token may not read this repository"), "{error}");
     assert_eq!(read(with("secret"), uri).await.unwrap().shape.layers.len(), 3);
+    // A model's own token goes before the reader's.
+    let own = Ask { pass: Pass::Token("secret".into()), ..ask(uri) };
+    let reader = HeaderReader::new(with("wrong")).unwrap();
+    assert_eq!(reader.read(&own).await.unwrap().shape.layers.len(), 3);
+    assert!(reader.read(&ask(uri)).await.is_err(), "what one token reads is nobody else's");
     // Elsewhere the token stays at home.
     let error = read(with("secret"), &server.url("/acme/private/resolve/main/m.gguf")).await.unwrap_err();
     assert!(error.to_string().contains("wants credentials"), "{error}");
@@ -194,7 +202,7 @@ async fn a_folder_without_an_index_is_planned_from_its_only_file() {
     let server = Server::start(bytes, Behaviour { no_index: true, ..Behaviour::default() }).await;
     let always_ask = Limits { fresh_for: Duration::ZERO, ..options(&server).limits };
     let reader = HeaderReader::new(Options { limits: always_ask, ..options(&server) }).unwrap();
-    let source: ModelSource = "hf://acme/m@v1".parse().unwrap();
+    let source = ask("hf://acme/m@v1");
     assert_eq!(reader.read(&source).await.unwrap().shape.weight_bytes(), 8);
     // What is known is confirmed by the file that it came from.
     assert_eq!(reader.read(&source).await.unwrap().bytes_read, 0);
@@ -206,10 +214,10 @@ async fn a_folder_without_an_index_is_planned_from_its_only_file() {
 async fn other_files_of_a_repository_are_listed() {
     let server = Server::start(Vec::new(), Behaviour::default()).await;
     let reader = HeaderReader::new(options(&server)).unwrap();
-    let files = reader.list_other_files(&"hf://acme/listed/a.Q4_K_M.gguf".parse().unwrap()).await.unwrap();
+    let files = reader.list_other_files(&ask("hf://acme/listed/a.Q4_K_M.gguf")).await.unwrap();
     assert_eq!(
         files.iter().map(|file| (file.name.as_str(), file.bytes)).collect::<Vec<_>>(),
         [("a.Q2_K.gguf", 20)]
     );
-    assert!(reader.list_other_files(&"https://h/a.gguf".parse().unwrap()).await.unwrap().is_empty());
+    assert!(reader.list_other_files(&ask("https://h/a.gguf")).await.unwrap().is_empty());
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use atlas_crds::{
+    model::S3Options,
     names,
     profile::{Backend, ModelCache},
     quantity::parse_bytes,
@@ -20,6 +21,7 @@ use super::{
     meta::{Labels, Parts, TEMPLATE_ANNOTATION, assemble, base_labels, controller_of, hash_of, labels},
 };
 use crate::{
+    credentials::build_environment,
     kinds::Kind,
     validate::{ValidatedModel, ValidatedTier},
 };
@@ -130,6 +132,7 @@ pub fn build_pod_template(
         security["fsGroup"] = claim.fs_group.into();
     }
     let tolerations = tolerations(tier);
+    let environment = credentials_of(tier);
     let mut template = json!({
         "metadata": {"labels": tier_labels(model, tier), "annotations": {}},
         "spec": {
@@ -174,6 +177,9 @@ pub fn build_pod_template(
             "volumes": [model_volume(&profile.model_cache)],
         },
     });
+    if !environment.is_empty() {
+        template["spec"]["containers"][0]["env"] = environment.into();
+    }
     if !excluded_nodes.is_empty() {
         exclude(&mut template, excluded_nodes);
     }
@@ -249,6 +255,9 @@ fn build_args(model: &ValidatedModel, tier: &ValidatedTier) -> Vec<String> {
     let mut args: Vec<String> = vec!["serve".into()];
     let mut flag = |name: &str, value: String| args.extend([format!("--{name}"), value]);
     flag("model", tier.source.clone());
+    for (name, value) in bucket_flags(tier) {
+        flag(name, value);
+    }
     flag("served-model-name", model.name.clone());
     for alias in &model.aliases {
         flag("served-model-name", alias.clone());
@@ -282,6 +291,22 @@ fn build_args(model: &ValidatedModel, tier: &ValidatedTier) -> Vec<String> {
     flag("termination-log", "/dev/termination-log".into());
     args.extend(tier.engine.extra_args.iter().cloned());
     args
+}
+
+/// Where the tier's bucket is, for the command line of whoever fetches from it.
+pub fn bucket_flags(tier: &ValidatedTier) -> Vec<(&'static str, String)> {
+    let S3Options { endpoint, region, path_style } = tier.wanted.file.s3.clone().unwrap_or_default();
+    let flags = [
+        ("s3-endpoint", endpoint),
+        ("s3-region", region),
+        ("s3-path-style", path_style.map(|path_style| path_style.to_string())),
+    ];
+    flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// What the tier's source asks for, from its Secret.
+pub fn credentials_of(tier: &ValidatedTier) -> Vec<Value> {
+    build_environment(&tier.parsed_source, tier.wanted.file.credentials_secret.as_deref())
 }
 
 /// The container's resources: the tier's own or small requests, and the card, which nobody may override.

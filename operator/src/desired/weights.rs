@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use super::{
     Desired, Settings,
-    engine::{CACHE_DIR, USER_ID, engine_image, model_volume, terms, tolerations},
+    engine::{
+        CACHE_DIR, USER_ID, bucket_flags, credentials_of, engine_image, model_volume, terms, tolerations,
+    },
     meta::{Labels, Parts, assemble, base_labels, controller_of, labels},
 };
 use crate::{
@@ -67,8 +69,10 @@ fn pod(model: &ValidatedModel, tier: &ValidatedTier, settings: &Settings) -> Val
         if let Some(sha256) = &tier.sha256 {
             args.extend(["--sha256", sha256.as_str()]);
         }
-        args.extend(more);
-        json!({
+        let mut args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        args.extend(bucket_flags(tier).into_iter().flat_map(|(name, value)| [format!("--{name}"), value]));
+        args.extend(more.iter().map(|flag| (*flag).to_owned()));
+        let mut container = json!({
             "name": name,
             "image": engine_image(tier, settings),
             "imagePullPolicy": settings.image_pull_policy,
@@ -81,7 +85,12 @@ fn pod(model: &ValidatedModel, tier: &ValidatedTier, settings: &Settings) -> Val
                 "capabilities": {"drop": ["ALL"]},
             },
             "volumeMounts": [{"name": "models", "mountPath": CACHE_DIR}],
-        })
+        });
+        let environment = credentials_of(tier);
+        if !environment.is_empty() {
+            container["env"] = environment.into();
+        }
+        container
     };
     json!({
         "automountServiceAccountToken": false,

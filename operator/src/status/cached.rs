@@ -7,18 +7,26 @@ use super::{
     conditions::{Draft, State, draft, failure, failure_draft, planned},
 };
 use crate::{
+    credentials::wanted_keys,
     observe::{Failure, PodView, TierPods},
     plan::TierPlan,
+    validate::ValidatedModel,
 };
+
+/// What a kubelet says of a container whose Secrets or ConfigMaps are not there.
+const NO_CONFIGURATION: &str = "CreateContainerConfigError: ";
 
 /// The condition `ModelCached`.
 pub fn model_cached(observed: &Observed<'_>) -> Draft {
-    let (_, plan) = match planned(observed) {
+    let (model, plan) = match planned(observed) {
         Ok(found) => found,
         Err(unknown) => return unknown,
     };
     if let Some(found) = failure(observed, ModelCondition::ModelCached) {
         return failure_draft(found);
+    }
+    if let Some(told) = missing_credentials(model, observed.tiers) {
+        return told;
     }
     let tiers = || observed.tiers.iter().zip(&plan.tiers);
     let kept = tiers().filter(|(_, planned)| planned.weights > 0);
@@ -57,6 +65,18 @@ pub fn model_cached(observed: &Observed<'_>) -> Draft {
             format!("no engine looked for its weights yet: {}", missing.join(", ")),
         )
     }
+}
+
+/// A Secret that is not there, or lacks a key: kubelets do not start a container then, and say why.
+fn missing_credentials(model: &ValidatedModel, tiers: &[TierPods]) -> Option<Draft> {
+    model.tiers.iter().zip(tiers).find_map(|(tier, pods)| {
+        let secret = tier.wanted.file.credentials_secret.as_ref()?;
+        let mut waiting = pods.current().chain(&pods.weights).filter_map(|pod| pod.waiting.as_deref());
+        let said = waiting.find_map(|waiting| waiting.strip_prefix(NO_CONFIGURATION))?;
+        let keys = wanted_keys(&tier.parsed_source);
+        let message = format!("tier {}: {said}: its pods need a Secret {secret} with {keys}", tier.name);
+        Some(draft(State::False, "CredentialsMissing", message))
+    })
 }
 
 fn is_cached(tier: &TierPods) -> bool {

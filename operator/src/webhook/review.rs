@@ -10,6 +10,7 @@ use atlas_operator_core::vram::{Calibrations, Card, Question, VramPlan, availabl
 use kube::ResourceExt;
 
 use crate::{
+    credentials::Wanted,
     fit::{Cards, describe_misfit, other_profiles, setting_of},
     headers::Known,
 };
@@ -33,7 +34,7 @@ pub struct Knowledge<'a> {
     /// Every profile.
     pub profiles: &'a [Arc<GpuProfile>],
     /// What the header of a source says, where it was read before.
-    pub header: &'a dyn Fn(&str) -> Option<Arc<Known>>,
+    pub header: &'a dyn Fn(&Wanted) -> Option<Arc<Known>>,
 }
 
 /// Judges a model that is created, or changed from `old`.
@@ -46,7 +47,8 @@ pub fn review(model: &AtlasModel, old: Option<&AtlasModel>, known: &Knowledge<'_
     let mut misfits = Vec::new();
     for tier in &model.spec.tiers {
         let field = format!("spec.tiers[{}]", tier.name);
-        let header = (known.header)(&tier.model.source);
+        let namespace = model.metadata.namespace.as_deref().unwrap_or_default();
+        let header = (known.header)(&Wanted::of(namespace, &tier.model));
         opinion.warnings.extend(experimental(&field, tier, header.as_deref()));
         let Some(profile) = known.profiles.iter().find(|profile| profile.name_any() == tier.gpu_profile)
         else {
@@ -107,7 +109,7 @@ fn asked_for_before(tier: &Tier, old: &AtlasModel) -> bool {
     old.spec.tiers.iter().any(|before| {
         before.name == tier.name
             && before.gpu_profile == tier.gpu_profile
-            && before.model.source == tier.model.source
+            && Wanted::of("", &before.model) == Wanted::of("", &tier.model)
             && setting_of(before) == setting_of(tier)
             && before.max_vram == tier.max_vram
     })

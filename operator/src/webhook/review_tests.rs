@@ -7,6 +7,7 @@ use atlas_operator_core::vram::{LayerShape, ModelShape};
 use serde_json::{Value, json};
 
 use super::review::{Knowledge, Opinion, review};
+use crate::credentials::Wanted;
 use crate::headers::Known;
 
 /// Weights of a size, and 512 KiB of KV cache a token.
@@ -54,7 +55,7 @@ fn model(profile: &str, file: &str, more: &Value) -> AtlasModel {
 
 fn judge(model: &AtlasModel, old: Option<&AtlasModel>) -> Opinion {
     let profiles = [profile("small", "8176Mi"), profile("big", "24560Mi")];
-    let header = |source: &str| match source {
+    let header = |wanted: &Wanted| match wanted.file.source.as_str() {
         "hf://a/b/7b.gguf" => Some(known(6_700_000_000)),
         "hf://a/b/giant.gguf" => Some(known(70_000_000_000)),
         _ => None,

@@ -32,6 +32,7 @@ use super::{
     review::{Knowledge, Opinion, review},
 };
 use crate::{
+    credentials::Wanted,
     headers::{HeaderState, Headers},
     metrics::Metrics,
     stores::Stores,
@@ -180,13 +181,13 @@ async fn validate(State(answering): State<Answering>, Json(review): Json<Review>
 impl Answering {
     fn judge(&self, model: &AtlasModel, old: Option<&AtlasModel>, dry_run: bool) -> Opinion {
         let profiles = self.stores.profiles.state();
-        let header = |source: &str| {
+        let header = |wanted: &Wanted| {
             let headers = self.headers.as_ref()?;
             if dry_run {
-                return headers.known(source);
+                return headers.known(wanted);
             }
             // A look also has it read in the background, on replicas too that reconcile nothing.
-            match headers.look(source) {
+            match headers.look(wanted) {
                 HeaderState::Read(known) => Some(known),
                 HeaderState::Reading(_) | HeaderState::Unread(_) => None,
             }
