@@ -6,9 +6,74 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use atlas_tests::{
-    chaos::{Args, Fault, run},
+    assets::cache_folder,
+    chaos::{Args, Fault, engine::Engine, gateway::Gateway, run},
+    lab::MODEL_FILE,
     support::init_logging,
 };
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// The small model under two names: what the second one says of the same text is what the first would have said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_goes_on_at_another_model_as_if_it_were_its_own_text() -> anyhow::Result<()> {
+    init_logging();
+    let folder = tempfile::tempdir()?;
+    let model = cache_folder().join("models").join(MODEL_FILE);
+    let other = folder.path().join("another.gguf");
+    std::os::unix::fs::symlink(&model, &other)?;
+    let (primary, fallback) = (Engine::start(&model).await?, Engine::start(&other).await?);
+    let gateway = Gateway::start([primary.api, primary.internal], [fallback.api, fallback.internal]).await?;
+    gateway.active("primary").await?;
+    gateway.all_healthy().await?;
+
+    let ask = async || -> anyhow::Result<TcpStream> {
+        let body = r#"{"model": "code", "stream": true, "stream_options": {"include_usage": true}, "temperature": 0,
+            "max_tokens": 60, "messages": [{"role": "user", "content": "Tell me a long story of a fox and a hen."}]}"#;
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: code\r\nconnection: close\r\n\
+            x-atlas-resume-across-models: true\r\n";
+        let mut stream = TcpStream::connect(gateway.api).await?;
+        stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await?;
+        Ok(stream)
+    };
+    let mut unbroken = String::new();
+    ask().await?.read_to_string(&mut unbroken).await?;
+    let (whole, usage) = told(&unbroken);
+    assert!(whole.split_whitespace().count() > 10, "{unbroken}");
+
+    let (mut stream, mut broken) = (ask().await?, Vec::new());
+    while told(&String::from_utf8_lossy(&broken)).0.len() < whole.len() / 3 {
+        assert!(stream.read_buf(&mut broken).await? > 0, "the stream ended before the fault");
+    }
+    primary.signal(Signal::SIGKILL)?;
+    stream.read_to_end(&mut broken).await?;
+    let broken = String::from_utf8(broken)?;
+    assert_eq!(told(&broken), (whole, usage), "{broken}");
+    assert_eq!(broken.matches(": x-atlas-tier: fallback").count(), 1, "{broken}");
+    assert!(broken.contains("data: [DONE]") && !broken.contains("\"error\""), "{broken}");
+    assert!(broken.to_ascii_lowercase().contains("x-atlas-tier: primary\r\n"), "{broken}");
+    let ids: std::collections::BTreeSet<String> =
+        events(&broken).map(|event| event["id"].to_string()).collect();
+    assert_eq!(ids.len(), 1, "one stream has one id: {broken}");
+    Ok(())
+}
+
+/// The events of an answer as it came; the gateway sends each event in one piece.
+fn events(answer: &str) -> impl Iterator<Item = Value> {
+    answer.lines().filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok())
+}
+
+/// The text of a streamed answer, and its usage.
+fn told(answer: &str) -> (String, Value) {
+    let text =
+        events(answer).filter_map(|event| Some(event["choices"][0]["delta"]["content"].as_str()?.to_owned()));
+    let usage = events(answer).map(|event| event["usage"].clone()).find(|usage| !usage.is_null());
+    (text.collect(), usage.unwrap_or_default())
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_fault_of_an_engine_loses_or_breaks_an_answer() -> anyhow::Result<()> {

@@ -6,7 +6,7 @@
 
 mod ask;
 pub mod cluster;
-mod engine;
+pub mod engine;
 pub mod gateway;
 mod load;
 mod loopback;
