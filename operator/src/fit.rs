@@ -182,6 +182,7 @@ mod tests {
             hidden: 4096,
             feed_forward: 11008,
             query_elements: 4096,
+            takes_q8_cache: true,
             vocabulary: 32000,
             trained_context: 4096,
             bytes_by_type: [].into(),

@@ -152,6 +152,7 @@ mod tests {
             hidden: 4096,
             feed_forward: 14336,
             query_elements: 4096,
+            takes_q8_cache: true,
             vocabulary: 32000,
             trained_context: 32768,
             bytes_by_type: [].into(),

@@ -22,6 +22,7 @@ fn known(parameters: u64) -> Arc<Known> {
         hidden: 4096,
         feed_forward: 11008,
         query_elements: 4096,
+        takes_q8_cache: true,
         vocabulary: 32000,
         trained_context: 16384,
         bytes_by_type: BTreeMap::new(),

@@ -158,7 +158,7 @@ pub fn advise(question: &Question<'_>) -> Vec<Advice> {
         add(change, Setting { max_batch: batch, ..*setting }, *card, None);
     }
     let q8 = Setting { kv_cache_type: KvCacheType::Q8_0, ..*setting };
-    if setting.kv_cache_type == KvCacheType::F16 && fits(shape, &q8, *card) {
+    if setting.kv_cache_type == KvCacheType::F16 && shape.takes_q8_cache && fits(shape, &q8, *card) {
         add(Change::KvCacheTypeQ8, q8, *card, None);
     }
     if let Some((change, bytes)) = smaller_file(question) {

@@ -69,6 +69,8 @@ pub struct ModelShape {
     pub feed_forward: u64,
     /// Elements of a token's queries; the widest layer's.
     pub query_elements: u64,
+    /// Whether its heads are whole blocks of 32, as a Q8_0 KV cache keeps them.
+    pub takes_q8_cache: bool,
     /// Size of the vocabulary.
     pub vocabulary: u64,
     /// Context that the model was trained for, in tokens.
@@ -172,6 +174,7 @@ impl ModelShape {
             hidden,
             feed_forward: feed_forward.iter().copied().max().unwrap_or(0),
             query_elements: widest * key_size,
+            takes_q8_cache: key_size % 32 == 0 && value_size % 32 == 0,
             vocabulary: vocabulary.min(MAX_WIDTH),
             trained_context: stretched_context(
                 u64::from(header.require_u32(&key("context_length"))?),
@@ -249,6 +252,7 @@ impl ModelShape {
             hidden,
             feed_forward,
             query_elements: heads * head_size,
+            takes_q8_cache: head_size % 32 == 0,
             vocabulary,
             trained_context: stretched_context(
                 number("max_position_embeddings", u64::from(u32::MAX))?,

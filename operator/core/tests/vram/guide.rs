@@ -117,6 +117,18 @@ fn advice_names_every_single_change_that_helps_the_cheapest_first() {
 }
 
 #[test]
+fn a_cache_of_blocks_is_advised_only_where_heads_are_whole_blocks() {
+    for (hidden, advised) in [(4096, true), (32 * 112, false), (32 * 80, false)] {
+        let model = Llama { hidden, kv_heads: 32, ..LLAMA_2_7B };
+        let fits_in_half = ask(model, u64::MAX, setting(1)).required - 512 * MIB;
+        let plan = ask(model, fits_in_half, setting(1));
+        let change =
+            |advice: &atlas_operator_core::vram::Advice| matches!(advice.change, Change::KvCacheTypeQ8);
+        assert_eq!(plan.advice.iter().any(change), advised, "{hidden}: {:?}", plan.advice);
+    }
+}
+
+#[test]
 fn files_of_the_repository_are_advised_by_their_own_names_and_sizes() {
     let file = |name: &str, mib: u64| OtherFile { name: name.into(), bytes: mib * MIB };
     let plan = plan_vram(&Question {
