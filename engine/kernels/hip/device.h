@@ -45,6 +45,9 @@ static constexpr int WAVE = __AMDGCN_WAVEFRONT_SIZE;
 static constexpr int WAVE = 32;
 #endif
 
+// Passes of a matrix-vector loop whose reads are under way at once: here as many waves are resident as hide them.
+static constexpr int PIECES_AHEAD = 1;
+
 DEVICE int thread() { return (int)__builtin_amdgcn_workitem_id_x(); }
 DEVICE u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 DEVICE u32 block_y() { return __builtin_amdgcn_workgroup_id_y(); }
@@ -133,6 +136,9 @@ template <class T> DEVICE void store(void *to, T value) { __builtin_memcpy(to, &
 template <class T> DEVICE T load_aligned(const void *from) { return *(const T *)from; }
 
 DEVICE float half_at(const u8 *from) { return (float)load<f16>(from); }
+
+// The half in the low 16 bits.
+DEVICE f16 half_bits(u32 word) { return __builtin_bit_cast(f16, (u16)word); }
 
 DEVICE float bf16(u16 bits) { return __builtin_bit_cast(float, (u32)bits << 16); }
 

@@ -99,19 +99,16 @@ struct Q8_0 : Integer {
     }
 };
 
-// Scale and minimum of one of the eight groups of Q4_K and Q5_K: six bits each.
+// Scale and minimum of one of the eight groups of Q4_K and Q5_K, from the block's first 16 bytes in one load:
+// [d f16][minimum f16][12 bytes of scales and minima, six bits each].
 DEVICE void scale_and_minimum(const u8 *b, u32 group, Piece &p) {
-    const u8 *scales = b + 4;
-    u32 scale, minimum;
-    if (group < 4) {
-        scale = scales[group] & 63u;
-        minimum = scales[group + 4] & 63u;
-    } else {
-        scale = (scales[group + 4] & 15u) | (u32)(scales[group - 4] >> 6) << 4;
-        minimum = (u32)(scales[group + 4] >> 4) | (u32)(scales[group] >> 6) << 4;
-    }
-    p.d[0] = half_at(b) * (float)scale;
-    p.m = half_at(b + 2) * (float)minimum;
+    const u32x4 head = load<u32x4, 16>(b);
+    const u32 shift = group % 4 * 8, first = head[1] >> shift, second = head[2] >> shift, third = head[3] >> shift;
+    const bool high = group >= 4;
+    const u32 scale = high ? (third & 15u) | (first >> 2 & 48u) : first & 63u;
+    const u32 minimum = high ? (third >> 4 & 15u) | (second >> 2 & 48u) : second & 63u;
+    p.d[0] = (float)half_bits(head[0]) * (float)scale;
+    p.m = (float)half_bits(head[0] >> 16) * (float)minimum;
 }
 
 struct Q4_K : Integer {

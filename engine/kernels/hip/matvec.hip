@@ -17,9 +17,10 @@ struct MatvecArgs {
     u32 n, k, row_bytes, tokens, stride, zero;
 };
 
-static constexpr int THREADS = 128, WAVES = THREADS / WAVE;
+// MATVEC_WAVE_ROWS in src/hip/kernels.rs repeats ROWS for the grid. Activations are read once for all rows of a wave.
+static constexpr int THREADS = 128, WAVES = THREADS / WAVE, ROWS = 2;
 
-template <int T, int ROWS> DEVICE void finish(const MatvecArgs &a, u32 first, const float (&sum)[ROWS][T]) {
+template <int T> DEVICE void finish(const MatvecArgs &a, u32 first, const float (&sum)[ROWS][T]) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         const float bias = a.bias && first + r < a.n ? a.bias[first + r] : 0.0f;
@@ -33,7 +34,7 @@ template <int T, int ROWS> DEVICE void finish(const MatvecArgs &a, u32 first, co
     }
 }
 
-template <class F, int T, int ROWS> DEVICE void matvec(const MatvecArgs &a) {
+template <class F, int T> DEVICE void matvec(const MatvecArgs &a) {
     const u32 first = (block_x() * WAVES + thread() / WAVE) * ROWS;
     if (first >= a.n) return;
     const u32 lane = thread() % WAVE;
@@ -43,6 +44,7 @@ template <class F, int T, int ROWS> DEVICE void matvec(const MatvecArgs &a) {
     float sum[ROWS][T] = {};
     if constexpr (F::INTEGER) {
         const u32 pieces = a.k / 32;
+#pragma unroll PIECES_AHEAD
         for (u32 piece = lane; piece < pieces; piece += WAVE) {
             Piece p[ROWS];
 #pragma unroll
@@ -92,15 +94,15 @@ template <class F, int T, int ROWS> DEVICE void matvec(const MatvecArgs &a) {
             }
         }
     }
-    finish<T, ROWS>(a, first, sum);
+    finish<T>(a, first, sum);
 }
 
-// Rows a wave for T tokens: MATVEC_ROWS in src/hip/ops repeats it for the grid.
+// The variants of MATVEC_TOKENS in src/hip/kernels.rs.
 #define MATVEC(F, name)                                                                                               \
-    KERNEL(matvec_##name##_1, MatvecArgs, THREADS) { matvec<F, 1, 2>(a); }                                            \
-    KERNEL(matvec_##name##_2, MatvecArgs, THREADS) { matvec<F, 2, 2>(a); }                                            \
-    KERNEL(matvec_##name##_4, MatvecArgs, THREADS) { matvec<F, 4, 1>(a); }                                            \
-    KERNEL(matvec_##name##_8, MatvecArgs, THREADS) { matvec<F, 8, 1>(a); }
+    KERNEL(matvec_##name##_1, MatvecArgs, THREADS) { matvec<F, 1>(a); }                                            \
+    KERNEL(matvec_##name##_2, MatvecArgs, THREADS) { matvec<F, 2>(a); }                                            \
+    KERNEL(matvec_##name##_4, MatvecArgs, THREADS) { matvec<F, 4>(a); }                                            \
+    KERNEL(matvec_##name##_8, MatvecArgs, THREADS) { matvec<F, 8>(a); }
 
 EVERY_INTEGER_FORMAT(MATVEC)
 EVERY_FLOAT_FORMAT(MATVEC)

@@ -12,8 +12,10 @@ pub const MATVEC_ROWS: u32 = 8;
 /// Head sizes that prefill attention is compiled for, with the cache types that take them.
 pub const HEAD_SIZES: [usize; 6] = [32, 64, 80, 96, 128, 256];
 
-/// Tokens each matrix-vector variant takes, and the weight rows that one of its waves has.
-pub(super) const MATVEC_VARIANTS: [(u32, u32); 4] = [(1, 2), (2, 2), (4, 1), (8, 1)];
+/// Tokens that each matrix-vector variant takes.
+pub(super) const MATVEC_TOKENS: [u32; 4] = [1, 2, 4, MATVEC_ROWS];
+/// Rows of weights that a wave of theirs has.
+pub(super) const MATVEC_WAVE_ROWS: u32 = 2;
 /// Query heads that share a workgroup of decode attention.
 const ATTEND_GROUPS: [u32; 3] = [1, 4, 8];
 

@@ -4,7 +4,7 @@ use super::arena::Span;
 use super::device::{Address, Device, Kernel};
 use super::error::HipError;
 use super::format::Format;
-use super::kernels::{Kernels, MATVEC_ROWS, MATVEC_VARIANTS};
+use super::kernels::{Kernels, MATVEC_ROWS, MATVEC_TOKENS, MATVEC_WAVE_ROWS};
 
 /// Activations in blocks: the elements and the scales of 32 each.
 #[derive(Debug, Clone, Copy)]
@@ -134,16 +134,15 @@ impl Kernels {
     ) -> Result<(), HipError> {
         let element = if w.format.is_integer() { 1 } else { 4 };
         let arguments = Self::product(w, x, tokens, out, element, w.format.is_integer())?;
-        let variant = MATVEC_VARIANTS.iter().position(|(most, _)| tokens <= *most);
+        let variant = MATVEC_TOKENS.iter().position(|most| tokens <= *most);
         let variant = variant.ok_or(HipError::Bounds {
             what: "rows of a matrix-vector product",
             found: tokens.into(),
             needed: MATVEC_ROWS.into(),
         })?;
-        let rows = 4 * MATVEC_VARIANTS[variant].1;
         let kernel = self.of(w.format).matvec[variant];
         // SAFETY: the operands have the kernel's shapes (matvec.hip).
-        unsafe { device.launch(kernel, [w.n.div_ceil(rows), 1, 1], &arguments) }
+        unsafe { device.launch(kernel, [w.n.div_ceil(4 * MATVEC_WAVE_ROWS), 1, 1], &arguments) }
     }
 
     /// Products of many rows: `x` is q8 for integer formats, else h16.

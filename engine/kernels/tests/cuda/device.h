@@ -32,7 +32,8 @@ typedef Vector<float, 8, 16> f32x8;
 #define __builtin_sqrtf sqrtf
 #define __builtin_inff() __int_as_float(0x7f800000)
 
-static constexpr int WAVE = 32;
+// A larger machine has fewer warps for the same matrix, so each reads further ahead.
+static constexpr int WAVE = 32, PIECES_AHEAD = 2;
 static constexpr u32 EVERY_LANE = 0xffffffffu;
 
 DEVICE int thread() { return (int)threadIdx.x; }
@@ -54,10 +55,25 @@ template <bool SIGNED> DEVICE i32 dot4(u32 weights, u32 x, i32 acc) {
     return sum;
 }
 
-// Blocks of weights begin at even addresses, and this processor reads whole words at their own multiples only.
+// Blocks of weights begin at even addresses, and this processor reads whole words at their own multiples only: words
+// that straddle two of these are put together from both. Nothing beyond the value is read.
 template <class T, int ALIGN = 2> DEVICE T load(const void *from) {
     T value;
-    __builtin_memcpy(&value, __builtin_assume_aligned(from, ALIGN), sizeof(T));
+    if constexpr (ALIGN == 2 && sizeof(T) % 4 == 0) {
+        constexpr int COUNT = sizeof(T) / 4;
+        const u32 odd = (u32)(u64)from & 2u;
+        const u32 *words = (const u32 *)((u64)from & ~3ull);
+        u32 low = words[0], out[COUNT];
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const u32 high = i + 1 < COUNT ? words[i + 1] : odd ? *(const u16 *)(words + COUNT) : 0;
+            out[i] = __funnelshift_r(low, high, odd * 8);
+            low = high;
+        }
+        __builtin_memcpy(&value, out, sizeof(T));
+    } else {
+        __builtin_memcpy(&value, __builtin_assume_aligned(from, ALIGN), sizeof(T));
+    }
     return value;
 }
 

@@ -25,6 +25,7 @@ constexpr int NO_DRIVER = 100, NOT_FOUND = 500;
 #define FUNCTIONS(F)                                                                                                  \
     F(cuInit, unsigned)                                                                                               \
     F(cuDriverGetVersion, int *)                                                                                      \
+    F(cuDeviceGetName, char *, int, int)                                                                              \
     F(cuDeviceGetCount, int *)                                                                                        \
     F(cuDevicePrimaryCtxRetain, Handle *, int)                                                                        \
     F(cuCtxSetCurrent, Handle)                                                                                        \
@@ -115,6 +116,7 @@ Address address(const void *at) { return reinterpret_cast<Address>(at); }
 API hipInit(unsigned flags) { return driver().found ? driver().cuInit(flags) : NO_DRIVER; }
 API hipRuntimeGetVersion(int *version) { return driver().cuDriverGetVersion(version); }
 API hipGetDeviceCount(int *count) { return driver().cuDeviceGetCount(count); }
+API hipDeviceGetName(char *name, int length, int device) { return driver().cuDeviceGetName(name, length, device); }
 
 API hipSetDevice(int device) {
     Driver &d = driver();

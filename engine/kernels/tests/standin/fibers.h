@@ -16,7 +16,7 @@
     static const char name##_key = 0;                                                                                 \
     T *const name = static_cast<T *>(fibers::shared(&name##_key, sizeof(T) * (count)))
 
-static constexpr int WAVE = 32;
+static constexpr int WAVE = 32, PIECES_AHEAD = 1;
 
 namespace fibers {
 
