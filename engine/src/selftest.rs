@@ -1,10 +1,11 @@
 //! `atlas-engine selftest`: every kernel against its reference on the card, and the memory's speed, on one page.
 
+use crate::backend::any_card;
 use crate::config::SelfTest;
 use crate::error::Fatal;
-use atlas_kernels::hip::predict::report;
-use atlas_kernels::hip::selftest::{self, Check, Speed, Work};
-use atlas_kernels::hip::{Health, Options};
+use atlas_kernels::hip::predict::{CardLimits, report};
+use atlas_kernels::hip::selftest::{self, Amount, Check, Speed, Work};
+use atlas_kernels::hip::{Card, Health, Options};
 use std::fmt::Write;
 
 /// Checks and measures; the answer is the page.
@@ -16,11 +17,7 @@ pub fn selftest(arguments: &SelfTest, print: impl Fn(&str)) -> Result<(), Fatal>
         print(&report());
         return Ok(());
     }
-    let options = Options {
-        root: arguments.hip.system_root.clone(),
-        library: arguments.hip.hip_library.clone(),
-        ..Options::new()
-    };
+    let options = any_card(&arguments.hip);
     let mut checks = Vec::new();
     let machine = selftest::run(&options, &mut |check| checks.push(check))?;
     let (major, minor, patch) = machine.runtime;
@@ -32,6 +29,9 @@ pub fn selftest(arguments: &SelfTest, print: impl Fn(&str)) -> Result<(), Fatal>
     };
     line(format!("atlas-engine {} selftest", env!("CARGO_PKG_VERSION")));
     line(format!("card      {} at {}, {} bytes of VRAM", card.gfx_target, card.pci_address, card.vram_bytes));
+    if let Some(name) = &machine.name {
+        line(format!("name      {name}"));
+    }
     line(format!("runtime   {} (HIP {major}.{minor}.{patch})", machine.library));
     line(format!("sensors   {}", sensors(&Health::read(card))));
     let failed: Vec<&Check> = checks.iter().filter(|check| !check.passed()).collect();
@@ -41,7 +41,7 @@ pub fn selftest(arguments: &SelfTest, print: impl Fn(&str)) -> Result<(), Fatal>
     }
     print(&page);
     if !arguments.checks_only {
-        print(&speeds(&options, arguments.megabytes)?);
+        print(&speeds(&options, &machine.card, arguments.megabytes)?);
     }
     let (failed, checks) = (failed.len(), checks.len());
     if failed > 0 { Err(Fatal::SelfTest { failed, checks }) } else { Ok(()) }
@@ -63,23 +63,101 @@ fn sensors(health: &Health) -> String {
     if text.is_empty() { "none".to_owned() } else { text }
 }
 
-/// The table of speeds, each with its share of the copy's.
-fn speeds(options: &Options, megabytes: Option<u64>) -> Result<String, Fatal> {
-    let mut work = Work::CARD;
-    if let Some(megabytes) = megabytes {
-        work.bytes = megabytes << 20;
+/// The tables of speeds: bytes with their share of the copy's, operations with that of the data sheet's.
+fn speeds(options: &Options, card: &Card, megabytes: Option<u64>) -> Result<String, Fatal> {
+    let work = match megabytes {
+        None => Work::CARD,
         // Small weights, so that several fit.
-        work.side = if megabytes < 100 { 512 } else { work.side };
-        work.context = if megabytes < 100 { 256 } else { work.context };
-    }
+        Some(megabytes) if megabytes < 100 => Work { bytes: megabytes << 20, ..Work::SMALL },
+        Some(megabytes) => Work { bytes: megabytes << 20, ..Work::CARD },
+    };
     let mut speeds: Vec<Speed> = Vec::new();
     selftest::measure(options, work, &mut |speed| speeds.push(speed))?;
-    let whole = speeds.first().map_or(f64::NAN, Speed::gigabytes_per_second);
-    let mut text = format!("speed     fastest of {} runs over {} MiB\n", work.runs, work.bytes >> 20);
-    for speed in &speeds {
-        let rate = speed.gigabytes_per_second();
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "  {:<44} {rate:>8.1} GB/s  {:>5.2} of copy", speed.name, rate / whole);
+    Ok(table(work, CardLimits::of(&card.gfx_target, card.vram_bytes), &speeds))
+}
+
+fn table(work: Work, limits: Option<CardLimits>, speeds: &[Speed]) -> String {
+    let Work { bytes, hidden, feed_forward, context, runs, .. } = work;
+    let mut text = format!(
+        "speed     matrices of a layer {hidden} and {feed_forward} wide as one run, over {} MiB of distinct weights \
+         or more; caches of {context} positions; fastest of {runs}\n",
+        bytes >> 20
+    );
+    let Some((copy, kernels)) = speeds.split_first() else { return text };
+    let copied = copy.giga_per_second();
+    let of_sheet = limits.map(|limits| copied / limits.gigabytes_per_second);
+    let of_sheet = of_sheet.map(|share| format!(", {share:.2} of the data sheet's")).unwrap_or_default();
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "  {}, {}: {copied:.1} GB/s{of_sheet}", copy.kernel, copy.variant);
+    let mut columns: Vec<&str> = Vec::new();
+    for rows in kernels.chunk_by(|one, next| one.kernel == next.kernel) {
+        let variants: Vec<&str> = rows.iter().map(|speed| speed.variant.as_str()).collect();
+        if variants != columns {
+            let unit = match rows[0].amount {
+                Amount::Bytes(_) => "GB/s (share of the copy's)",
+                Amount::Operations(_) if limits.is_some() => "TFLOP/s (share of the data sheet's)",
+                Amount::Operations(_) => "TFLOP/s",
+            };
+            let _ = write!(text, "  {unit:36}");
+            for variant in &variants {
+                let _ = write!(text, " {variant:>14}");
+            }
+            text.push('\n');
+            columns = variants;
+        }
+        let _ = write!(text, "  {:36}", rows[0].kernel);
+        for speed in rows {
+            let rate = speed.giga_per_second();
+            let cell = match speed.amount {
+                Amount::Bytes(_) => format!("{rate:.0} ({:.2})", rate / copied),
+                Amount::Operations(_) => {
+                    let share = limits.map(|limits| format!(" ({:.2})", rate / 1e3 / limits.teraflops));
+                    format!("{:.1}{}", rate / 1e3, share.unwrap_or_default())
+                }
+            };
+            let _ = write!(text, " {cell:>14}");
+        }
+        text.push('\n');
     }
-    Ok(text)
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use atlas_kernels::hip::predict::RX_7900_XTX;
+
+    #[test]
+    fn speeds_stand_in_tables_with_their_shares() {
+        let speed = |kernel: &str, variant: &str, amount, milliseconds| Speed {
+            kernel: kernel.to_owned(),
+            variant: variant.to_owned(),
+            amount,
+            milliseconds,
+        };
+        let speeds = [
+            speed("copy", "read and written", Amount::Bytes(480_000_000), 1.0),
+            speed("matvec_q4_k", "1 row", Amount::Bytes(240_000_000), 1.0),
+            speed("matvec_q4_k", "2 rows", Amount::Bytes(240_000_000), 2.0),
+            speed("matvec_q6_k", "1 row", Amount::Bytes(480_000_000), 1.5),
+            speed("matvec_q6_k", "2 rows", Amount::Bytes(480_000_000), 2.0),
+            speed("matmul_q4_k", "512 rows", Amount::Operations(61_400_000_000), 1.0),
+        ];
+        let known = table(Work::CARD, Some(RX_7900_XTX), &speeds);
+        let lines: Vec<String> =
+            known.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            lines,
+            [
+                "copy, read and written: 480.0 GB/s, 0.50 of the data sheet's",
+                "GB/s (share of the copy's) 1 row 2 rows",
+                "matvec_q4_k 240 (0.50) 120 (0.25)",
+                "matvec_q6_k 320 (0.67) 240 (0.50)",
+                "TFLOP/s (share of the data sheet's) 512 rows",
+                "matmul_q4_k 61.4 (0.50)",
+            ]
+        );
+        let unknown = table(Work::CARD, None, &speeds);
+        assert!(unknown.contains("480.0 GB/s\n") && unknown.contains(" 61.4\n"), "{unknown}");
+    }
 }

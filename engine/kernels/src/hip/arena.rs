@@ -80,6 +80,14 @@ impl Arena {
         Ok(Span { at: self.first.plus(at), bytes })
     }
 
+    /// Gives the memory back; its pieces mean nothing any more.
+    ///
+    /// # Errors
+    /// The runtime refuses.
+    pub fn free(self, device: &mut Device) -> Result<(), HipError> {
+        device.free(self.first)
+    }
+
     /// Bytes that are not given out.
     pub fn left(&self) -> u64 {
         self.bytes - self.used

@@ -182,7 +182,7 @@ impl Device {
         self.library.check("hipSetDevice", unsafe { (self.library.functions().hipSetDevice)(0) })
     }
 
-    /// Memory on the card; it lives as long as the device.
+    /// Memory on the card; it lives as long as the device, or until it is freed.
     ///
     /// # Errors
     /// There is not so much.
@@ -198,6 +198,32 @@ impl Device {
         self.library.check("hipMalloc", code)?;
         self.allocations.push(at);
         Ok(Address(at as u64))
+    }
+
+    /// Gives memory back before the device's end; nothing is done where it was not allocated here.
+    ///
+    /// # Errors
+    /// The runtime refuses.
+    pub fn free(&mut self, at: Address) -> Result<(), HipError> {
+        let Some(index) = self.allocations.iter().position(|held| *held == at.pointer()) else {
+            return Ok(());
+        };
+        let held = self.allocations.swap_remove(index);
+        // SAFETY: the runtime gave this address, and it is forgotten with this call.
+        self.library.check("hipFree", unsafe { (self.library.functions().hipFree)(held) })
+    }
+
+    /// The card's name as the runtime tells it; none where the runtime has no such call.
+    ///
+    /// # Errors
+    /// The runtime refuses.
+    pub fn name(&self) -> Result<Option<String>, HipError> {
+        let Some(get) = self.library.functions().hipDeviceGetName else { return Ok(None) };
+        let mut text = [0_u8; 128];
+        // SAFETY: the buffer is longer than the length that is passed.
+        self.library.check("hipDeviceGetName", unsafe { get(text.as_mut_ptr().cast::<c_char>(), 127, 0) })?;
+        let length = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+        Ok(Some(String::from_utf8_lossy(&text[..length]).into_owned()))
     }
 
     /// Pinned host memory; it lives as long as the device.

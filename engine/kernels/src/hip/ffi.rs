@@ -120,6 +120,8 @@ functions! {
         );
     }
     optional {
+        // A name and a NUL into a host buffer of the length, for the device.
+        fn hipDeviceGetName(*mut c_char, c_int, c_int);
         fn hipStreamBeginCapture(Handle, c_int);
         fn hipStreamEndCapture(Handle, *mut Handle);
         fn hipGraphInstantiateWithFlags(*mut Handle, Handle, u64);

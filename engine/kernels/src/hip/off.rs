@@ -44,7 +44,7 @@ pub fn find(_options: &Options) -> Result<Card, HipError> {
 /// The self-test; there is none in this build.
 pub mod selftest {
     use super::{HipError, Options};
-    pub use crate::hip::report::{Check, Machine, Speed, Work};
+    pub use crate::hip::report::{Amount, Check, Machine, Speed, Work};
 
     /// Says that this build has no HIP backend.
     ///

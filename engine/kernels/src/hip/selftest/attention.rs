@@ -51,6 +51,8 @@ pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipEr
             (80, 2, 3, [70, 20], [1, 2]),
             (256, 2, 4, [70, 130], [2, 1]),
             (256, 1, 1, [63, 5], [1, 1]),
+            // More partitions than the merging workgroup has threads.
+            (32, 1, 1, [9000, 8191], [1, 1]),
         ]
         .into_iter()
         .filter(|(size, ..)| takes(*size))
@@ -108,7 +110,7 @@ fn rope_kv(
     tell: &mut dyn FnMut(Check),
 ) -> Result<(), HipError> {
     let (rows, query_heads, kv_heads, blocks) = (3, 4, 2, 3);
-    bench.clear();
+    bench.clear()?;
     let columns = (query_heads + 2 * kv_heads) * size;
     let x = bench.numbers.list(rows * columns);
     let turns: Vec<f32> = bench.numbers.list(rows * pairs);
@@ -195,7 +197,7 @@ fn random_cache(bench: &mut Bench, cache: Cache, size: usize, heads: usize) -> V
 
 fn attend(bench: &mut Bench, case: Case, tiles: bool, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
     let Case { cache, size, kv_heads, group, last, rows } = case;
-    bench.clear();
+    bench.clear()?;
     let query_heads = kv_heads * group;
     let stride = last[0].max(last[1]) / BLOCK + 2;
     let blocks = 2 * stride;

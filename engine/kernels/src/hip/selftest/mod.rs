@@ -18,12 +18,9 @@ use super::kernels::Kernels;
 use super::library::Library;
 use super::options::Options;
 use super::products::Blocks;
-pub use super::report::{Check, Machine, Speed, Work};
+pub use super::report::{Amount, Check, Machine, Speed, Work};
 use sample::Numbers;
 pub use speed::measure;
-
-/// Memory that the checks take on the card.
-const ARENA_BYTES: u64 = 64 << 20;
 
 /// Runs every check on the card and tells each result.
 ///
@@ -35,7 +32,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(Check)) -> Result<Machine, Hi
     let library = Library::open(options.library.as_deref())?;
     let name = library.name().to_owned();
     let device = Device::open(library, &card.gfx_target, options.step_timeout)?;
-    let machine = Machine { card, library: name, runtime: device.runtime_version()? };
+    let machine = Machine { card, name: device.name()?, library: name, runtime: device.runtime_version()? };
     let mut bench = Bench::new(device)?;
     products::check(&mut bench, tell)?;
     rows::check(&mut bench, tell)?;
@@ -46,21 +43,28 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(Check)) -> Result<Machine, Hi
 /// A device with memory that is given out anew for each check.
 struct Bench {
     kernels: Kernels,
-    whole: Span,
-    used: u64,
+    memory: Memory,
     numbers: Numbers,
     device: Device,
 }
 
+/// Where operands lie.
+enum Memory {
+    /// Each in an allocation of its own, so that a memory checker sees what reaches beyond one.
+    Apart(Vec<Arena>),
+    /// All in one stretch, of which so many bytes are used.
+    Together(Span, u64),
+}
+
 impl Bench {
-    fn new(mut device: Device) -> Result<Self, HipError> {
-        let whole = Arena::new(&mut device, ARENA_BYTES)?.take("the checks", ARENA_BYTES)?;
-        Self::over(device, whole)
+    fn new(device: Device) -> Result<Self, HipError> {
+        let kernels = Kernels::new(&device)?;
+        Ok(Self { kernels, memory: Memory::Apart(Vec::new()), numbers: Numbers(7), device })
     }
 
     fn over(device: Device, whole: Span) -> Result<Self, HipError> {
         let kernels = Kernels::new(&device)?;
-        Ok(Self { kernels, whole, used: 0, numbers: Numbers(7), device })
+        Ok(Self { kernels, memory: Memory::Together(whole, 0), numbers: Numbers(7), device })
     }
 
     fn capture(&mut self, work: impl Fn(&Self) -> Result<(), HipError>) -> Result<Graph, HipError> {
@@ -70,14 +74,31 @@ impl Bench {
     }
 
     /// Begins a check: the memory is free again.
-    fn clear(&mut self) {
-        self.used = 0;
+    fn clear(&mut self) -> Result<(), HipError> {
+        match &mut self.memory {
+            Memory::Apart(held) => held.drain(..).try_for_each(|arena| arena.free(&mut self.device)),
+            Memory::Together(_, used) => {
+                *used = 0;
+                Ok(())
+            }
+        }
     }
 
     fn empty(&mut self, bytes: usize) -> Result<Span, HipError> {
-        let at = self.used.next_multiple_of(256);
-        self.used = at + bytes as u64;
-        self.whole.slice("the checks", at, bytes as u64)
+        let bytes = bytes as u64;
+        match &mut self.memory {
+            Memory::Apart(held) => {
+                let mut arena = Arena::new(&mut self.device, bytes.max(1))?;
+                let span = arena.take("a check's operand", bytes)?;
+                held.push(arena);
+                Ok(span)
+            }
+            Memory::Together(whole, used) => {
+                let at = used.next_multiple_of(256);
+                *used = at + bytes;
+                whole.slice("a measurement's operand", at, bytes)
+            }
+        }
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<Span, HipError> {

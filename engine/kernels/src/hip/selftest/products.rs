@@ -39,7 +39,7 @@ fn columns(format: Format, blocks: usize) -> usize {
 
 fn quantize(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
     for [rows, k] in [[1, 32], [3, 96], [2, 576]] {
-        bench.clear();
+        bench.clear()?;
         let mut x: Vec<f32> = bench.numbers.list(rows * k).iter().map(|x| x * 50.0).collect();
         // A block of zeros has scale 0 and no NaN.
         x[..32].fill(0.0);
@@ -68,7 +68,7 @@ fn quantize(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipErr
 
 fn embed(bench: &mut Bench, format: Format, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
     let (vocabulary, d, rows) = (9, columns(format, 3), 5);
-    bench.clear();
+    bench.clear()?;
     let bytes = bench.numbers.weights(format, vocabulary, d);
     let expected = values(format, &bytes);
     let ids: Vec<u32> = (0..rows).map(|_| bench.numbers.below(vocabulary) as u32).collect();
@@ -92,7 +92,7 @@ fn product(
     few: bool,
     tell: &mut dyn FnMut(Check),
 ) -> Result<(), HipError> {
-    bench.clear();
+    bench.clear()?;
     let bytes = bench.numbers.weights(format, n, k);
     let weights = values(format, &bytes);
     let bytes = bench.bytes(&bytes)?;

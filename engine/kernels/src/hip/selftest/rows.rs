@@ -26,7 +26,7 @@ fn norm(
     added: bool,
     tell: &mut dyn FnMut(Check),
 ) -> Result<(), HipError> {
-    bench.clear();
+    bench.clear()?;
     let (mut x, add, weight) =
         (bench.numbers.list(rows * d), bench.numbers.list(rows * d), bench.numbers.list(d));
     let (on_card, add_at, weight_at) = (bench.floats(&x)?, bench.floats(&add)?, bench.floats(&weight)?);
@@ -71,7 +71,7 @@ fn norm(
 
 fn head_norm(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
     let (rows, heads, size, stride, first) = (3, 5, 64, 9 * 64, 2 * 64);
-    bench.clear();
+    bench.clear()?;
     let (x, weight) = (bench.numbers.list(rows * stride), bench.numbers.list(size));
     let (on_card, weight_at) = (bench.floats(&x)?, bench.floats(&weight)?);
     let shape = [size as u32, heads as u32, stride as u32, rows as u32];
@@ -93,7 +93,7 @@ fn head_norm(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipEr
 }
 
 fn swiglu(bench: &mut Bench, [rows, f]: [usize; 2], tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
-    bench.clear();
+    bench.clear()?;
     let mut x: Vec<f32> = bench.numbers.list(rows * 2 * f).iter().map(|x| x * 10.0).collect();
     // Where exp overflows and underflows.
     (x[0], x[1]) = (-200.0, 200.0);
@@ -120,7 +120,7 @@ fn add_and_gather(
     [rows, d]: [usize; 2],
     tell: &mut dyn FnMut(Check),
 ) -> Result<(), HipError> {
-    bench.clear();
+    bench.clear()?;
     let (x, y) = (bench.numbers.list(rows * d), bench.numbers.list(rows * d));
     let (from, to) = (bench.floats(&x)?, bench.floats(&y)?);
     bench.kernels.add(&bench.device, from, to, (rows * d) as u64)?;
@@ -138,7 +138,7 @@ fn add_and_gather(
 
 fn copy_blocks(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
     let (planes, blocks, block) = (4, 6, 1088);
-    bench.clear();
+    bench.clear()?;
     let mut expected: Vec<u8> =
         (0..planes * blocks * block).map(|_| bench.numbers.below(256) as u8).collect();
     let (cache, pairs) = (bench.bytes(&expected)?, bench.words(&[0, 5, 0, 3, 2, 1])?);
@@ -161,7 +161,7 @@ fn copy_blocks(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), Hip
 }
 
 fn top_k(bench: &mut Bench, [rows, n, k]: [usize; 3], tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
-    bench.clear();
+    bench.clear()?;
     // Few distinct values: ties, which go to the smaller index.
     let logits: Vec<f32> = (0..rows * n).map(|_| bench.numbers.below(n / 4 + 2) as f32 - 3.0).collect();
     let from = bench.floats(&logits)?;
