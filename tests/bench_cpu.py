@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from cpu_peer.accuracy import accuracy, peer_logits
-from cpu_peer.model import write_model
+from cpu_peer.model import SHAPES, write_model
 from cpu_peer.peer import PEER, TYPES, build_peer, cache_folder, quantize, take_turns
 
 PROMPTS = [512, 2048]
@@ -293,8 +293,10 @@ def main():
     command.add_argument("--pairs", type=int, default=3, help="turns that each side takes at each test")
     command.add_argument("--attempts", type=int, help="turns at most, because others disturb some; twice the pairs by default")
     command.add_argument("--types", help="only these, such as Q4_0,F16; results of others stay")
-    command = commands.add_parser("write-model")
+    command = commands.add_parser("write-model", help="random weights in the shape of a model")
     command.add_argument("path", type=Path)
+    command.add_argument("--shape", choices=SHAPES, default="1.1b")
+    command.add_argument("--mixture", choices=["F16", "Q4_K_M"], default="F16")
     command = commands.add_parser("quantize")
     command.add_argument("source", type=Path)
     command.add_argument("target", type=Path)
@@ -308,6 +310,9 @@ def main():
     command.add_argument("--engine", default="target/debug/atlas-engine")
     command.add_argument("--threads", type=int, default=os.cpu_count())
     command.add_argument("--vocabulary", type=int, default=49152)
+    command.add_argument("--model", type=Path, help="the small real model, elsewhere than in the cache folder")
+    command.add_argument("--card", metavar="FLAGS", help="compare a card too, with these flags of its own")
+    command.add_argument("--ids", type=Path, help="token ids of another run (target/bench/ids.json), and no peer")
     command = commands.add_parser("peer-logits")
     command.add_argument("model", type=Path)
     command.add_argument("--threads", type=int, required=True)
@@ -316,14 +321,14 @@ def main():
         case "compare":
             compare(arguments)
         case "write-model":
-            write_model(arguments.path)
+            write_model(arguments.path, SHAPES[arguments.shape], arguments.mixture)
         case "quantize":
             quantize(arguments.source, arguments.target, arguments.kind)
         case "table":
             table()
         case "accuracy":
             folder = cache_folder() / "peer"
-            if Path(sys.prefix) != folder:
+            if not arguments.ids and Path(sys.prefix) != folder:
                 python = build_peer(folder)
                 os.execv(python, [python, *sys.argv])
             accuracy(arguments)

@@ -27,9 +27,9 @@ pub enum Command {
     /// Check every kernel on the machine's AMD card and measure its memory; takes a minute.
     #[command(name = "selftest")]
     SelfTest(SelfTest),
-    /// Measure prefill and decode on this processor, beside what it could do at best.
+    /// Measure prefill and decode, beside what the processor or the card could do at best.
     Bench(Bench),
-    /// Compute the logits at every position of given tokens on this processor, to compare engines with.
+    /// Compute the logits at every position of given tokens, to compare engines and devices with.
     Logits(Logits),
 }
 
@@ -119,15 +119,36 @@ pub struct HipFiles {
     pub system_root: PathBuf,
 }
 
+/// The one device that computes.
+#[derive(Debug, Args)]
+pub struct Compute {
+    /// What computes.
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
+    pub backend: Backend,
+    /// Threads that compute; all available cores by default.
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+    /// With the hip backend: where the card and its runtime are.
+    #[command(flatten)]
+    pub hip: HipFiles,
+}
+
+impl Compute {
+    /// Threads that compute.
+    pub fn thread_count(&self) -> usize {
+        threads(self.threads)
+    }
+}
+
 /// Measure a model.
 #[derive(Debug, Args)]
 pub struct Bench {
     /// A GGUF file, which needs no tokenizer, or a folder of safetensors.
     #[arg(long, value_name = "FILE")]
     pub model: PathBuf,
-    /// Threads that compute; all available cores by default.
-    #[arg(long)]
-    pub threads: Option<NonZeroUsize>,
+    /// The device.
+    #[command(flatten)]
+    pub compute: Compute,
     /// What to measure, as JSON: `[{"kind": "prefill" or "decode", "depth": N, "sequences": N, "tokens": N}, ...]`.
     /// Prefill of 512 tokens, and decode after 128 and 2048 and of 4 and 16 sequences, by default.
     #[arg(long, value_name = "JSON", value_parser = crate::bench::parse_tests)]
@@ -141,32 +162,18 @@ pub struct Bench {
     pub turns: bool,
 }
 
-impl Bench {
-    /// Threads that compute.
-    pub fn thread_count(&self) -> usize {
-        threads(self.threads)
-    }
-}
-
 /// Compute logits.
 #[derive(Debug, Args)]
 pub struct Logits {
     /// A GGUF file, which needs no tokenizer, or a folder of safetensors.
     #[arg(long, value_name = "FILE")]
     pub model: PathBuf,
-    /// Threads that compute; all available cores by default.
-    #[arg(long)]
-    pub threads: Option<NonZeroUsize>,
-    /// With f32 products and an f32 cache, several times slower: what the others are compared with.
-    #[arg(long)]
+    /// The device.
+    #[command(flatten)]
+    pub compute: Compute,
+    /// On the processor, with f32 products and an f32 cache, several times slower: what the others are compared with.
+    #[arg(long, conflicts_with = "backend")]
     pub exact: bool,
-}
-
-impl Logits {
-    /// Threads that compute.
-    pub fn thread_count(&self) -> usize {
-        threads(self.threads)
-    }
 }
 
 /// As many as asked for, else one a core.

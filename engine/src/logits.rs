@@ -3,11 +3,12 @@
 //! Each line of standard input is a JSON list of token ids, a text of its own; the answer is the logits of all its
 //! positions, little-endian f32, one row after the other. No sampling, no tokenizer, no HTTP.
 
+use crate::backend::alone;
 use crate::checkpoint::Checkpoint;
 use crate::config::Logits;
 use crate::error::Fatal;
-use crate::model::{Model, ModelError, ModelShape};
-use atlas_engine_core::backend::KvType;
+use crate::model::{Model, ModelShape};
+use atlas_engine_core::backend::{Backend, KvType};
 use atlas_engine_core::plan::{Chunk, StepPlan};
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
 use atlas_engine_core::{SequenceId, TokenId};
@@ -23,7 +24,7 @@ const LONGEST: usize = 512;
 /// The file is no model that this engine serves, or a line no list of its token ids.
 pub fn logits(arguments: &Logits) -> Result<(), Fatal> {
     let checkpoint = Checkpoint::open(&arguments.model)?;
-    let mut model = load(&checkpoint, arguments).map_err(Fatal::Model)?;
+    let mut model = load(&checkpoint, arguments)?;
     for line in std::io::stdin().lines() {
         let line = line.map_err(|source| Fatal::System { what: "reading standard input", source })?;
         let tokens = tokens(&line, model.config().vocabulary)
@@ -49,13 +50,8 @@ pub fn logits(arguments: &Logits) -> Result<(), Fatal> {
 }
 
 /// The model with a cache of one text; exact ones keep f32 throughout.
-fn load(checkpoint: &Checkpoint, arguments: &Logits) -> Result<Model, ModelError> {
-    let threads = arguments.thread_count();
-    let (backend, kv_type) = if arguments.exact {
-        (CpuBackend::exact(threads)?, KvType::F32)
-    } else {
-        (CpuBackend::new(threads)?, KvType::F16)
-    };
+fn load(checkpoint: &Checkpoint, arguments: &Logits) -> Result<Model, Fatal> {
+    let Checkpoint { config, tensors, .. } = checkpoint;
     let blocks = LONGEST / BLOCK_TOKENS;
     let max = MaxShape {
         rows: LONGEST,
@@ -64,8 +60,14 @@ fn load(checkpoint: &Checkpoint, arguments: &Logits) -> Result<Model, ModelError
         hidden_rows: 0,
         blocks_per_sequence: blocks,
     };
+    let kv_type = if arguments.exact { KvType::F32 } else { KvType::F16 };
     let shape = ModelShape { kv_type, blocks: u32::try_from(blocks).unwrap_or(u32::MAX), max };
-    Model::load(&checkpoint.config, &checkpoint.tensors, Box::new(backend), &shape)
+    let backend: Box<dyn Backend> = if arguments.exact {
+        Box::new(CpuBackend::exact(arguments.compute.thread_count())?)
+    } else {
+        alone(&arguments.compute, tensors, config, &shape)?
+    };
+    Ok(Model::load(config, tensors, backend, &shape)?)
 }
 
 fn tokens(line: &str, vocabulary: usize) -> std::io::Result<Vec<TokenId>> {

@@ -37,9 +37,13 @@ fn the_self_test_tells_the_card_its_checks_and_its_speeds_on_a_page() {
         "(HIP 6.0.32830)",
         "used 1073741824 bytes, busy 42 %, junction 61 C, power 212 W",
         "checks passed",
-        "matvec_q4_k 512 x 512, 4 rows",
+        "speed     matrices of a layer 512 and 768 wide as one run, over 4 MiB",
+        "8 rows",
+        "matvec_q4_k",
         "attend_q8",
-        " of copy",
+        "matmul_awq4",
+        "prefill_f16",
+        "GB/s (share of the copy's)",
     ] {
         assert!(text.contains(wanted), "{wanted:?} is missing:\n{text}");
     }
@@ -320,4 +324,32 @@ fn a_model_that_exceeds_the_card_is_served_with_its_first_layers_on_the_processo
     let mut numbers = uploaded.split(['=', ' ']).filter_map(|word| word.parse::<u64>().ok());
     let (bytes, total) = (numbers.next(), numbers.next());
     assert!(bytes == total && bytes.is_some_and(|bytes| bytes > 20 << 20), "{uploaded}");
+}
+
+/// The small model on the simulated card, one layer's worth of steps: what `bench` and `logits` say of a card.
+#[test]
+fn a_card_is_measured_and_compared_like_the_processor() {
+    let root = support::root(110_000, support::VRAM_BYTES);
+    let (_folder, library) = support::standin_with(&library(), "");
+    let run = |arguments: &[&str], input: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_atlas-engine"));
+        command.args(arguments).args(["--backend", "hip", "--hip-library", &library, "--system-root"]);
+        command.arg(root.path()).arg("--model").arg(model());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let tests = r#"[{"kind": "decode", "depth": 0, "sequences": 1, "tokens": 1}]"#;
+    let report: Value = serde_json::from_slice(&run(&["bench", "--json", "--tests", tests], "")).unwrap();
+    // By the data sheet of the RX 7900 XTX.
+    assert_eq!(report["read_bytes_per_second"], 960e9);
+    assert_eq!(report["device"], "the card");
+    assert!(report["tests"][0]["roofline"].as_f64().unwrap() > 0.0, "{report}");
+    let logits = run(&["logits"], "[1, 2]\n");
+    let logits: Vec<f32> = logits.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    assert_eq!(logits.len(), 2 * 49_152);
+    assert!(logits.iter().all(|logit| logit.is_finite()));
 }

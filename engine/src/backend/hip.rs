@@ -1,6 +1,6 @@
 //! The card: found and compared with the flags before anything is fetched, opened once the model's size is known.
 
-use crate::config::Serve;
+use crate::config::{HipFiles, Serve};
 use crate::error::Fatal;
 use crate::model::{ModelConfig, ModelShape, ROPE_FACTORS, Tensors};
 use atlas_engine_core::backend::{Backend, KvSpec};
@@ -8,16 +8,16 @@ use atlas_engine_core::program::Heads;
 use atlas_kernels::hip::predict::{CardLimits, Split};
 use atlas_kernels::hip::{self, Card, Expected, HipBackend, Options, Sizes};
 
-fn options(arguments: &Serve) -> Options {
-    Options {
-        root: arguments.hip.system_root.clone(),
-        library: arguments.hip.hip_library.clone(),
-        expected: Expected {
-            gfx_target: arguments.expect_gfx_target.clone(),
-            vram_bytes: arguments.expect_vram_bytes,
-        },
-        ..Options::new()
-    }
+/// Whatever card there is.
+pub fn any(files: &HipFiles) -> Options {
+    Options { root: files.system_root.clone(), library: files.hip_library.clone(), ..Options::new() }
+}
+
+/// The card that the flags ask for.
+pub fn options(arguments: &Serve) -> Options {
+    let gfx_target = arguments.expect_gfx_target.clone();
+    let expected = Expected { gfx_target, vram_bytes: arguments.expect_vram_bytes };
+    Options { expected, ..any(&arguments.hip) }
 }
 
 /// The card, if it and its runtime can be used.
@@ -33,7 +33,7 @@ pub fn find(arguments: &Serve) -> Result<Card, Fatal> {
 /// # Errors
 /// The card has not so much memory, or a call fails.
 pub fn open(
-    arguments: &Serve,
+    options: Options,
     tensors: &Tensors,
     config: &ModelConfig,
     offloaded: usize,
@@ -56,7 +56,7 @@ pub fn open(
     let scratch = sizes.scratch_bytes(&shape.max);
     let arena_bytes = weight_bytes.saturating_add(kv).saturating_add(scratch);
     tracing::info!(weight_bytes, kv_cache_bytes = kv, scratch_bytes = scratch, "taking memory on the card");
-    Ok(Box::new(HipBackend::open(&Options { arena_bytes: Some(arena_bytes), ..options(arguments) })?))
+    Ok(Box::new(HipBackend::open(&Options { arena_bytes: Some(arena_bytes), ..options })?))
 }
 
 /// Tokens a second that one sequence should get, by the model of the card's data sheet and the weights' bytes; `None`

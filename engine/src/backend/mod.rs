@@ -2,7 +2,7 @@
 
 mod hip;
 
-use crate::config::{Backend as Choice, Serve};
+use crate::config::{Backend as Choice, Compute, Serve};
 use crate::error::Fatal;
 use crate::model::{ModelConfig, ModelShape, Tensors};
 use atlas_engine_core::backend::Backend;
@@ -15,7 +15,7 @@ pub use hip::card_bytes;
 /// Devices in the order of a step, and how many layers each takes at most.
 pub type Devices = Vec<(Box<dyn Backend>, usize)>;
 
-pub use hip::host_bytes;
+pub use hip::{any as any_card, host_bytes};
 
 /// Refuses what this build or this machine cannot do, before anything is fetched; the answer is the card, with `hip`.
 ///
@@ -71,11 +71,27 @@ pub fn select(
                     "experimental: the processor takes layers, and every token waits for the machine's memory"
                 );
             }
-            let card = hip::open(arguments, tensors, config, offloaded, shape)?;
+            let card = hip::open(hip::options(arguments), tensors, config, offloaded, shape)?;
             if offloaded == 0 {
                 return Ok(vec![(card, usize::MAX)]);
             }
             Ok(vec![(cpu()?, offloaded), (card, usize::MAX)])
         }
+    }
+}
+
+/// The one device of a benchmark or a comparison, with room for a model of these numbers.
+///
+/// # Errors
+/// It cannot be used, or the model does not fit it.
+pub fn alone(
+    compute: &Compute,
+    tensors: &Tensors,
+    config: &ModelConfig,
+    shape: &ModelShape,
+) -> Result<Box<dyn Backend>, Fatal> {
+    match compute.backend {
+        Choice::Cpu => Ok(Box::new(CpuBackend::new(compute.thread_count())?)),
+        Choice::Hip => hip::open(any_card(&compute.hip), tensors, config, 0, shape),
     }
 }

@@ -1,15 +1,17 @@
 //! `atlas-engine bench`: how fast this machine computes a model, and how near that is to what it could.
 //!
 //! Tests are like llama-bench's: prefill of so many tokens, decode of so many sequences after so much context. Every
-//! figure stands beside the roofline measured in the same run: bytes read a second for decode, multiplications a
-//! second for prefill. No tokenizer, no sampling, no HTTP. With `--turns` whoever started it says when to measure what,
+//! figure stands beside the roofline, of a processor measured in the same run, of a card by its data sheet: bytes read
+//! a second for decode, multiplications a second for prefill. No tokenizer, no sampling, no HTTP. With `--turns` whoever started it says when to measure what,
 //! so that two engines can be compared that take turns within seconds.
 
 mod runner;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::Bench;
+use crate::config::{Backend, Bench, Compute};
 use crate::error::Fatal;
+use atlas_kernels::hip::Card;
+use atlas_kernels::hip::predict::CardLimits;
 use atlas_kernels::{Pages, Pool, peak};
 use runner::{Matrices, Runner};
 use serde::{Deserialize, Serialize};
@@ -46,17 +48,17 @@ struct Measured {
     test: Test,
     seconds: f64,
     tokens_per_second: f64,
-    /// Share of the bandwidth (decode) or of the dot-product peak (prefill).
-    roofline: f64,
+    /// Share of the bandwidth (decode) or of the peak of products (prefill); none on a card that is not known.
+    roofline: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
-    threads: usize,
+    device: String,
     weight_bytes: u64,
-    read_bytes_per_second: f64,
-    products_per_second: f64,
+    #[serde(flatten)]
+    peaks: Option<Peaks>,
     load_seconds: f64,
     peak_bytes: Option<u64>,
     tests: Vec<Measured>,
@@ -89,7 +91,7 @@ impl Tests {
     }
 }
 
-/// What this machine could do at best.
+/// What the device could do at best.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Peaks {
     read_bytes_per_second: f64,
@@ -123,7 +125,7 @@ pub fn bench(arguments: &Bench) -> Result<String, Fatal> {
     let (path, began) = (&arguments.model, Instant::now());
     let checkpoint = Checkpoint::open(path)?;
     let tests = arguments.tests.clone().unwrap_or_else(Tests::usual).0;
-    let (runner, regions) = Runner::load(&checkpoint, arguments.thread_count(), &tests)?;
+    let (runner, regions) = Runner::load(&checkpoint, &arguments.compute, &tests)?;
     let matrices = Matrices::of(&checkpoint.tensors);
     let loaded = Loaded {
         load_seconds: began.elapsed().as_secs_f64(),
@@ -131,7 +133,7 @@ pub fn bench(arguments: &Bench) -> Result<String, Fatal> {
         kv_bytes: runner.kv_bytes(),
         peak_bytes: peak_bytes(),
     };
-    let mut session = Session { runner, matrices, tests, regions, threads: arguments.thread_count() };
+    let mut session = Session { runner, matrices, tests, regions, compute: &arguments.compute };
     if arguments.turns {
         session.take_turns(&loaded)?;
         return Ok(String::new());
@@ -141,16 +143,16 @@ pub fn bench(arguments: &Bench) -> Result<String, Fatal> {
 }
 
 /// A loaded model and what to measure with it.
-struct Session {
+struct Session<'a> {
     runner: Runner,
     matrices: Matrices,
     tests: Vec<Test>,
     /// Which part of the cache each test has.
     regions: Vec<usize>,
-    threads: usize,
+    compute: &'a Compute,
 }
 
-impl Session {
+impl Session<'_> {
     /// Seconds of a test.
     fn measure(&mut self, index: usize) -> Result<f64, Fatal> {
         Ok(self.runner.measure(&self.tests[index], self.regions[index])?)
@@ -168,10 +170,17 @@ impl Session {
         }
     }
 
-    /// What this machine can do at best, now.
-    fn peaks(&self) -> Result<Peaks, Fatal> {
-        let pool =
-            Pool::new(self.threads).map_err(|source| Fatal::System { what: "starting threads", source })?;
+    /// What the device can do at best: a processor now, a card by its data sheet, if it is one of those that are known.
+    fn peaks(&self) -> Result<Option<Peaks>, Fatal> {
+        if self.compute.backend == Backend::Hip {
+            let card = Card::find(&self.compute.hip.system_root)?;
+            return Ok(CardLimits::of(&card.gfx_target, card.vram_bytes).map(|limits| Peaks {
+                read_bytes_per_second: limits.gigabytes_per_second * 1e9,
+                products_per_second: limits.teraflops * 1e12 / 2.0,
+            }));
+        }
+        let pool = Pool::new(self.compute.thread_count());
+        let pool = pool.map_err(|source| Fatal::System { what: "starting threads", source })?;
         let _awake = pool.keep_awake();
         let memory =
             Pages::filled(READ_BYTES, 1).map_err(|source| Fatal::System { what: "taking memory", source })?;
@@ -186,7 +195,7 @@ impl Session {
         drop(memory);
         // So that this memory does not show in later peaks; where the system refuses, it does.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
-        Ok(peaks)
+        Ok(Some(peaks))
     }
 
     /// Every test once.
@@ -198,19 +207,22 @@ impl Session {
         let peak_bytes = peak_bytes();
         let peaks = self.peaks()?;
         let measured = self.tests.iter().zip(seconds).map(|(test, seconds)| {
-            let best = match test.kind {
+            let best = peaks.map(|peaks| match test.kind {
                 Kind::Prefill => peaks.products_per_second,
                 Kind::Decode => peaks.read_bytes_per_second,
-            };
+            });
             let tokens_per_second = (test.sequences * test.tokens) as f64 / seconds;
-            Measured { test: *test, seconds, tokens_per_second, roofline: self.work(test) / seconds / best }
+            let roofline = best.map(|best| self.work(test) / seconds / best);
+            Measured { test: *test, seconds, tokens_per_second, roofline }
         });
         Ok(Report {
             model,
-            threads: self.threads,
+            device: match self.compute.backend {
+                Backend::Cpu => format!("{} threads", self.compute.thread_count()),
+                Backend::Hip => "the card".to_owned(),
+            },
             weight_bytes: self.matrices.bytes,
-            read_bytes_per_second: peaks.read_bytes_per_second,
-            products_per_second: peaks.products_per_second,
+            peaks,
             load_seconds,
             peak_bytes,
             tests: measured.collect(),
@@ -257,13 +269,16 @@ fn json(report: &Report) -> String {
 }
 
 fn table(report: &Report) -> String {
+    let peaks = report.peaks.map(|Peaks { read_bytes_per_second, products_per_second }| {
+        let (bytes, products) = (read_bytes_per_second / 1e9, products_per_second / 1e9);
+        format!(", {bytes:.1} GB/s, {products:.0} G multiplications a second")
+    });
     let mut text = format!(
-        "{}, {} threads, {:.0} MiB of weights, {:.1} GB/s, {:.0} G multiplications a second, loaded in {:.2} s\n",
+        "{}, {}, {:.0} MiB of weights{}, loaded in {:.2} s\n",
         report.model,
-        report.threads,
+        report.device,
         report.weight_bytes as f64 / f64::from(1 << 20),
-        report.read_bytes_per_second / 1e9,
-        report.products_per_second / 1e9,
+        peaks.unwrap_or_default(),
         report.load_seconds
     );
     // Writing to a string does not fail.
@@ -278,9 +293,10 @@ fn table(report: &Report) -> String {
             Kind::Decode => "decode",
         };
         let Test { depth, sequences, tokens, .. } = test;
+        let roofline = roofline.map_or_else(|| "unknown".to_owned(), |share| format!("{share:.2}"));
         let _ = writeln!(
             text,
-            "{kind:8} {depth:6} {sequences:9} {tokens:7} {tokens_per_second:10.1} {roofline:9.2}"
+            "{kind:8} {depth:6} {sequences:9} {tokens:7} {tokens_per_second:10.1} {roofline:>9}"
         );
     }
     text

@@ -1,14 +1,16 @@
 //! A loaded model and the steps that benchmarks measure.
 
 use super::{Kind, Test};
-use crate::backend::Devices;
+use crate::backend::alone;
 use crate::checkpoint::Checkpoint;
+use crate::config::Compute;
+use crate::error::Fatal;
 use crate::model::{Model, ModelError, ModelShape, Tensors};
 use atlas_engine_core::SequenceId;
 use atlas_engine_core::backend::KvType;
 use atlas_engine_core::plan::{Chunk, StepPlan};
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape};
-use atlas_kernels::{BlockType, CpuBackend};
+use atlas_kernels::BlockType;
 use std::time::Instant;
 
 /// Rows of a prefill step.
@@ -83,9 +85,9 @@ impl Runner {
     /// The model after a first short step, not settled yet, with room for these tests, and which region each of them has.
     pub(super) fn load(
         checkpoint: &Checkpoint,
-        threads: usize,
+        compute: &Compute,
         tests: &[Test],
-    ) -> Result<(Self, Vec<usize>), ModelError> {
+    ) -> Result<(Self, Vec<usize>), Fatal> {
         let (regions, of_tests) = regions(tests);
         let sequences = tests.iter().map(|test| test.sequences).max().unwrap_or(1);
         let blocks: usize = regions.iter().map(|region| region.blocks * region.filled.len()).sum();
@@ -98,9 +100,9 @@ impl Runner {
         };
         let shape =
             ModelShape { kv_type: KvType::F16, blocks: u32::try_from(blocks).unwrap_or(u32::MAX), max };
-        let backend = CpuBackend::new(threads).map_err(ModelError::from)?;
-        let devices: Devices = vec![(Box::new(backend), usize::MAX)];
-        let model = Model::load_parts(&checkpoint.config, &checkpoint.tensors, devices, &shape, &mut |_| {})?;
+        let Checkpoint { config, tensors, .. } = checkpoint;
+        let devices = vec![(alone(compute, tensors, config, &shape)?, usize::MAX)];
+        let model = Model::load_parts(config, tensors, devices, &shape, &mut |_| {})?;
         let vocabulary = u32::try_from(model.config().vocabulary).unwrap_or(u32::MAX);
         let mut runner = Self { model, vocabulary, regions };
         runner.step(0, &[(0, 0, WARM, true)])?;

@@ -13,7 +13,7 @@ mod report;
 mod split;
 
 pub use model::{Llama, Mix};
-pub use published::{PUBLISHED, Published};
+pub use published::{H200, OWN, Own, PUBLISHED, Published};
 pub use report::report;
 pub use split::{HOST_GIGABYTES_PER_SECOND, Split, predict_split};
 
@@ -38,10 +38,18 @@ pub struct CardLimits {
     pub gfx_target: &'static str,
     /// Memory bandwidth in 10^9 bytes a second.
     pub gigabytes_per_second: f64,
+    /// 10^12 operations a second of WMMA with f16 operands: 512 a cycle and compute unit at the boost clock.
+    pub teraflops: f64,
     /// Vector units.
     pub simds: u32,
     /// The clock while computing, in GHz.
     pub gigahertz: f64,
+    /// Cycles of a vector unit that an instruction of a kernel's loop takes.
+    pub cycles_per_instruction: f64,
+    /// Share of the bandwidth that streams get.
+    pub stream: f64,
+    /// Microseconds from the end of a launch to the data of the next.
+    pub gap_microseconds: f64,
 }
 
 /// Radeon RX 7900 XTX.
@@ -49,16 +57,24 @@ pub const RX_7900_XTX: CardLimits = CardLimits {
     name: "RX 7900 XTX",
     gfx_target: "gfx1100",
     gigabytes_per_second: 960.0,
+    teraflops: 122.8,
     simds: 192,
     gigahertz: 2.3,
+    cycles_per_instruction: 1.0,
+    stream: STREAM,
+    gap_microseconds: GAP_MICROSECONDS,
 };
 /// Radeon RX 7600.
 pub const RX_7600: CardLimits = CardLimits {
     name: "RX 7600",
     gfx_target: "gfx1102",
     gigabytes_per_second: 288.0,
+    teraflops: 43.5,
     simds: 64,
     gigahertz: 2.25,
+    cycles_per_instruction: 1.0,
+    stream: STREAM,
+    gap_microseconds: GAP_MICROSECONDS,
 };
 
 /// What the compiler made of a kernel.
@@ -140,13 +156,14 @@ struct Launch {
     in_flight: f64,
 }
 
-/// Tokens of a matrix-vector variant and the rows of weights that one of its waves has; `hip/matvec.hip`.
-const VARIANTS: [(u32, u32); 4] = [(1, 2), (2, 2), (4, 1), (8, 1)];
+/// Tokens of the matrix-vector variants, and the rows of weights that one of their waves has; `hip/matvec.hip`.
+const VARIANTS: [u32; 4] = [1, 2, 4, 8];
+const WAVE_ROWS: u32 = 2;
 
 fn matvec(weight: &Weight, batch: u32) -> Launch {
-    let (tokens, rows) = VARIANTS.into_iter().find(|(most, _)| batch <= *most).unwrap_or((8, 1));
+    let tokens = VARIANTS.into_iter().find(|most| batch <= *most).unwrap_or(8);
     let piece = weight.format.bytes(32);
-    let waves = f64::from(weight.rows.div_ceil(rows));
+    let waves = f64::from(weight.rows.div_ceil(WAVE_ROWS));
     // A lane takes every 32nd piece of 32 weights.
     let passes = (f64::from(weight.columns) / 1024.0).ceil();
     let moved = f64::from(batch) * f64::from(weight.columns + 4 * weight.rows);
@@ -155,7 +172,7 @@ fn matvec(weight: &Weight, batch: u32) -> Launch {
         bytes: weight.bytes() + moved,
         waves,
         passes,
-        in_flight: f64::from(rows) * 32.0 * piece,
+        in_flight: f64::from(WAVE_ROWS) * 32.0 * piece,
     }
 }
 
@@ -208,8 +225,8 @@ pub fn predict(card: &CardLimits, model: &Llama, context: u32, batch: u32) -> Pr
         let hidden = if launch.passes > 0.0 { (resident * launch.in_flight / needed).min(1.0) } else { 1.0 };
         let roofline = launch.bytes / card.gigabytes_per_second / 1e6;
         let issued = launch.waves * launch.passes * f64::from(instructions);
-        let issue = issued / (simds * card.gigahertz * 1e6);
-        let milliseconds = (roofline / (STREAM * hidden)).max(issue) + GAP_MICROSECONDS / 1e3;
+        let issue = issued * card.cycles_per_instruction / (simds * card.gigahertz * 1e6);
+        let milliseconds = (roofline / (card.stream * hidden)).max(issue) + card.gap_microseconds / 1e3;
         let at = *known.entry(launch.kernel.clone()).or_insert_with(|| {
             let kernel = launch.kernel.clone();
             order.push(Row { kernel, launches: 0, bytes: 0.0, roofline: 0.0, milliseconds: 0.0, waves });

@@ -1,10 +1,12 @@
-//! Runs of llama.cpp on an RX 7900 XTX that others have published, and what the same model says of them.
+//! What the model is held against: runs of llama.cpp on an RX 7900 XTX that others have published, and this build's own
+//! runs on an NVIDIA card.
 //!
 //! Of llama.cpp's kernels this build knows the bytes and the launches, not the registers, so its launches count by
-//! their bytes and gaps.
+//! their bytes and gaps. On the NVIDIA card the same sources ran; its instructions are not counted, but those of
+//! the AMD objects, at a price of their own.
 
 use super::model::{Llama, Mix};
-use super::{GAP_MICROSECONDS, RX_7900_XTX, STREAM};
+use super::{CardLimits, GAP_MICROSECONDS, RX_7900_XTX, STREAM, predict};
 
 /// Launches of a layer of llama.cpp's HIP backend with flash attention, in decoding: two norms and two additions;
 /// seven products less one that is fused, each after a quantization; two rotations, of which one writes the keys;
@@ -84,5 +86,63 @@ impl Published {
     #[must_use]
     pub fn middle(&self) -> f64 {
         f64::midpoint(self.found.0, self.found.1)
+    }
+}
+
+/// NVIDIA H200: four schedulers in each of 132 multiprocessors, the clock seen under load. Its share of bandwidth is the
+/// self-test's copy (4.27 of 4.8 TB/s); its cycles, counted in the AMD objects' instructions, are what the self-test's
+/// matvec_q4_k takes for 4 rows (1.69 TB/s); its gap is what one run took beyond that.
+pub const H200: CardLimits = CardLimits {
+    name: "NVIDIA H200",
+    gfx_target: "gfx1100",
+    gigabytes_per_second: 4800.0,
+    teraflops: 989.0,
+    simds: 528,
+    gigahertz: 1.95,
+    cycles_per_instruction: 2.3,
+    stream: 0.89,
+    gap_microseconds: 6.6,
+};
+
+/// A run of this build on the H200: `tests/nvidia.sh run`, 2026-11-26, random weights in the shape of the model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Own {
+    /// The model.
+    pub model: Llama,
+    /// Tokens in each sequence's cache, at the middle of the run.
+    pub context: u32,
+    /// Sequences.
+    pub batch: u32,
+    /// Tokens a second over all of them.
+    pub found: f64,
+    /// What was taken from it for the model; empty where nothing was.
+    pub gives: &'static str,
+}
+
+const fn own(model: Llama, context: u32, batch: u32, found: f64) -> Own {
+    Own { model, context, batch, found, gives: "" }
+}
+
+/// All of them.
+pub const OWN: [Own; 6] = [
+    Own { gives: "the gap", ..own(Llama::B13, 528, 1, 177.6) },
+    own(Llama::B13, 4112, 1, 142.3),
+    own(Llama::B13, 528, 4, 490.5),
+    own(Llama::MISTRAL, 528, 1, 271.2),
+    own(Llama::MISTRAL, 4112, 1, 247.0),
+    own(Llama::MISTRAL, 528, 4, 860.8),
+];
+
+impl Own {
+    /// Tokens a second that the model says.
+    #[must_use]
+    pub fn predicted(&self) -> f64 {
+        predict(&H200, &self.model, self.context, self.batch).tokens_per_second()
+    }
+
+    /// The prediction's distance from what was found, relative to it.
+    #[must_use]
+    pub fn difference(&self) -> f64 {
+        self.predicted() / self.found - 1.0
     }
 }

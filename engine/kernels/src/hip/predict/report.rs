@@ -1,8 +1,8 @@
 //! The predictions as Markdown: what `selftest --model-only` prints and docs/hardware.md carries.
 
 use super::{
-    CardLimits, GAP_MICROSECONDS, HOST_GIGABYTES_PER_SECOND, Llama, Mix, PUBLISHED, Prediction, RX_7600,
-    RX_7900_XTX, STREAM, predict, predict_split,
+    CardLimits, GAP_MICROSECONDS, H200, HOST_GIGABYTES_PER_SECOND, Llama, Mix, OWN, PUBLISHED, Prediction,
+    RX_7600, RX_7900_XTX, STREAM, predict, predict_split,
 };
 use std::fmt::Write;
 
@@ -24,7 +24,7 @@ fn mix(mix: Mix) -> &'static str {
     }
 }
 
-/// Three tables: published runs, predictions, and the kernels of two of them.
+/// Four tables: published runs, own runs, predictions, and the kernels of two of them.
 #[must_use]
 pub fn report() -> String {
     let mut text = String::new();
@@ -55,6 +55,27 @@ fn write(text: &mut String) -> std::fmt::Result {
             mix(model.mix),
             run.context,
             run.source
+        )?;
+    }
+    writeln!(text, "\nOwn runs of the same sources on the {}, and what the model says:\n", H200.name)?;
+    writeln!(
+        text,
+        "| model | context, batch | measured, tokens/s | model | difference | bound | taken from it |"
+    )?;
+    writeln!(text, "|---|---|---|---|---|---|---|")?;
+    for run in OWN {
+        let gives = if run.gives.is_empty() { "nothing" } else { run.gives };
+        writeln!(
+            text,
+            "| {} {} | {}, {} | {:.1} | {:.1} | {:+.1} % | {:.0} | {gives} |",
+            run.model.name,
+            mix(run.model.mix),
+            run.context,
+            run.batch,
+            run.found,
+            run.predicted(),
+            100.0 * run.difference(),
+            predict(&H200, &run.model, run.context, run.batch).bound()
         )?;
     }
     writeln!(

@@ -1,7 +1,7 @@
 //! How fast one sequence is answered when the processor computes the first layers: their bytes come from the machine's
 //! memory, and every token waits for them.
 
-use super::{CardLimits, GAP_MICROSECONDS, Llama, RX_7600, RX_7900_XTX, STREAM, predict};
+use super::{CardLimits, Llama, RX_7600, RX_7900_XTX, predict};
 
 /// 10^9 bytes a second that the machine's memory gives to products. Assumed: two channels of DDR5-5600 have 90, and
 /// processors that unpack weights on the way get some 0.55 of it. Machines differ; the figures scale with it.
@@ -37,8 +37,8 @@ impl Split {
     /// Tokens a second of one sequence with little context.
     #[must_use]
     pub fn tokens_per_second(&self, card: &CardLimits) -> f64 {
-        let card_ms = self.card_bytes as f64 / (card.gigabytes_per_second * STREAM) / 1e6;
-        let gaps_ms = self.card_layers as f64 * LAUNCHES_PER_LAYER * GAP_MICROSECONDS / 1e3;
+        let card_ms = self.card_bytes as f64 / (card.gigabytes_per_second * card.stream) / 1e6;
+        let gaps_ms = self.card_layers as f64 * LAUNCHES_PER_LAYER * card.gap_microseconds / 1e3;
         1e3 / (card_ms + gaps_ms + self.host_bytes as f64 / HOST_GIGABYTES_PER_SECOND / 1e6)
     }
 }

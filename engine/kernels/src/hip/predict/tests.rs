@@ -31,6 +31,13 @@ fn published_runs_come_out_within_fifteen_per_cent() {
 }
 
 #[test]
+fn own_runs_come_out_within_fifteen_per_cent() {
+    for run in OWN {
+        assert!(run.difference().abs() < 0.15, "{run:?}: {}", run.predicted());
+    }
+}
+
+#[test]
 fn every_kernel_of_a_step_has_its_figures() {
     for (card, model) in [(RX_7900_XTX, Llama::B13), (RX_7600, Llama::MISTRAL)] {
         for launch in launches(&model, 512, 4) {
