@@ -1,5 +1,5 @@
 // Attention for decoding, in two kernels: every partition of 64 absolute positions on its own (split KV), then their
-// sum in ascending order, so that a row's result does not depend on how the step was cut.
+// sum in an order that absolute positions alone decide, so that a row's result does not depend on how the step was cut.
 //
 // attend: for each query head h of the row, over the partition's positions p up to the row's own:
 //   s_p = scale q_h . k_p,  m = max s_p,  l = sum exp(s_p - m),  acc = sum exp(s_p - m) v_p
@@ -11,7 +11,8 @@
 // Threads: attend 128: two threads a position for the scores, then a thread an element for the values; the G query
 //          heads that share a key head read it once (more heads take several workgroups). Grid: x partitions, y key
 //          heads times groups, z the list of rows; partitions beyond the row's position end at once.
-//          merge 128: a thread an element. Grid: x query heads, y the list of rows.
+//          merge 128: a thread a partition for the weights, then pairs of elements a lane, the four waves sharing the
+//          partitions, and their sums added in order. Grid: x query heads, y the list of rows.
 // Exponents are base 2: the scale carries log2(e).
 // Reference: f64 over the cache's own values, 1e-3 absolute for values of magnitude 1.
 #include "activation.h"
@@ -141,23 +142,76 @@ struct MergeArgs {
     u32 query_heads, size, partitions, zero;
 };
 
-KERNEL(merge, MergeArgs, 128) {
+// For heads of at most PAIRS * 64 elements, of which a lane has PAIRS pairs.
+template <int PAIRS> DEVICE void merge(const MergeArgs &a) {
+    constexpr u32 WAVES = 128 / WAVE;
+    SHARED(float, highest_of, WAVES);
+    SHARED(float, weights, 128);
+    SHARED(f32x2, sums, WAVES * WAVE * PAIRS);
     const u32 head = block_x(), row = a.rows[block_y()], size = a.size;
-    const u32 used = a.positions[row] / PARTITION_TOKENS + 1;
-    const float *first = a.partials + ((u64)block_y() * a.query_heads + head) * a.partitions * (size + 2);
-    for (u32 i = thread(); i < size; i += 128) {
-        float m = LOWEST, l = 0.0f, acc = 0.0f;
-        for (u32 partition = 0; partition < used; partition++) {
-            const float *part = first + (u64)partition * (size + 2);
-            const float highest = __builtin_fmaxf(m, part[size]);
-            const float before = exp2(m - highest), now = exp2(part[size] - highest);
-            acc = fma(acc, before, part[i] * now);
-            l = fma(l, before, part[size + 1] * now);
-            m = highest;
+    const u32 used = a.positions[row] / PARTITION_TOKENS + 1, wave = thread() / WAVE, lane = thread() % WAVE;
+    const u64 stride = size + 2;
+    const float *partials = a.partials + ((u64)block_y() * a.query_heads + head) * a.partitions * stride;
+    float m = LOWEST, l = 0.0f;
+    f32x2 acc[PAIRS] = {};
+    // As many partitions as there are threads: a thread weighs one, then a wave adds up every fourth.
+    for (u32 first = 0; first < used; first += 128) {
+        const float *own = partials + min(first + thread(), used - 1) * stride + size;
+        const float most = own[0], length = own[1];
+        const float of_wave = wave_max(most);
+        if (lane == 0) highest_of[wave] = of_wave;
+        barrier();
+        float highest = m;
+#pragma unroll
+        for (u32 w = 0; w < WAVES; w++) highest = __builtin_fmaxf(highest, highest_of[w]);
+        const float before = exp2(m - highest), weight = first + thread() < used ? exp2(most - highest) : 0.0f;
+        weights[thread()] = weight;
+        l = fma(l, before, block_sum<128>(length * weight));
+        m = highest;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) acc[i] = f32x2{acc[i][0] * before, acc[i][1] * before};
+        const u32 count = min(128, used - first);
+        // Four partitions' reads are under way at once; lanes beyond the head read its last pair for nothing.
+        for (u32 begin = wave; begin < count; begin += 4 * WAVES) {
+            f32x2 values[4][PAIRS];
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) {
+                const float *part = partials + (first + min(begin + k * WAVES, count - 1)) * stride;
+#pragma unroll
+                for (int i = 0; i < PAIRS; i++) {
+                    values[k][i] = load<f32x2, 8>(part + min(2 * (lane + WAVE * i), size - 2));
+                }
+            }
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) {
+                const float w = begin + k * WAVES < count ? weights[begin + k * WAVES] : 0.0f;
+#pragma unroll
+                for (int i = 0; i < PAIRS; i++) {
+                    acc[i][0] = fma(values[k][i][0], w, acc[i][0]);
+                    acc[i][1] = fma(values[k][i][1], w, acc[i][1]);
+                }
+            }
         }
+        barrier();
+    }
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) sums[(wave * PAIRS + i) * WAVE + lane] = acc[i];
+    barrier();
+    for (u32 i = thread(); i < size; i += 128) {
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 w = 0; w < WAVES; w++) sum += sums[w * PAIRS * WAVE + i / 2][i % 2];
         const u64 at = ((u64)row * a.query_heads + head) * size + i;
-        const float value = acc / l;
+        const float value = sum / l;
         if (a.out) a.out[at] = value;
         if (a.q) store_q8(value, at, a.q, a.scales);
+    }
+}
+
+KERNEL(merge, MergeArgs, 128) {
+    if (a.size <= 128) {
+        merge<2>(a);
+    } else {
+        merge<4>(a);
     }
 }

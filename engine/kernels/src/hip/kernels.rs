@@ -117,7 +117,7 @@ impl Kernels {
             formats,
             quantize_q8: of("quantize", "quantize_q8", 256)?,
             quantize_h16: of("quantize", "quantize_h16", 256)?,
-            norm: of("norm", "rms_norm", 256)?,
+            norm: of("norm", "rms_norm", 512)?,
             head_norm: of("norm", "head_norm", 128)?,
             swiglu: of("elementwise", "swiglu", 256)?,
             add: of("elementwise", "add", 256)?,

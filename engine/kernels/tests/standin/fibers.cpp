@@ -24,7 +24,7 @@ thread_local Place *here = nullptr;
 
 namespace {
 
-constexpr int MAX_THREADS = 256;
+constexpr int MAX_THREADS = 512;
 constexpr size_t STACK_BYTES = 128 << 10, LDS_BYTES = 64 << 10;
 
 std::map<std::string, Kernel> &registry() {
