@@ -101,7 +101,7 @@ pub const H200: CardLimits = CardLimits {
     gigahertz: 1.95,
     cycles_per_instruction: 2.3,
     stream: 0.89,
-    gap_microseconds: 3.5,
+    gap_microseconds: 3.2,
 };
 
 /// A run of this build on the H200: `tests/nvidia.sh run`, 2026-11-26, random weights in the shape of the model.
