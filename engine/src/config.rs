@@ -100,6 +100,9 @@ pub struct SelfTest {
     /// Print what decoding should take on cards, predicted from the compiled kernels; needs no card.
     #[arg(long, conflicts_with = "checks_only")]
     pub model_only: bool,
+    /// Seed of the random shapes that are checked besides the tables'.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
     /// Distinct weights to measure with, in MiB; 400 by default, which is beyond every card's cache.
     #[arg(long, value_name = "MIB")]
     pub megabytes: Option<u64>,

@@ -19,7 +19,7 @@ pub fn selftest(arguments: &SelfTest, print: impl Fn(&str)) -> Result<(), Fatal>
     }
     let options = any_card(&arguments.hip);
     let mut checks = Vec::new();
-    let machine = selftest::run(&options, &mut |check| checks.push(check))?;
+    let machine = selftest::run(&options, arguments.seed, &mut |check| checks.push(check))?;
     let (major, minor, patch) = machine.runtime;
     let mut page = String::new();
     let card = &machine.card;

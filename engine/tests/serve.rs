@@ -146,7 +146,7 @@ fn what_keeps_a_model_from_being_served_has_its_exit_code_and_words() {
         (real, vec!["--port", &port], 14, port.as_str()),
         (real, vec!["--backend", "hip", "--system-root", "/nonexistent"], 22, NO_HIP),
         (real, vec!["--context-tokens", "9000"], 2, "more than the 8192"),
-        ("s3://bucket/key", vec![], 2, "s3:// is not built yet"),
+        ("ftp://host/key", vec![], 2, "\"ftp://host/key\" is not supported"),
     ] {
         let _ = std::fs::remove_file(&log);
         let more = [vec!["--termination-log", log.to_str().unwrap()], more].concat();

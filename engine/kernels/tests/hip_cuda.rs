@@ -124,7 +124,7 @@ fn the_self_test_runs_on_an_nvidia_card_where_there_is_one() {
     let library = folder.join("libamdhip64.so.6").to_str().unwrap().to_owned();
     let options = Options { root: root.path().to_owned(), library: Some(library), ..Options::new() };
     let mut failed = Vec::new();
-    let ran = selftest::run(&options, &mut |check| {
+    let ran = selftest::run(&options, 1, &mut |check| {
         if !check.passed() {
             failed.push(format!("{}: {:.2e}, at most {:.2e}", check.name, check.error, check.tolerance));
         }

@@ -7,6 +7,7 @@ mod support;
 
 use atlas_kernels::hip::selftest::{self, Amount};
 use atlas_kernels::hip::{BUILT, Options};
+use std::env;
 use std::path::Path;
 use std::process::Command;
 
@@ -21,7 +22,10 @@ fn options(root: &Path) -> Options {
 fn every_kernel_equals_its_reference() {
     let root = support::root(110_000, support::VRAM_BYTES);
     let (mut checks, mut failed) = (0, Vec::new());
-    let machine = selftest::run(&options(root.path()), &mut |check| {
+    let seed =
+        env::var("ATLAS_SEED").map_or_else(|_| u64::from(std::process::id()), |seed| seed.parse().unwrap());
+    println!("random shapes by ATLAS_SEED={seed}");
+    let machine = selftest::run(&options(root.path()), seed, &mut |check| {
         checks += 1;
         if !check.passed() {
             failed.push(format!("{}: {:.2e}, at most {:.2e}", check.name, check.error, check.tolerance));

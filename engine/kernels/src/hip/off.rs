@@ -50,7 +50,7 @@ pub mod selftest {
     ///
     /// # Errors
     /// Always.
-    pub fn run(_options: &Options, _tell: &mut dyn FnMut(Check)) -> Result<Machine, HipError> {
+    pub fn run(_options: &Options, _seed: u64, _tell: &mut dyn FnMut(Check)) -> Result<Machine, HipError> {
         Err(HipError::NotBuilt)
     }
 

@@ -16,14 +16,14 @@ const PREFILL: f64 = 4e-3;
 
 /// Heads and positions of one check.
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    cache: Cache,
-    size: usize,
-    kv_heads: usize,
-    group: usize,
+pub struct Case {
+    pub cache: Cache,
+    pub size: usize,
+    pub kv_heads: usize,
+    pub group: usize,
     /// Positions of the two sequences' last rows, and rows of each.
-    last: [usize; 2],
-    rows: [usize; 2],
+    pub last: [usize; 2],
+    pub rows: [usize; 2],
 }
 
 pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
@@ -195,7 +195,12 @@ fn random_cache(bench: &mut Bench, cache: Cache, size: usize, heads: usize) -> V
     bytes
 }
 
-fn attend(bench: &mut Bench, case: Case, tiles: bool, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
+pub fn attend(
+    bench: &mut Bench,
+    case: Case,
+    tiles: bool,
+    tell: &mut dyn FnMut(Check),
+) -> Result<(), HipError> {
     let Case { cache, size, kv_heads, group, last, rows } = case;
     bench.clear()?;
     let query_heads = kv_heads * group;

@@ -5,6 +5,7 @@
 
 mod attention;
 mod products;
+mod random;
 mod rows;
 mod sample;
 mod speed;
@@ -22,11 +23,14 @@ pub use super::report::{Amount, Check, Machine, Speed, Work};
 use sample::Numbers;
 pub use speed::measure;
 
-/// Runs every check on the card and tells each result.
+/// Random shapes that each kind of kernel is checked in besides the tables'.
+const RANDOM_SHAPES: u32 = 30;
+
+/// Runs every check on the card and tells each result; the seed decides the random shapes.
 ///
 /// # Errors
 /// There is no card, or a call fails.
-pub fn run(options: &Options, tell: &mut dyn FnMut(Check)) -> Result<Machine, HipError> {
+pub fn run(options: &Options, seed: u64, tell: &mut dyn FnMut(Check)) -> Result<Machine, HipError> {
     let card = Card::find(&options.root)?;
     card.check(&options.expected)?;
     let library = Library::open(options.library.as_deref())?;
@@ -37,6 +41,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(Check)) -> Result<Machine, Hi
     products::check(&mut bench, tell)?;
     rows::check(&mut bench, tell)?;
     attention::check(&mut bench, tell)?;
+    random::check(&mut bench, RANDOM_SHAPES, seed, tell)?;
     Ok(machine)
 }
 

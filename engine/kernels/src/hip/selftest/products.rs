@@ -32,7 +32,7 @@ pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipEr
 }
 
 /// A length of so many blocks, or pieces of 96 where blocks are single elements.
-fn columns(format: Format, blocks: usize) -> usize {
+pub fn columns(format: Format, blocks: usize) -> usize {
     let (elements, _) = format.block();
     if elements == 1 { 96 * blocks } else { elements * blocks }
 }
@@ -85,7 +85,7 @@ fn embed(bench: &mut Bench, format: Format, tell: &mut dyn FnMut(Check)) -> Resu
     Ok(())
 }
 
-fn product(
+pub fn product(
     bench: &mut Bench,
     format: Format,
     [n, k, tokens]: [usize; 3],

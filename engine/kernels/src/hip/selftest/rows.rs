@@ -7,11 +7,7 @@ use crate::hip::rows::Norm;
 pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
     // The last is longer than what one pass of the norm holds.
     for [rows, d] in [[1, 32], [3, 576], [2, 1056], [1, 9248]] {
-        for added in [false, true] {
-            norm(bench, [rows, d], added, tell)?;
-        }
-        swiglu(bench, [rows, d], tell)?;
-        add_and_gather(bench, [rows, d], tell)?;
+        check_shape(bench, [rows, d], tell)?;
     }
     head_norm(bench, tell)?;
     copy_blocks(bench, tell)?;
@@ -19,6 +15,19 @@ pub fn check(bench: &mut Bench, tell: &mut dyn FnMut(Check)) -> Result<(), HipEr
         top_k(bench, [rows, n, k], tell)?;
     }
     Ok(())
+}
+
+/// What takes rows of any multiple of 32.
+pub fn check_shape(
+    bench: &mut Bench,
+    shape: [usize; 2],
+    tell: &mut dyn FnMut(Check),
+) -> Result<(), HipError> {
+    for added in [false, true] {
+        norm(bench, shape, added, tell)?;
+    }
+    swiglu(bench, shape, tell)?;
+    add_and_gather(bench, shape, tell)
 }
 
 fn norm(
