@@ -27,6 +27,14 @@ fn changes() -> Vec<Vec<(&'static str, Value)>> {
         one("/tiers/0/gpuProfile", json!("small")),
         one("/tiers/0/model/source", json!("hf://acme/models/not-there.gguf")),
         one("/tiers/0/model/sha256", json!("0123456789abcdef".repeat(4))),
+        vec![
+            ("/tiers/0/model/source", json!("s3://bucket/not-there.gguf")),
+            ("/tiers/0/model/credentialsSecret", json!("bucket-keys")),
+            (
+                "/tiers/0/model/s3",
+                json!({"endpoint": "http://127.0.0.1:9", "region": "elsewhere", "pathStyle": true}),
+            ),
+        ],
         one("/tiers/0/contextTokens", json!(6000)),
         one("/tiers/0/maxBatch", json!(3)),
         one("/tiers/0/kvCacheType", json!("Q8_0")),
