@@ -38,9 +38,10 @@ function request()
     return wrk.format("POST", "/v1/chat/completions", headers, string.format("{%s, %s}", common, messages))
 end
 
+-- A key and not a text: sooner or later a model writes the word alone in a piece of its answer.
 function response(status, _, body)
     local count = body:match('"completion_tokens":(%d+)')
-    if status == 200 and count and body:sub(-14) == "data: [DONE]\n\n" and not body:find('"error"', 1, true) then
+    if status == 200 and count and body:sub(-14) == "data: [DONE]\n\n" and not body:find('"error":', 1, true) then
         answered = answered + 1
         tokens = tokens + tonumber(count)
         return
