@@ -74,6 +74,7 @@ impl std::str::FromStr for ModelSource {
             "hf" => {
                 let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
                 let mut parts = path.splitn(3, '/');
+                // What is missing is empty, and refused below, but for the file.
                 let [owner, repo, file] = [(); 3].map(|()| parts.next().unwrap_or_default());
                 if [owner, repo, revision].iter().any(|part| part.is_empty()) {
                     return Err(incomplete(

@@ -30,12 +30,13 @@ impl Refusal<'_> {
     pub fn explain(&self) -> String {
         let named = self.bucket_region.or_else(|| self.element("Region"));
         let elsewhere = named.filter(|region| *region != self.region && is_region(region));
+        if let Some(region) = elsewhere {
+            return format!(": the bucket is in region {region}: set s3.region to {region}");
+        }
+        // A server that gives no word of its own leaves the status to speak.
         let code = self.code().unwrap_or_default();
         let told = |text: &str| format!(": {text}");
         match (self.status, code) {
-            _ if elsewhere.is_some() => {
-                format!(": the bucket is in region {0}: set s3.region to {0}", elsewhere.unwrap_or_default())
-            }
             (301 | 307, _) | (400, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => {
                 format!(": the bucket is not in region {}: set s3.region, or s3.endpoint", self.region)
             }

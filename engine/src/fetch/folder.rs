@@ -29,6 +29,7 @@ pub async fn fetch(folder: &Folder, path: &Path, progress: &Download) -> Result<
     let staging = PathBuf::from(staging);
     let failed = |source| FetchError::Cache { path: staging.clone(), source };
     std::fs::create_dir_all(&staging).map_err(failed)?;
+    // Where it is missing or damaged, files are fetched again.
     let done = std::fs::read(staging.join(DONE)).ok();
     let done = done.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     let mut gathering = Gathering {
@@ -177,7 +178,7 @@ impl Gathering<'_> {
             if let Some(version) = file.version.clone().or_else(|| file.bytes.map(|bytes| bytes.to_string()))
             {
                 self.done.insert(file.name.clone(), version);
-                let text = serde_json::to_vec(&self.done).unwrap_or_default();
+                let text = serde_json::to_vec(&self.done).expect("texts are JSON");
                 let done = self.staging.join(DONE);
                 std::fs::write(&done, text).map_err(|source| FetchError::Cache { path: done, source })?;
             }

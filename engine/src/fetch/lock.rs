@@ -34,6 +34,7 @@ pub async fn take_turn(path: &Path) -> Option<Turn> {
     }
     let mut told = false;
     loop {
+        // So does it where no file can be made in it.
         let file = OpenOptions::new().create(true).write(true).truncate(false).open(&name).ok()?;
         match file.try_lock() {
             Ok(()) if is_named(&file, &name) => return Some(Turn { path: name, _file: file }),

@@ -25,6 +25,7 @@ impl<'a> Pass<'a> {
     /// # Errors
     /// A part of the credentials is missing.
     pub fn of(remote: &'a Remote) -> Result<Self, FetchError> {
+        // What is no text is no token either.
         let variable = |name: &str| std::env::var(name).ok();
         Ok(match &remote.origin {
             Origin::Web => Self::Open,

@@ -118,6 +118,7 @@ impl Source {
     fn parse_hub(uri: &str, rest: &str, hub: &str) -> Result<Self, FetchError> {
         let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
         let mut parts = path.splitn(3, '/');
+        // What is missing is empty, and refused below, but for the file.
         let [owner, name, file] = [(); 3].map(|()| parts.next().unwrap_or_default());
         if [owner, name, revision].iter().any(|part| part.is_empty()) {
             return Err(FetchError::Incomplete { uri: uri.to_owned(), expected: HUB_FORM });
@@ -159,7 +160,11 @@ impl Remote {
 }
 
 fn shown(url: &str) -> String {
-    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+    without_query(url).to_owned()
+}
+
+fn without_query(url: &str) -> &str {
+    url.split_once(['?', '#']).map_or(url, |(path, _)| path)
 }
 
 impl Folder {
@@ -213,7 +218,7 @@ pub fn cache_name(uri: &str, buckets: &Buckets) -> String {
 fn model_name(uri: &str) -> &str {
     let uri = match uri.strip_prefix("hf://") {
         Some(path) => path.rsplit_once('@').map_or(path, |(path, _)| path),
-        None if uri.contains("://") => uri.split(['?', '#']).next().unwrap_or_default(),
+        None if uri.contains("://") => without_query(uri),
         None => uri,
     };
     let path = uri.trim_end_matches('/');
@@ -221,7 +226,7 @@ fn model_name(uri: &str) -> &str {
     match path.rsplit_once('/') {
         Some((parent, name)) if is_weights(name) => {
             let parent = parent.trim_end_matches('/');
-            let folder = parent.rsplit('/').next().unwrap_or_default();
+            let folder = parent.rsplit_once('/').map_or(parent, |(_, folder)| folder);
             if folder.is_empty() { name } else { folder }
         }
         Some((_, name)) => name,

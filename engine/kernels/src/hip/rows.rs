@@ -104,6 +104,13 @@ impl Kernels {
     /// An operand is too small, or the launch fails.
     pub fn norm(&self, device: &Device, operands: Norm, rows: u32) -> Result<(), HipError> {
         let Norm { x, add, weight, epsilon, out, blocks, d } = operands;
+        if !d.is_multiple_of(4) {
+            return Err(HipError::Bounds {
+                what: "a normed row",
+                found: d.into(),
+                needed: d.next_multiple_of(4).into(),
+            });
+        }
         let (q, scales) = both(blocks, rows, d, 1)?;
         let add = add.map(|add| add.at_least("what a norm adds", f32s(rows, d))).transpose()?;
         let arguments = NormArgs {

@@ -90,7 +90,7 @@ impl Published {
 }
 
 /// NVIDIA H200: four schedulers in each of 132 multiprocessors, the clock seen under load. Its share of bandwidth is the
-/// self-test's copy (4.27 of 4.8 TB/s); its cycles, counted in the AMD objects' instructions, are what the self-test's
+/// self-test's copy (4.21 to 4.27 of 4.8 TB/s); its cycles, counted in the AMD objects' instructions, are what the self-test's
 /// matvec_q4_k takes for 4 rows (1.69 TB/s); its gap is what one run took beyond that.
 pub const H200: CardLimits = CardLimits {
     name: "NVIDIA H200",
