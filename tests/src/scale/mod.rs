@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::{api_proxy::ApiProxy, bench::machine, cluster::ApiServer};
 use figures::Figures;
 use load::Load;
-use operator::{MODELS_BUSY, Operator};
+use operator::{Counts, MODELS_BUSY, Operator};
 
 /// Without a write for this long, what was begun is done.
 const QUIET: Duration = Duration::from_secs(3);
@@ -123,6 +123,8 @@ async fn measure(args: &Args, client: &kube::Client, proxy: &ApiProxy) -> anyhow
     figures.memory("memory of the operator (VmRSS), and its peak", &operator)?;
 
     say("a restart");
+    // The operator counts from nothing again, the proxy goes on.
+    let before = Counts { requests: proxy.requests() as f64, ..Counts::default() };
     let began = Instant::now();
     operator = operator.restart(proxy).await?;
     figures.seconds("restart until the stores are filled", began.elapsed());
@@ -130,7 +132,7 @@ async fn measure(args: &Args, client: &kube::Client, proxy: &ApiProxy) -> anyhow
     operator.wait_for_reconciles(models).await?;
     figures.seconds("restart until every model was looked at", began.elapsed());
     operator.wait_until_quiet().await?;
-    figures.counts("the restart", &operator.counts(proxy).await?);
+    figures.counts("the restart", &operator.counts(proxy).await?.since(&before));
     figures.busy("reconcile of a settled model, without waiting", &operator, MODELS_BUSY).await?;
     figures.memory("memory after the restart, and its peak", &operator)?;
     operator.stop().await.context("the operator did not stop")?;

@@ -168,5 +168,7 @@ pub fn sum(text: &str, beginning: &str) -> f64 {
     text.lines()
         .filter(|line| line.starts_with(beginning))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum()
+        .sum::<f64>()
+        // The sum of nothing is -0.
+        + 0.0
 }
