@@ -83,6 +83,7 @@ async fn no_fault_of_an_engine_loses_or_breaks_an_answer() -> anyhow::Result<()>
         rounds: 1,
         clients: 4,
         share: 1.0,
+        stream_tokens: 24,
         seed: 1,
         faults: [&Fault::OF_ENGINES[..], &[Fault::GatewayKill]].concat(),
         loopback: true,

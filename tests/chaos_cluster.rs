@@ -19,6 +19,7 @@ async fn neither_a_lost_node_nor_lost_controllers_lose_an_answer() -> anyhow::Re
         rounds: 2,
         clients: 4,
         share: 0.5,
+        stream_tokens: 24,
         seed: 1,
         faults: vec![Fault::NodeKill, Fault::ControllerKill],
         loopback: false,

@@ -358,6 +358,7 @@ impl Generation {
     fn tell(&self, end: &'static str) {
         let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens: _ } = self.usage;
         let (choices, milliseconds) = (self.running.len(), self.started.elapsed().as_millis());
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(
             end,
             prompt_tokens,
@@ -365,6 +366,8 @@ impl Generation {
             completion_tokens,
             choices,
             milliseconds,
+            queued = self.timeline.queued().map(millis),
+            prefill = self.timeline.prefill().map(millis),
             trace_id = format!("{:032x}", self.timeline.trace_id()),
             "request ended"
         );

@@ -116,6 +116,16 @@ impl Timeline {
         self.context.trace_id
     }
 
+    /// From its arrival to its first step; none where it had none.
+    pub fn queued(&self) -> Option<Duration> {
+        Some(self.began?.saturating_duration_since(self.arrived))
+    }
+
+    /// From its first step to its first token; none where it had none.
+    pub fn prefill(&self) -> Option<Duration> {
+        Some(self.first_token?.saturating_duration_since(self.began?))
+    }
+
     /// The spans of a request that has ended; none where the caller wants none. A stage that was not reached has none,
     /// and the last one ends with the request.
     pub fn spans(&self, outcome: Outcome, now: Instant) -> Vec<Span> {
@@ -221,6 +231,7 @@ mod tests {
             shown(&timeline, "client", 40),
             expected(&[("chat m", 1000, 1040), ("queued", 1000, 1040)])
         );
+        assert_eq!((timeline.queued(), timeline.prefill()), (None, None));
         // Several choices: the first to begin and the first token count.
         [30, 10].into_iter().for_each(|at| timeline.begin(after(at)));
         [25, 50].into_iter().for_each(|at| timeline.token(after(at)));
@@ -233,6 +244,8 @@ mod tests {
                 ("decode", 1025, 1090)
             ])
         );
+        let millis = Duration::from_millis;
+        assert_eq!((timeline.queued(), timeline.prefill()), (Some(millis(10)), Some(millis(15))));
         let spans = timeline.spans(outcome("timeout"), after(90));
         assert_eq!((spans[0].parent, spans[0].error, spans[0].server), (Some(9), Some("timeout"), true));
         assert!(spans[1..].iter().all(|span| span.parent == Some(spans[0].span_id) && span.trace_id == 7));

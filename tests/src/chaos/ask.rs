@@ -21,10 +21,6 @@ use crate::cluster::net::Netns;
 
 /// No request takes longer, whatever happens to it.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Length of a stream: long enough to be caught in the middle.
-const STREAM_TOKENS: u32 = 24;
-/// Length of a whole answer.
-const WHOLE_TOKENS: u32 = 4;
 /// How an error event begins, which is no piece of an answer.
 const ERROR: &[u8] = b"data: {\"error\"";
 
@@ -113,6 +109,8 @@ async fn in_time<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) 
 pub struct Question<'a> {
     /// What is asked.
     pub prompt: &'a str,
+    /// Length of the answer.
+    pub max_tokens: u32,
     /// Whether for a stream.
     pub streams: bool,
     /// The answer where it is known.
@@ -125,7 +123,7 @@ pub async fn ask(door: &Door, question: Question<'_>, text: &mut String, midway:
     let first = usize::from(rand::random::<u16>());
     let tries = async {
         for at in first.. {
-            let done = exchange(door, at, question.prompt, &mut sample, text, midway).await;
+            let done = exchange(door, at, question, &mut sample, text, midway).await;
             match &done {
                 Err(error) if at - first + 1 < door.tries && is_severed(error) => {
                     sample.severed += 1;
@@ -161,7 +159,7 @@ fn is_severed(error: &anyhow::Error) -> bool {
 async fn exchange(
     door: &Door,
     at: usize,
-    prompt: &str,
+    question: Question<'_>,
     sample: &mut Sample,
     text: &mut String,
     midway: &Midway,
@@ -171,11 +169,12 @@ async fn exchange(
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let body = json!({"model": "code", "stream": sample.streams, "temperature": 0,
-        "max_tokens": if sample.streams { STREAM_TOKENS } else { WHOLE_TOKENS },
-        "messages": [{"role": "user", "content": prompt}]});
+        "max_tokens": question.max_tokens,
+        "messages": [{"role": "user", "content": question.prompt}]});
     let request = Request::post("/v1/chat/completions")
         .header("host", "code")
         .header("content-type", "application/json")
+        .header("traceparent", format!("00-{:032x}-0000000000000001-00", sample.trace))
         .body(Full::new(Bytes::from(body.to_string())))?;
     let lost = |error: hyper::Error| io::Error::new(io::ErrorKind::ConnectionReset, error);
     let head = async { sender.send_request(request).await.map_err(lost) };

@@ -21,6 +21,8 @@ const PROMPTS: [&str; 4] =
 /// One request as its client saw it.
 #[derive(Debug, Clone)]
 pub struct Sample {
+    /// The trace that it began: logs of gateways and engines name it.
+    pub trace: u128,
     /// When it was sent.
     pub started: Instant,
     /// When each piece of the answer came; of a whole answer only its end counts.
@@ -56,6 +58,7 @@ impl Sample {
     pub fn begin(streams: bool) -> Self {
         let now = Instant::now();
         Self {
+            trace: rand::random(),
             started: now,
             pieces: Vec::new(),
             ended: now,
@@ -74,6 +77,11 @@ impl Sample {
     }
 }
 
+/// Usual length of a stream: long enough to be caught in the middle.
+pub const STREAM_TOKENS: u32 = 24;
+/// Length of a whole answer.
+const WHOLE_TOKENS: u32 = 4;
+
 /// What one answer must be.
 type Expected = Arc<Vec<[String; 2]>>;
 
@@ -84,6 +92,20 @@ pub struct Demand {
     pub clients: usize,
     /// Distance of a client's requests on average; none where each follows on the heels of the one before.
     pub pace: Option<Duration>,
+    /// Tokens of a stream.
+    pub stream_tokens: u32,
+}
+
+impl Demand {
+    /// So many clients, each with a request on the heels of the one before.
+    #[must_use]
+    pub const fn without_pause(clients: usize, stream_tokens: u32) -> Self {
+        Self { clients, pace: None, stream_tokens }
+    }
+
+    const fn tokens(self, streams: bool) -> u32 {
+        if streams { self.stream_tokens } else { WHOLE_TOKENS }
+    }
 }
 
 /// Clients at work.
@@ -132,7 +154,8 @@ impl Load {
         for prompt in PROMPTS {
             let mut both = [String::new(), String::new()];
             for (streams, text) in [false, true].into_iter().zip(&mut both) {
-                let question = Question { prompt, streams, expected: None };
+                let question =
+                    Question { prompt, max_tokens: demand.tokens(streams), streams, expected: None };
                 let sample = ask(&door, question, text, &Midway::default()).await;
                 ensure!(sample.outcome == Outcome::Whole, "without any fault: {:?}", sample.outcome);
             }
@@ -154,7 +177,7 @@ impl Load {
             let client = Client {
                 number,
                 door: door.clone(),
-                pace: demand.pace,
+                demand,
                 expected: Arc::clone(expected),
                 stop: load.stop.clone(),
                 give_up: load.give_up.clone(),
@@ -213,7 +236,7 @@ impl Load {
 struct Client {
     number: usize,
     door: Door,
-    pace: Option<Duration>,
+    demand: Demand,
     expected: Expected,
     stop: CancellationToken,
     give_up: CancellationToken,
@@ -230,7 +253,7 @@ impl Client {
             let sample = self.ask(at, streams).await;
             self.samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
             number += 1;
-            let until = began + distance(self.pace);
+            let until = began + distance(self.demand.pace);
             tokio::select! {
                 () = tokio::time::sleep_until(until.into()) => {}
                 () = self.stop.cancelled() => {}
@@ -240,7 +263,8 @@ impl Client {
 
     async fn ask(&self, at: usize, streams: bool) -> Sample {
         let expected = self.expected[at][usize::from(streams)].as_str();
-        let question = Question { prompt: PROMPTS[at], streams, expected: Some(expected) };
+        let max_tokens = self.demand.tokens(streams);
+        let question = Question { prompt: PROMPTS[at], max_tokens, streams, expected: Some(expected) };
         let (begun, mut text) = (Sample::begin(streams), String::new());
         tokio::select! {
             biased;
@@ -264,10 +288,11 @@ fn distance(pace: Option<Duration>) -> Duration {
 /// # Errors
 ///
 /// There is no answer.
-pub async fn pace_of(door: &Door, clients: usize, share: f64) -> anyhow::Result<Duration> {
+pub async fn pace_of(door: &Door, unpaced: Demand, share: f64) -> anyhow::Result<Duration> {
     /// Long enough for a steady queue.
     const MEASURED: Duration = Duration::from_secs(4);
-    let load = Load::start(door.clone(), Demand { clients, pace: None }).await?;
+    let clients = unpaced.clients;
+    let load = Load::start(door.clone(), Demand { pace: None, ..unpaced }).await?;
     // The first answers come before the queue stands.
     tokio::time::sleep(MEASURED / 4).await;
     drop(load.take());
@@ -290,7 +315,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let door = Door::only(listener.local_addr().unwrap());
         let answers = PROMPTS.map(|_| [String::new(), String::new()]).to_vec();
-        let load = Load::begin(&door, Demand { clients: 4, pace: None }, &Arc::new(answers));
+        let load = Load::begin(&door, Demand::without_pause(4, STREAM_TOKENS), &Arc::new(answers));
         // Each client has its connection, and waits for an answer on it.
         let mut accepted = Vec::new();
         for _ in 0..4 {

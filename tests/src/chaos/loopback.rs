@@ -30,15 +30,14 @@ impl Loopback {
     /// # Errors
     ///
     /// They do not start.
-    pub async fn start(clients: usize, share: f64) -> anyhow::Result<Self> {
+    pub async fn start(mut demand: Demand, share: f64) -> anyhow::Result<Self> {
         let model = model_path()?;
         let (primary, fallback) = (Engine::start(&model).await?, Engine::start(&model).await?);
-        let mut demand = Demand { clients, pace: None };
         if share < 1.0 {
             let gateway =
                 Gateway::start([primary.api, primary.internal], [fallback.api, fallback.internal]).await?;
             gateway.active("primary").await?;
-            demand.pace = Some(pace_of(&Door::only(gateway.api), clients, share).await?);
+            demand.pace = Some(pace_of(&Door::only(gateway.api), demand, share).await?);
         }
         Ok(Self { primary, fallback, demand })
     }

@@ -26,7 +26,7 @@ use anyhow::{Context, ensure};
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{assets::cache_folder, lab::MODEL_FILE, support::wait_until};
-use load::Load;
+use load::{Demand, Load};
 pub use load::{Outcome, Sample};
 use loopback::Loopback;
 pub use summary::{FaultSummary, render_table};
@@ -115,6 +115,10 @@ pub struct Args {
     /// How much the clients ask for, of what an engine was seen to answer when nobody waits; 1 lets nobody wait.
     #[arg(long, default_value_t = 0.5)]
     pub share: f64,
+    /// Tokens of a stream; whole answers have 4. The longer streams are, the more of them a fault meets in their middle, and
+    /// the longer those behind them wait for an engine that computes two at a time.
+    #[arg(long, default_value_t = load::STREAM_TOKENS)]
+    pub stream_tokens: u32,
     /// Where the random times of the faults begin.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -136,6 +140,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// What the clients ask where nobody waits.
+    fn demand(&self) -> Demand {
+        Demand::without_pause(self.clients, self.stream_tokens)
+    }
+
     /// What is played on loopback and what on the cluster.
     fn places(&self) -> (Vec<Fault>, Vec<Fault>) {
         let faults = if self.faults.is_empty() { Fault::USUAL.to_vec() } else { self.faults.clone() };
@@ -188,7 +197,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Vec<FaultSummary>> {
     let (on_loopback, on_cluster) = args.places();
     let mut panels = Panels { played: Vec::new(), out: args.out.clone() };
     if !on_loopback.is_empty() {
-        let mut loopback = Loopback::start(args.clients, args.share).await?;
+        let mut loopback = Loopback::start(args.demand(), args.share).await?;
         println!("on loopback: {}", describe_demand(args.clients, loopback.pace()));
         for fault in on_loopback {
             let played = loopback.play(fault, args.rounds, &mut random).await.context(fault.id())?;
@@ -262,6 +271,7 @@ mod tests {
                 rounds: 1,
                 clients: 1,
                 share: 0.5,
+                stream_tokens: load::STREAM_TOKENS,
                 seed: 1,
                 faults: faults.to_vec(),
                 loopback,

@@ -13,7 +13,7 @@ use super::{
     ask::Door,
     engine::Engine,
     gateway::Gateway,
-    load::{Demand, Load, Outcome, Sample},
+    load::{Demand, Load, Outcome, STREAM_TOKENS, Sample},
     model_path,
 };
 
@@ -66,7 +66,7 @@ pub async fn run(minutes: f64, clients: usize, out: &Path) -> anyhow::Result<Sat
     gateway.active("primary").await?;
     gateway.all_healthy().await?;
     println!("saturation: every answer is learned, then {clients} clients ask for {minutes} minutes");
-    let load = Load::start(Door::only(gateway.api), Demand { clients, pace: None }).await?;
+    let load = Load::start(Door::only(gateway.api), Demand::without_pause(clients, STREAM_TOKENS)).await?;
     let mut result = Saturated { minutes, clients, ..Saturated::default() };
     let mut firsts = Vec::new();
     let began = Instant::now();

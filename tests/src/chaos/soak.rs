@@ -14,7 +14,7 @@ use super::{
     ask::Door,
     engine::Engine,
     gateway::Gateway,
-    load::{Demand, Load, Outcome, Sample},
+    load::{Demand, Load, Outcome, STREAM_TOKENS, Sample},
     loopback::{inject, repair},
     model_path,
     wire::Wire,
@@ -111,7 +111,8 @@ pub async fn run(args: &Args) -> anyhow::Result<Soaked> {
     let [primary, fallback] = [0, 1].map(|at: usize| [wires[at][0].address, wires[at][1].address]);
     let gateway = Gateway::start(primary, fallback).await?;
     gateway.active("primary").await?;
-    let load = Load::start(Door::only(gateway.api), Demand { clients: args.clients, pace: None }).await?;
+    let load =
+        Load::start(Door::only(gateway.api), Demand::without_pause(args.clients, STREAM_TOKENS)).await?;
     let mut random = StdRng::seed_from_u64(args.seed);
     let mut soaked = Soaked { resumes: engines[1].resumes_streams().await?, ..Soaked::default() };
     let began = Instant::now();

@@ -52,8 +52,43 @@ pub struct FaultSummary {
     pub requests: usize,
     /// Requests that the figures are of.
     pub affected: usize,
+    /// The slowest of these.
+    pub slowest: Vec<Slow>,
     /// The first failures, word for word.
     pub failures: Vec<String>,
+}
+
+/// Requests that are told apart.
+const SLOWEST: usize = 10;
+
+/// A request that waited for long, and the trace under which gateways and engines log it at debug level.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Slow {
+    /// From the fault to its next token.
+    pub switch_ms: u64,
+    /// From the fault to the request; below 0 where it was under way.
+    pub sent_ms: i64,
+    /// Whether it was a stream.
+    pub streams: bool,
+    /// Pieces that its client had before the fault.
+    pub pieces_before: usize,
+    /// Its trace.
+    pub trace_id: String,
+}
+
+impl Slow {
+    fn of(round: &Round, sample: &Sample, switch: Duration) -> Self {
+        let millis = |from: Instant, to: Instant| {
+            i64::try_from(to.duration_since(from).as_millis()).unwrap_or(i64::MAX)
+        };
+        Self {
+            switch_ms: whole_millis(switch),
+            sent_ms: millis(round.fault, sample.started) - millis(sample.started, round.fault),
+            streams: sample.streams,
+            pieces_before: sample.pieces.iter().filter(|piece| **piece < round.fault).count(),
+            trace_id: format!("{:032x}", sample.trace),
+        }
+    }
 }
 
 impl FaultSummary {
@@ -62,8 +97,14 @@ impl FaultSummary {
     pub fn of(fault: Fault, place: &'static str, played: &Played) -> Self {
         let Played { rounds, samples, retried, resumed, deleted, gateways_lost, resumes } = played;
         let meets = Meets::of(fault, place);
-        let mut switches: Vec<Duration> =
-            rounds.iter().flat_map(|round| samples.iter().filter_map(|s| switch(meets, round, s))).collect();
+        let met = rounds
+            .iter()
+            .flat_map(|round| samples.iter().filter_map(move |s| Some((round, s, switch(meets, round, s)?))));
+        let mut met: Vec<(&Round, &Sample, Duration)> = met.collect();
+        met.sort_by_key(|(_, _, switch)| std::cmp::Reverse(*switch));
+        let slowest =
+            met.iter().take(SLOWEST).map(|(round, sample, switch)| Slow::of(round, sample, *switch));
+        let mut switches: Vec<Duration> = met.iter().map(|(_, _, switch)| *switch).collect();
         let severed = |sample: &&Sample| sample.severed > 0 && !meets.concerns(sample);
         let mut apart: Vec<Duration> = rounds
             .iter()
@@ -102,6 +143,7 @@ impl FaultSummary {
             resumes: *resumes,
             requests: samples.len(),
             affected: switches.len(),
+            slowest: slowest.collect(),
             failures: failures.take(5).collect(),
         }
     }
@@ -237,6 +279,7 @@ mod tests {
         let at = |ms: u64| begin + Duration::from_millis(ms);
         let round = Round { fault: at(1_000), moved: at(1_100), repaired: at(3_000) };
         let sample = |started: u64, pieces: &[u64], tier: &str| Sample {
+            trace: u128::from(started),
             started: at(started),
             pieces: pieces.iter().map(|ms| at(*ms)).collect(),
             ended: at(pieces.last().copied().unwrap_or(started)),
@@ -266,6 +309,9 @@ mod tests {
         let summary = FaultSummary::of(Fault::EngineKill, "loopback", &played);
         assert_eq!((summary.affected, summary.p50_ms, summary.p99_ms), (3, 170, 300));
         assert_eq!((summary.excess_p99_ms, summary.lost, summary.broken), (300, 1, 0));
+        let slowest: Vec<(u64, i64, usize)> =
+            summary.slowest.iter().map(|slow| (slow.switch_ms, slow.sent_ms, slow.pieces_before)).collect();
+        assert_eq!(slowest, [(300, -50, 0), (170, 50, 0), (150, -200, 1)]);
         assert!(render_table(&[summary]).contains("engine-kill"));
 
         // A request on a lost gateway's own connection counts apart; one that was not accepted at first counts whole.

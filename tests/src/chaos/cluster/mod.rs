@@ -70,9 +70,9 @@ async fn play_all(
     panels: &mut Panels,
 ) -> anyhow::Result<()> {
     let door = site.deploy(System::Atlas).await?;
-    let mut demand = Demand { clients: args.clients, pace: None };
+    let mut demand = args.demand();
     if args.share < 1.0 {
-        demand.pace = Some(pace_of(&door, args.clients, args.share).await?);
+        demand.pace = Some(pace_of(&door, demand, args.share).await?);
     }
     println!("on the cluster: {}", describe_demand(args.clients, demand.pace));
     for fault in faults {
