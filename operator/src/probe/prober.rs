@@ -6,23 +6,25 @@
 //!
 //! Before its pod is deleted, the API server has to answer and then the gateway once more not to: a controller that is cut
 //! off hears nobody but a gateway of its own node, and a deletion that it sent then would arrive when the cut is healed.
+//! What follows from all of it is `judge`'s.
 
-use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use atlas_crds::names;
 use futures::{StreamExt, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, Preconditions},
+    api::{DeleteParams, ListParams, Preconditions},
     runtime::reflector::ObjectRef,
 };
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    judge::{Found, Judge, Sentence, Shown},
     question::{ProbeError, fetch_status},
-    silence::{Attention, Gateway, Silences},
+    silence::Gateway,
     views::{GatewayStatus, GatewayViews},
 };
 use crate::{metrics::Metrics, stores::Stores};
@@ -59,31 +61,17 @@ pub struct GatewayProber {
 /// Something that ended.
 enum Ended {
     Question { gateway: Gateway, answer: Result<GatewayStatus, ProbeError> },
-    Check { gateway: Gateway, found: Found },
+    Check { gateway: Gateway, found: Found, last: Option<ProbeError> },
     Deletion { gateway: Gateway },
-}
-
-/// What a last look at a silent gateway found.
-enum Found {
-    /// The API server has the pod as it was, in this version, and the gateway did not answer after that, for this reason.
-    Silent { version: String, error: ProbeError },
-    /// It answers.
-    Alive,
-    /// The API server did not say so: this process may be cut off, or the pod is another one by now.
-    Nothing,
 }
 
 type Work = FuturesUnordered<Pin<Box<dyn Future<Output = Ended> + Send>>>;
 
-/// What the task knows.
+/// What the task knows, and what it waits for.
 struct Watch {
-    attention: Attention,
-    silences: Silences,
-    gateways: Vec<Gateway>,
+    judge: Judge,
     next_round: Duration,
     work: Work,
-    /// Uids of gateways that are being looked at or deleted.
-    busy: HashSet<String>,
 }
 
 impl GatewayProber {
@@ -92,12 +80,9 @@ impl GatewayProber {
         let mut pulses = tokio::time::interval(PULSE);
         pulses.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watch = Watch {
-            attention: Attention::begin(Instant::now(), LONGEST_PULSE),
-            silences: Silences::new(self.silence),
-            gateways: Vec::new(),
+            judge: Judge::begin(Instant::now(), self.silence, LONGEST_PULSE),
             next_round: Duration::ZERO,
             work: Work::new(),
-            busy: HashSet::new(),
         };
         loop {
             tokio::select! {
@@ -111,108 +96,77 @@ impl GatewayProber {
     }
 
     fn pulse(&self, watch: &mut Watch) {
-        let awake = self.awake(watch);
+        self.listen(watch);
+        let awake = watch.judge.awake();
         if awake >= watch.next_round {
             watch.next_round = awake + PERIOD;
-            self.look_around(watch);
-            watch.work.extend(watch.gateways.iter().filter_map(|gateway| self.question(gateway)));
-            self.forget_others(&watch.gateways, &watch.silences, awake);
+            watch.judge.observe(self.gateways());
+            watch.work.extend(watch.judge.gateways().iter().filter_map(|gateway| self.question(gateway)));
+            self.forget_others(&watch.judge);
         }
-        for gateway in watch.silences.choose(&watch.gateways, awake, KNOCK_LIMIT) {
-            if let Some(address) = gateway.address.clone()
-                && watch.busy.insert(gateway.uid.clone())
-            {
-                watch.work.push(self.check(gateway.clone(), address));
-            }
+        for gateway in watch.judge.suspect(KNOCK_LIMIT) {
+            watch.work.push(self.check(gateway));
         }
     }
 
     fn take(&self, watch: &mut Watch, ended: Ended) {
-        let awake = self.awake(watch);
+        self.listen(watch);
         match ended {
             Ended::Question { gateway, answer } => {
                 if answer.is_ok() {
-                    watch.silences.hear(&gateway.uid, awake);
+                    watch.judge.hear(&gateway.uid);
                 }
-                if watch.silences.knows(&gateway.uid) {
+                if watch.judge.knows(&gateway.uid) {
                     self.note(gateway, answer);
                 }
             }
-            Ended::Check { gateway, found } => {
-                watch.busy.remove(&gateway.uid);
-                match found {
-                    Found::Nothing => {}
-                    Found::Alive => watch.silences.hear(&gateway.uid, awake),
-                    Found::Silent { version, error } => {
-                        self.look_around(watch);
-                        let chosen = watch.silences.choose(&watch.gateways, awake, Duration::ZERO);
-                        if chosen.iter().any(|chosen| chosen.uid == gateway.uid) {
-                            let silent = watch.silences.of(&gateway, awake);
-                            watch.busy.insert(gateway.uid.clone());
-                            watch.work.push(self.deletion(gateway, version, silent, error));
-                        }
-                    }
+            Ended::Check { gateway, found, last } => {
+                watch.judge.observe(self.gateways());
+                if let Some(sentence) = watch.judge.conclude(&gateway, found) {
+                    watch.work.push(self.deletion(gateway, sentence, last));
                 }
             }
-            Ended::Deletion { gateway } => {
-                watch.busy.remove(&gateway.uid);
-            }
+            Ended::Deletion { gateway } => watch.judge.close(&gateway.uid),
         }
     }
 
-    fn awake(&self, watch: &mut Watch) -> Duration {
-        let stalled = watch.attention.pulse(Instant::now());
+    fn listen(&self, watch: &mut Watch) {
+        let stalled = watch.judge.pulse(Instant::now());
         self.metrics.watch_stalled.inc_by(stalled.as_secs_f64());
-        watch.attention.awake()
     }
 
-    fn look_around(&self, watch: &mut Watch) {
-        watch.gateways = self.gateways();
-        watch.silences.observe(&watch.gateways, watch.attention.awake());
-    }
-
-    /// Asks the API server for the pod and then knocks at the gateway once more.
-    fn check(&self, gateway: Gateway, address: String) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
+    /// Asks the API server for the gateways of the namespace and then knocks at this one once more.
+    fn check(&self, gateway: Gateway) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &gateway.namespace);
         Box::pin(async move {
-            let look = tokio::time::timeout(LOOK_LIMIT, api.get(&gateway.name)).await;
-            let version = match look {
-                Ok(Ok(pod)) if is_same(&pod, &gateway) => pod.resource_version(),
-                _ => None,
-            };
-            let Some(version) = version else {
+            let ours = format!("{}={}", names::LABEL_COMPONENT, names::COMPONENT_GATEWAY);
+            let ours = ListParams::default().labels(&ours);
+            let look = tokio::time::timeout(LOOK_LIMIT, api.list(&ours)).await;
+            let (Ok(Ok(pods)), Some(address)) = (look, gateway.address.clone()) else {
                 // Not at once again.
                 tokio::time::sleep(PERIOD).await;
-                return Ended::Check { gateway, found: Found::Nothing };
+                return Ended::Check { gateway, found: Found::Nothing, last: None };
             };
             let (port, over) = (names::GATEWAY_INTERNAL_PORT, Instant::now() + KNOCK_LIMIT);
-            let found = match fetch_status::<GatewayStatus>(&address, port, KNOCK_LIMIT).await {
-                Ok(_) => Found::Alive,
+            match fetch_status::<GatewayStatus>(&address, port, KNOCK_LIMIT).await {
+                Ok(_) => Ended::Check { gateway, found: Found::Alive, last: None },
                 Err(error) => {
                     // One that refuses at once has not been silent for too long yet.
                     tokio::time::sleep_until(over).await;
-                    Found::Silent { version, error }
+                    let shown = pods.items.iter().filter_map(|pod| {
+                        Some(Shown { gateway: view(pod)?, version: pod.resource_version()? })
+                    });
+                    Ended::Check { gateway, found: Found::Silent(shown.collect()), last: Some(error) }
                 }
-            };
-            Ended::Check { gateway, found }
+            }
         })
     }
 
     fn gateways(&self) -> Vec<Gateway> {
         let pods = self.stores.pods.state_filter(|pod| {
             pod.labels().get(names::LABEL_COMPONENT).is_some_and(|c| c == names::COMPONENT_GATEWAY)
-                && pod.metadata.deletion_timestamp.is_none()
         });
-        let gateway = |pod: &Arc<Pod>| {
-            Some(Gateway {
-                namespace: pod.namespace()?,
-                name: pod.name_any(),
-                uid: pod.uid()?,
-                address: pod.status.as_ref().and_then(|status| status.pod_ip.clone()),
-                ready: is_ready(pod),
-            })
-        };
-        pods.iter().filter_map(gateway).collect()
+        pods.iter().filter_map(|pod| view(pod)).collect()
     }
 
     fn question(&self, gateway: &Gateway) -> Option<Pin<Box<dyn Future<Output = Ended> + Send>>> {
@@ -247,10 +201,10 @@ impl GatewayProber {
         }
     }
 
-    fn forget_others(&self, gateways: &[Gateway], silences: &Silences, awake: Duration) {
+    fn forget_others(&self, judge: &Judge) {
         for key in self.views.known() {
-            let speaks = gateways.iter().any(|gateway| {
-                (&gateway.namespace, &gateway.name) == (&key.0, &key.1) && !silences.is_silent(gateway, awake)
+            let speaks = judge.gateways().iter().any(|gateway| {
+                (&gateway.namespace, &gateway.name) == (&key.0, &key.1) && !judge.is_silent(gateway)
             });
             if !speaks {
                 self.replace(key, None);
@@ -261,10 +215,10 @@ impl GatewayProber {
     fn deletion(
         &self,
         gateway: Gateway,
-        version: String,
-        silent: Duration,
-        error: ProbeError,
+        sentence: Sentence,
+        last: Option<ProbeError>,
     ) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
+        let Sentence { version, silent } = sentence;
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &gateway.namespace);
         let params = DeleteParams {
             grace_period_seconds: Some(0),
@@ -287,7 +241,7 @@ impl GatewayProber {
                         address = gateway.address,
                         silent_millis,
                         // Whether its node is out of reach or it took the connection and stands still.
-                        last = &error as &dyn std::error::Error,
+                        last = last.as_ref().map(|error| error as &dyn std::error::Error),
                         "deleted a silent gateway"
                     );
                 }
@@ -308,10 +262,18 @@ impl GatewayProber {
     }
 }
 
-fn is_same(pod: &Pod, gateway: &Gateway) -> bool {
-    pod.metadata.uid.as_ref() == Some(&gateway.uid)
-        && pod.metadata.deletion_timestamp.is_none()
-        && is_ready(pod)
+/// A pod as a gateway; none where it is being deleted.
+fn view(pod: &Pod) -> Option<Gateway> {
+    if pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    Some(Gateway {
+        namespace: pod.namespace()?,
+        name: pod.name_any(),
+        uid: pod.uid()?,
+        address: pod.status.as_ref().and_then(|status| status.pod_ip.clone()),
+        ready: is_ready(pod),
+    })
 }
 
 fn is_ready(pod: &Pod) -> bool {

@@ -58,46 +58,55 @@ pub struct Gateway {
 #[derive(Debug)]
 pub struct Silences {
     limit: Duration,
-    since: HashMap<String, Duration>,
+    signs: HashMap<String, Signs>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Signs {
+    /// Since when it is silent: from its last answer, or from when it became ready.
+    since: Duration,
+    /// Its last answer. That it has just become ready is no proof that this process can hear it.
+    heard: Option<Duration>,
 }
 
 impl Silences {
     /// Silence is too long from this limit on.
     #[must_use]
     pub fn new(limit: Duration) -> Self {
-        Self { limit, since: HashMap::new() }
+        Self { limit, signs: HashMap::new() }
     }
 
     /// Takes in which gateways there are.
     ///
     /// One that is new here or not ready begins anew: what it did not answer before clients were sent to it is no silence.
     pub fn observe(&mut self, gateways: &[Gateway], awake: Duration) {
-        self.since.retain(|uid, _| gateways.iter().any(|gateway| gateway.uid == *uid));
+        self.signs.retain(|uid, _| gateways.iter().any(|gateway| gateway.uid == *uid));
         for gateway in gateways {
-            let since = self.since.entry(gateway.uid.clone()).or_insert(awake);
+            let new = Signs { since: awake, heard: None };
+            let signs = self.signs.entry(gateway.uid.clone()).or_insert(new);
             if !gateway.ready {
-                *since = awake;
+                signs.since = awake;
             }
         }
     }
 
     /// Takes in an answer, however old its question is.
     pub fn hear(&mut self, uid: &str, awake: Duration) {
-        if let Some(since) = self.since.get_mut(uid) {
-            *since = awake;
+        if let Some(signs) = self.signs.get_mut(uid) {
+            *signs = Signs { since: awake, heard: Some(awake) };
         }
     }
 
     /// Whether it is still there.
     #[must_use]
     pub fn knows(&self, uid: &str) -> bool {
-        self.since.contains_key(uid)
+        self.signs.contains_key(uid)
     }
 
     /// For how long it has been silent.
     #[must_use]
     pub fn of(&self, gateway: &Gateway, awake: Duration) -> Duration {
-        self.since.get(&gateway.uid).map_or(Duration::ZERO, |since| awake.saturating_sub(*since))
+        self.signs.get(&gateway.uid).map_or(Duration::ZERO, |signs| awake.saturating_sub(signs.since))
     }
 
     /// Whether it has been silent for too long.
@@ -112,7 +121,10 @@ impl Silences {
     /// Where none was, it is this process that is cut off, or nothing is left to gain.
     #[must_use]
     pub fn choose<'a>(&self, gateways: &'a [Gateway], awake: Duration, lead: Duration) -> Vec<&'a Gateway> {
-        let is_heard = |other: &Gateway| other.ready && self.of(other, awake) < self.limit / 2;
+        let heard = |other: &Gateway| self.signs.get(&other.uid).and_then(|signs| signs.heard);
+        let is_heard = |other: &Gateway| {
+            other.ready && heard(other).is_some_and(|heard| awake.saturating_sub(heard) < self.limit / 2)
+        };
         let others = |gateway: &Gateway| {
             gateways.iter().any(|other| {
                 other.namespace == gateway.namespace && other.uid != gateway.uid && is_heard(other)
@@ -195,6 +207,18 @@ mod tests {
             "from then on its silence counts"
         );
         assert_eq!(silences.choose(&pods, millis(5_700), millis(50)).len(), 1, "and is seen coming");
+    }
+
+    #[test]
+    fn one_that_has_just_become_ready_was_not_heard_by_that() {
+        let mut silences = Silences::new(LIMIT);
+        let (silent, new) = (gateway(0, "a", true), gateway(1, "a", false));
+        silences.observe(&[silent.clone(), new.clone()], millis(0));
+        let pods = [silent, Gateway { ready: true, ..new }];
+        silences.observe(&pods, millis(800));
+        assert!(silences.choose(&pods, millis(800), Duration::ZERO).is_empty());
+        silences.hear(&pods[1].uid, millis(810));
+        assert_eq!(silences.choose(&pods, millis(810), Duration::ZERO).len(), 1);
     }
 
     #[test]
