@@ -84,7 +84,7 @@ pub async fn act(
             others: &inputs.others,
             rollouts: &rollouts,
             states: &states,
-            word: Word::of(gateways, model),
+            word: Word::of(gateways, tiers),
             vram: plan_tiers(
                 model,
                 Cards { profiles: &inputs.profiles, calibrations: &calibrations },

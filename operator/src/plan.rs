@@ -71,26 +71,40 @@ pub enum Word {
     Untold,
     /// Nowhere: nothing serves.
     Nowhere,
+    /// Nowhere yet: pods of the tier of this place are ready, and a gateway has not judged them.
+    NotYet(usize),
     /// To the tier of this place.
     Tier(usize),
 }
 
 impl Word {
     /// What the gateways say; where they differ, the later tier is the news.
+    ///
+    /// A pod that has just become ready is not lost because the gateways have not heard of it or not asked it yet.
     #[must_use]
-    pub fn of(gateways: &[GatewayModel], model: &ValidatedModel) -> Self {
+    pub fn of(gateways: &[GatewayModel], tiers: &[TierPods]) -> Self {
         if gateways.is_empty() {
             return Self::Untold;
         }
-        let index = |name: &str| model.tiers.iter().position(|tier| tier.name == name);
+        let index = |name: &str| tiers.iter().position(|tier| tier.tier == name);
         let active = gateways.iter().filter_map(|gateway| index(gateway.active_tier.as_deref()?)).max();
-        active.map_or(Self::Nowhere, Self::Tier)
+        if let Some(active) = active {
+            return Self::Tier(active);
+        }
+        let endpoints = gateways.iter().flat_map(|gateway| &gateway.endpoints);
+        let unjudged: Vec<&str> = endpoints
+            .filter(|endpoint| !endpoint.is_judged())
+            .map(|endpoint| endpoint.tier.as_str())
+            .collect();
+        let waits = |tier: &TierPods| tier.ready() > 0 && unjudged.contains(&tier.tier.as_str());
+        tiers.iter().position(waits).map_or(Self::Nowhere, Self::NotYet)
     }
 
     fn seen_from(self, index: usize) -> Traffic {
         match self {
+            Self::NotYet(starts) if starts < index => Traffic::Untold,
             Self::Untold => Traffic::Untold,
-            Self::Nowhere => Traffic::Nowhere,
+            Self::Nowhere | Self::NotYet(_) => Traffic::Nowhere,
             Self::Tier(active) if active < index => Traffic::Before,
             Self::Tier(_) => Traffic::Here,
         }
@@ -296,4 +310,61 @@ fn look_before(
             && tier.placement == Placement::Possible;
     }
     before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::PodView;
+    use serde_json::json;
+
+    #[test]
+    fn what_no_gateway_has_judged_is_not_lost() {
+        // One word a tier: how many of its pods Kubernetes calls ready. One gateway a line: its active tier, and what it
+        // says of each endpoint it knows.
+        type Said<'a> = (Option<&'a str>, &'a [(&'a str, &'a str)]);
+        let check = |ready: [usize; 3], gateways: &[Said<'_>], expected: Word| {
+            let pod = || PodView { ready: true, ..PodView::default() };
+            let tiers: Vec<TierPods> = ["a", "b", "c"]
+                .into_iter()
+                .zip(ready)
+                .map(|(tier, ready)| TierPods {
+                    tier: tier.into(),
+                    pods: (0..ready).map(|_| pod()).collect(),
+                    ..TierPods::default()
+                })
+                .collect();
+            let gateways: Vec<GatewayModel> = gateways
+                .iter()
+                .map(|(active, endpoints)| {
+                    let endpoints: Vec<_> = endpoints
+                        .iter()
+                        .map(|(tier, says)| match *says {
+                            "Unknown" | "Healthy" => json!({"tier": tier, "health": says}),
+                            cause => json!({"tier": tier, "health": "Unhealthy", "cause": cause}),
+                        })
+                        .collect();
+                    let said = json!({"model": "m", "activeTier": active, "endpoints": endpoints});
+                    serde_json::from_value(said).unwrap()
+                })
+                .collect();
+            assert_eq!(Word::of(&gateways, &tiers), expected, "{ready:?} {gateways:?}");
+        };
+        check([1, 0, 0], &[], Word::Untold);
+        check([1, 0, 0], &[(None, &[])], Word::Nowhere);
+        // It has just become ready: the gateway has not asked it, or not heard of it, or one of two has not.
+        check([1, 0, 0], &[(None, &[("a", "Unknown")])], Word::NotYet(0));
+        check([1, 0, 0], &[(None, &[("a", "PodNotReady")])], Word::NotYet(0));
+        check([1, 0, 0], &[(None, &[("a", "Silent")]), (None, &[("a", "Unknown")])], Word::NotYet(0));
+        // Kubernetes says the same as the gateway, or the gateway has found out for itself.
+        check([0, 0, 0], &[(None, &[("a", "PodNotReady")])], Word::Nowhere);
+        check([1, 0, 0], &[(None, &[("a", "Silent")])], Word::Nowhere);
+        check([1, 0, 0], &[(None, &[("a", "EngineNotReady")])], Word::Nowhere);
+        // One lost, the next just started: that one is waited for, and the third is not started.
+        check([1, 1, 0], &[(None, &[("a", "Silent"), ("b", "Unknown")])], Word::NotYet(1));
+        check([1, 1, 0], &[(Some("b"), &[("a", "Unknown")]), (None, &[])], Word::Tier(1));
+        for (index, expected) in [(0, Traffic::Nowhere), (1, Traffic::Nowhere), (2, Traffic::Untold)] {
+            assert_eq!(Word::NotYet(1).seen_from(index), expected, "{index}");
+        }
+    }
 }

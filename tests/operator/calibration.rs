@@ -61,7 +61,7 @@ pub async fn what_engines_measure_is_planned_with_and_rolls_nothing(bench: &Benc
 
     // 1,000 MiB beyond weights and cache: with so much the very same setting would not be started.
     let gateway = FakeGateway::join(bench, at.0, "xt", Some("wide")).await?;
-    gateway.say_engines("wide", &[engine(2048, 5624)]);
+    gateway.say_engines(Some("wide"), &[engine(2048, 5624)]);
     let kept = bench
         .wait_for("GpuProfile", (None, "measured"), |profile| {
             let found = &profile.data["status"]["calibration"];

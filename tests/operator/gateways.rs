@@ -111,8 +111,8 @@ impl FakeGateway {
         bench.remove_pod((namespace, "atlas-gateway-0")).await
     }
 
-    /// Says that a tier serves, with these engines.
-    pub fn say_engines(&self, active: &str, engines: &[Value]) {
+    /// Says which tier serves, and how these engines are.
+    pub fn say_engines(&self, active: Option<&str>, engines: &[Value]) {
         *self.says.lock().unwrap() = json!({"pod": "fake", "models": [
             {"model": "code", "activeTier": active, "endpoints": engines, "switches": []}
         ]});

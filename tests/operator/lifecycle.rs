@@ -180,13 +180,21 @@ pub async fn a_cold_tier_starts_when_it_is_needed_and_goes_when_it_is_not(bench:
     // A first start is waited for.
     bench.wait_for("Deployment", second, replicas(0)).await?;
     bench.condition(at, "Ready", "False", "NoTierServes", &["tier fallback: it stands by (Cold)"]).await?;
+    // A gateway that has not heard yet that the pod is ready, or has not asked its engine, does not call the tier lost.
+    let gateway = FakeGateway::join(bench, at.0, "xtx", None).await?;
+    let engine = |health: &str, cause: Value| json!({"tier": "primary", "health": health, "cause": cause});
+    gateway.say_engines(None, &[engine("Unhealthy", "PodNotReady".into())]);
+    let standing = bench.api("Deployment", second.0).get(second.1).await?.metadata.generation;
     let pod = recreate(bench, at, "primary", "xtx", running()).await?;
     proven(bench, at, "primary").await?;
     bench.condition(at, "ModelCached", "True", "Cached", &[]).await?;
     bench.condition(at, "Progressing", "False", "Settled", &[]).await?;
-    let gateway = FakeGateway::join(bench, at.0, "xtx", Some("primary")).await?;
+    gateway.say_engines(None, &[engine("Unknown", Value::Null)]);
+    bench.settled_version(at).await?;
+    gateway.say_engines(Some("primary"), &[engine("Healthy", Value::Null)]);
     bench.condition(at, "Degraded", "False", "FirstTierServes", &[]).await?;
-    bench.wait_for("Deployment", second, replicas(0)).await?;
+    let live = bench.wait_for("Deployment", second, replicas(0)).await?;
+    ensure!(live.metadata.generation == standing, "it was started and stopped: {:?}", live.data["spec"]);
 
     // The gateways lose the first tier long before Kubernetes does.
     gateway.say(None, &[]);

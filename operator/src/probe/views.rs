@@ -5,6 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use atlas_operator_core::routing::Cause;
 use serde::Deserialize;
 
 /// Answer of a gateway's `/internal/status`, as far as the controller needs it.
@@ -30,13 +31,18 @@ pub struct GatewayModel {
     /// Its last moves.
     #[serde(default)]
     pub switches: Vec<Switch>,
-    /// Why it shows an older certificate than its Secret holds.
+    /// Why the certificate that its Secret holds cannot be used.
     #[serde(default)]
     pub certificate_problem: Option<String>,
+    /// That it has no older one either, and lets no client in.
+    #[serde(default)]
+    pub lets_nobody_in: bool,
 }
 
 /// Health of an endpoint that takes requests, as a gateway writes it.
 pub const HEALTHY: &str = "Healthy";
+/// Health of an endpoint that was not asked yet.
+const UNKNOWN: &str = "Unknown";
 
 /// One engine as a gateway sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -60,6 +66,15 @@ pub struct GatewayEndpoint {
     /// What it uses of its card, where it has one.
     #[serde(default)]
     pub vram: Option<EndpointVram>,
+}
+
+impl GatewayEndpoint {
+    /// Whether the gateway found out for itself how the engine is. That a pod is not ready it has from Kubernetes alone, whose
+    /// own word may be newer.
+    #[must_use]
+    pub fn is_judged(&self) -> bool {
+        self.health != UNKNOWN && self.cause.as_deref() != Some(Cause::PodNotReady.as_str())
+    }
 }
 
 /// What an engine uses of its card.

@@ -119,6 +119,7 @@ mod tests {
             active_tier: None,
             endpoints: Vec::new(),
             certificate_problem: None,
+            lets_nobody_in: false,
             switches: switches
                 .iter()
                 .enumerate()

@@ -249,6 +249,10 @@ impl EndpointHealth {
                 }
             }
             HealthEvent::PodReady(ready) => {
+                // What the kubelet has heard since is newer than what the engine said here: the next probe tells.
+                if ready && !self.pod_ready && self.engine_ready == Some(false) {
+                    self.engine_ready = None;
+                }
                 self.pod_ready = ready;
                 if !ready {
                     self.note_trouble(now);

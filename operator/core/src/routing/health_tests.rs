@@ -57,6 +57,16 @@ fn histories_end_in_the_health_that_they_should() {
     );
     check("never answered", &[(1_100, ProbeLate)], Health::Unhealthy(Cause::Silent));
     check("loading", &[(12, ProbeNotReady)], Health::Unhealthy(Cause::EngineNotReady));
+    check(
+        "ready by Kubernetes, and not asked since",
+        &[(12, PodReady(false)), (20, ProbeNotReady), (30, PodReady(true))],
+        Health::Unknown,
+    );
+    check(
+        "ready by Kubernetes, and it says otherwise",
+        &[(12, PodReady(false)), (20, PodReady(true)), (30, ProbeNotReady), (40, PodReady(true))],
+        Health::Unhealthy(Cause::EngineNotReady),
+    );
     check("withdrawn", &[(12, ok), (20, PodReady(false))], Health::Unhealthy(Cause::PodNotReady));
     check("readiness is back", &[(12, ok), (20, PodReady(false)), (30, PodReady(true))], Health::Healthy);
     check(
