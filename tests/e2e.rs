@@ -5,6 +5,8 @@
 // Helpers of tests are tests too.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "e2e/certificate.rs"]
+mod certificate;
 #[path = "e2e/drain.rs"]
 mod drain;
 #[path = "e2e/warm.rs"]
@@ -64,6 +66,7 @@ async fn scenarios(stage: &mut Stage, screen: &Screen, report: &mut Report, serv
     a_younger_model_waits_for_the_card(stage).await?;
     webhook::what_cannot_fit_is_refused_through_the_service(stage).await?;
     drain::every_node_can_be_drained(stage).await?;
+    certificate::clients_speak_tls_to_the_only_gateway(stage).await?;
     stage.kubectl(&["delete", "atlasmodel", "-n", NAMESPACE, "code", "--timeout=60s"]).await?;
     nothing_is_left(stage).await?;
     warm::a_warm_tier_takes_over_without_a_download(stage, served).await?;

@@ -11,6 +11,8 @@ mod calibration;
 mod card_faults;
 #[path = "operator/cards.rs"]
 mod cards;
+#[path = "operator/certificate.rs"]
+mod certificate;
 #[path = "operator/claims.rs"]
 mod claims;
 #[path = "operator/credentials.rs"]
@@ -94,7 +96,9 @@ async fn whatever_breaks_the_cluster_comes_to_the_same_rest() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_late_is_acted_on_when_it_comes() -> Result<()> {
     let bench = Bench::without_operator().await?;
-    bench.replace_operator(Some(bench.spawn_operator_with("operator-a", &["--read-secrets=false"]).await?));
+    let flags = ["--read-secrets=false", "--gateway-tls-secret=web"];
+    bench.replace_operator(Some(bench.spawn_operator_with("operator-a", &flags).await?));
+    certificate::a_certificate_that_cannot_be_used_is_told_with_its_secret(&bench).await?;
     credentials::without_the_right_the_secret_is_the_engines_alone(&bench).await?;
     late::a_header_that_comes_late_needs_no_second_look(&bench).await
 }

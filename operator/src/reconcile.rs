@@ -191,6 +191,7 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         tiers: &tiers,
         gateways: &gateways,
         scheme: context.settings.scheme(),
+        tls_secret: context.settings.gateway_tls_secret.as_deref(),
         host: format!("{}.{namespace}.svc", object.name_any()),
         now: Timestamp::now(),
     };

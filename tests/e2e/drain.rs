@@ -32,7 +32,8 @@ pub async fn every_node_can_be_drained(stage: &mut Stage) -> Result<()> {
     give_back(stage, &[PRIMARY_NODE], "1").await
 }
 
-async fn drain(stage: &Stage, nodes: &[&str]) -> Result<()> {
+/// As people do it before they work on nodes.
+pub async fn drain(stage: &Stage, nodes: &[&str]) -> Result<()> {
     let flags = ["--ignore-daemonsets", "--delete-emptydir-data", "--timeout=100s"];
     let arguments: Vec<&str> = [&["drain"], nodes, &flags].concat();
     stage.kubectl(&arguments).await?;

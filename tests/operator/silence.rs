@@ -28,13 +28,24 @@ const DELETED: &str = "atlas_silent_gateways_deleted_total ";
 const STALLED: &str = "atlas_gateway_watch_stalled_seconds_total ";
 
 /// A gateway process and the pod that it stands for.
-struct Process {
+pub struct Process {
     child: Child,
     pod: &'static str,
 }
 
 impl Process {
     async fn start(bench: &Bench, pod: &'static str) -> Result<Self> {
+        Self::start_in(bench, (NAMESPACE, pod), &[], "readyz").await
+    }
+
+    /// Starts one, waits until this path of its internal port answers 200, and makes it a ready pod.
+    pub async fn start_in(
+        bench: &Bench,
+        at: (&'static str, &'static str),
+        flags: &[&str],
+        path: &str,
+    ) -> Result<Self> {
+        let (namespace, pod) = at;
         // The contract names the ports, so the address is what is free: any of 127.0.0.0/8 will do.
         let free = |ip: Ipv4Addr| {
             [GATEWAY_PORT, GATEWAY_INTERNAL_PORT].iter().all(|port| TcpListener::bind((ip, *port)).is_ok())
@@ -45,16 +56,17 @@ impl Process {
         });
         let Some(ip) = addresses.find(|ip| free(*ip)) else { bail!("no free address in 127.0.0.0/8") };
         let child = Command::new(binary("atlas-operator")?)
-            .args(["gateway", "--namespace", NAMESPACE])
+            .args(["gateway", "--namespace", namespace])
             .args(["--listen", &format!("{ip}:{GATEWAY_PORT}")])
             .args(["--internal-listen", &format!("{ip}:{GATEWAY_INTERNAL_PORT}")])
+            .args(flags)
             .env("KUBECONFIG", bench.kubeconfig())
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()?;
-        wait_until("the gateway's readiness", LONG, async || {
-            let url = format!("http://{ip}:{GATEWAY_INTERNAL_PORT}/readyz");
+        wait_until("the gateway to answer", LONG, async || {
+            let url = format!("http://{ip}:{GATEWAY_INTERNAL_PORT}/{path}");
             let answer = reqwest::get(url).await.map_err(|error| error.to_string())?;
             if answer.status().is_success() { Ok(()) } else { Err(answer.status().to_string()) }
         })
@@ -64,15 +76,15 @@ impl Process {
             "app.kubernetes.io/managed-by": "atlas-operator",
         });
         let object = json!({
-            "metadata": {"name": pod, "namespace": NAMESPACE, "labels": labels},
+            "metadata": {"name": pod, "namespace": namespace, "labels": labels},
             "spec": {"nodeName": pod, "containers": [{"name": "gateway", "image": "example/atlas-operator:t"}]},
         });
-        bench.create("Pod", Some(NAMESPACE), object).await?;
+        bench.create("Pod", Some(namespace), object).await?;
         let status = json!({
             "phase": "Running", "podIP": ip.to_string(), "podIPs": [{"ip": ip.to_string()}],
             "conditions": [{"type": "Ready", "status": "True"}],
         });
-        bench.patch_status("Pod", (Some(NAMESPACE), pod), status).await?;
+        bench.patch_status("Pod", (Some(namespace), pod), status).await?;
         Ok(Self { child, pod })
     }
 }

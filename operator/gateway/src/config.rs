@@ -82,7 +82,7 @@ impl Timing {
             drain_grace: Duration::from_secs(3),
             drain_timeout: Duration::from_secs(30),
             head_timeout: Duration::from_secs(10),
-            tls_reload: Duration::from_secs(5),
+            tls_reload: Duration::from_secs(1),
             max_buffered_answer_bytes: 64 << 20,
         }
     }

@@ -10,7 +10,7 @@ use axum::{Json, Router, extract::State, http::StatusCode, response::IntoRespons
 use crate::{
     metrics::Metrics,
     registry::Registry,
-    status::{Status, compute_status},
+    status::{CertificateProblem, Status, compute_status},
     tls::Identity,
 };
 
@@ -49,12 +49,19 @@ async fn readyz(State(internal): State<Arc<Internal>>) -> impl IntoResponse {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping: running requests are finished, new ones go elsewhere\n")
     } else if !internal.listed.load(Ordering::Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "waiting for the first list of AtlasModels and EndpointSlices\n")
+    } else if internal.identity.as_ref().is_some_and(|identity| !identity.is_usable()) {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "waiting for a certificate that can be used: see /internal/status\n",
+        )
     } else {
         (StatusCode::OK, "ok\n")
     }
 }
 
 async fn status(State(internal): State<Arc<Internal>>) -> Json<Status> {
-    let problem = internal.identity.as_ref().and_then(|identity| identity.problem());
-    Json(compute_status(&internal.pod, &internal.registry.view(), problem.as_deref()))
+    let problem = internal.identity.as_ref().and_then(|identity| {
+        Some(CertificateProblem { text: identity.problem()?, lets_nobody_in: !identity.is_usable() })
+    });
+    Json(compute_status(&internal.pod, &internal.registry.view(), problem.as_ref()))
 }

@@ -44,6 +44,7 @@ mod status;
 mod table;
 mod tls;
 mod transcript;
+mod validity;
 
 use std::{
     io,
@@ -78,7 +79,7 @@ pub enum GatewayError {
         #[source]
         source: io::Error,
     },
-    /// The certificate of the API's listener cannot be used.
+    /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
     /// A metric could not be registered.
@@ -146,7 +147,7 @@ impl Listeners {
 ///
 /// # Errors
 ///
-/// The metrics cannot be registered, or the listener's certificate cannot be used.
+/// The metrics cannot be registered, or TLS cannot be set up.
 pub async fn serve(
     config: GatewayConfig,
     listeners: Listeners,
@@ -154,13 +155,13 @@ pub async fn serve(
     listed: CancellationToken,
     shutdown: CancellationToken,
 ) -> Result<(), GatewayError> {
-    let identity = config.tls.map(tls::Identity::load).transpose()?;
-    let tls = identity.as_ref().map(|(identity, _)| identity.acceptor()).transpose()?;
+    let identity = config.tls.map(tls::Identity::open);
+    let tls = identity.as_ref().map(tls::Identity::acceptor).transpose()?;
     let metrics = Arc::new(metrics::Metrics::register()?);
     let registry = Arc::new(registry::Registry::new(config.timing, Arc::clone(&metrics)));
     let internal = Arc::new(internal::Internal {
         pod: config.pod_name.clone(),
-        identity: identity.as_ref().map(|(identity, _)| Arc::clone(identity)),
+        identity: identity.clone(),
         registry: Arc::clone(&registry),
         metrics: Arc::clone(&metrics),
         listed: AtomicBool::new(false),
@@ -190,8 +191,8 @@ pub async fn serve(
             }
         }
     });
-    if let Some((identity, seen)) = identity {
-        background.spawn(identity.follow(seen, config.timing.tls_reload, stop_all.clone()));
+    if let Some(identity) = identity {
+        background.spawn(identity.follow(config.timing.tls_reload, stop_all.clone()));
     }
     let door = server::Door { listener: listeners.api, tls };
     background.spawn(server::accept(door, api, stop_accepting.clone(), running.clone()));

@@ -26,9 +26,21 @@ struct ModelStatus {
     endpoints: Vec<EndpointStatus>,
     requests: RequestStatus,
     switches: Vec<SwitchRecord>,
-    /// Why the files of the listener's certificate cannot be used, so that an older one is shown.
+    /// Why the files of the listener's certificate cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate_problem: Option<String>,
+    /// That there is no older one either, so that no client is let in.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    lets_nobody_in: bool,
+}
+
+/// What is wrong with the certificate of the API's listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateProblem {
+    /// Why the files cannot be used.
+    pub text: String,
+    /// Whether there is no older one either.
+    pub lets_nobody_in: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -60,14 +72,14 @@ struct RequestStatus {
 
 /// Reads the status off the models, and takes what is wrong with the listener's certificate.
 #[must_use]
-pub fn compute_status(pod: &str, view: &View, certificate_problem: Option<&str>) -> Status {
+pub fn compute_status(pod: &str, view: &View, certificate: Option<&CertificateProblem>) -> Status {
     Status {
         pod: pod.to_owned(),
-        models: view.models.iter().map(|(name, model)| of_model(name, model, certificate_problem)).collect(),
+        models: view.models.iter().map(|(name, model)| of_model(name, model, certificate)).collect(),
     }
 }
 
-fn of_model(name: &str, model: &Model, certificate_problem: Option<&str>) -> ModelStatus {
+fn of_model(name: &str, model: &Model, certificate: Option<&CertificateProblem>) -> ModelStatus {
     let endpoints = model.endpoints().into_iter().map(|endpoint| {
         let (health, cause) = match endpoint.health() {
             Health::Unknown => ("Unknown", None),
@@ -102,7 +114,8 @@ fn of_model(name: &str, model: &Model, certificate_problem: Option<&str>) -> Mod
             retry_budget: model.budget.left(std::time::Instant::now()),
         },
         switches: model.switches(),
-        certificate_problem: certificate_problem.map(str::to_owned),
+        certificate_problem: certificate.map(|problem| problem.text.clone()),
+        lets_nobody_in: certificate.is_some_and(|problem| problem.lets_nobody_in),
     }
 }
 

@@ -1,12 +1,13 @@
 //! TLS on the API's listener: a certificate and its key from files, read anew when they change.
 //!
 //! The files are those of a mounted Secret, which changes under a process that goes on. A new pair that cannot be used
-//! leaves the old one in place and is told once; at start it is an error. Clients speak TLS 1.2 or 1.3.
+//! leaves the old one in place and is told once; while there is none at all, no client is let in and the gateway is not
+//! ready. Clients speak TLS 1.2 or 1.3.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -21,6 +22,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::validity;
+
 /// Where certificate and key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
@@ -34,7 +37,7 @@ pub struct TlsFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("{path} cannot be read: is the Secret mounted, with the entries tls.crt and tls.key?")]
+    #[error("{path} cannot be read: does the Secret exist, with the entries tls.crt and tls.key?")]
     Read {
         /// The file.
         path: PathBuf,
@@ -67,6 +70,14 @@ pub enum TlsError {
         #[source]
         source: rustls::Error,
     },
+    /// No client that looks at its time accepts it.
+    #[error("the certificate in {path} expired at {at}: renew it and put it and its key into the Secret")]
+    Expired {
+        /// The file.
+        path: PathBuf,
+        /// When.
+        at: jiff::Timestamp,
+    },
     /// TLS cannot be set up at all.
     #[error("TLS cannot be set up")]
     Setup(#[source] rustls::Error),
@@ -75,37 +86,55 @@ pub enum TlsError {
 /// What both files held.
 type Contents = (Vec<u8>, Vec<u8>);
 
+/// A certificate that clients are shown.
+#[derive(Debug, Clone)]
+struct Shown {
+    certified: Arc<CertifiedKey>,
+    /// Its end, where it could be read.
+    ends: Option<jiff::Timestamp>,
+}
+
 /// A listener's certificate.
 #[derive(Debug)]
 pub struct Identity {
     files: TlsFiles,
-    shown: RwLock<Arc<CertifiedKey>>,
+    shown: RwLock<Option<Shown>>,
     /// Why the files cannot be used now.
     problem: RwLock<Option<String>>,
+    /// What was in the files when they were read last.
+    seen: Mutex<Option<Contents>>,
 }
 
 impl ResolvesServerCert for Identity {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.shown.read().unwrap_or_else(PoisonError::into_inner)))
+        self.shown().map(|shown| shown.certified)
     }
 }
 
 impl Identity {
-    /// Reads it for the first time.
-    ///
-    /// # Errors
-    ///
-    /// A file is missing or cannot be used.
-    pub fn load(files: TlsFiles) -> Result<(Arc<Self>, Contents), TlsError> {
-        let contents = read(&files)?;
-        let shown = RwLock::new(certify(&files, &contents)?);
-        Ok((Arc::new(Self { files, shown, problem: RwLock::default() }), contents))
+    /// Reads it for the first time, as far as it is there.
+    #[must_use]
+    pub fn open(files: TlsFiles) -> Arc<Self> {
+        let (shown, problem, seen) = (RwLock::default(), RwLock::default(), Mutex::default());
+        let identity = Self { files, shown, problem, seen };
+        identity.look(jiff::Timestamp::now());
+        Arc::new(identity)
     }
 
-    /// Why the files cannot be used now, so that an older certificate is shown.
+    /// Why the files cannot be used now, so that an older certificate is shown, or none.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         self.problem.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether clients can be let in.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.shown().is_some()
+    }
+
+    fn shown(&self) -> Option<Shown> {
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What connections are accepted with.
@@ -123,42 +152,51 @@ impl Identity {
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
-    /// Takes changed files over until it is told to stop. `seen` is what was read last.
-    pub async fn follow(self: Arc<Self>, mut seen: Contents, every: Duration, stop: CancellationToken) {
+    /// Takes changed files over until it is told to stop.
+    pub async fn follow(self: Arc<Self>, every: Duration, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(every) => {}
             }
-            let contents = match read(&self.files) {
-                Ok(contents) if contents == seen => continue,
-                Ok(contents) => contents,
-                Err(error) => {
-                    self.note(&error);
-                    continue;
-                }
-            };
-            match certify(&self.files, &contents) {
-                Ok(certified) => {
-                    *self.shown.write().unwrap_or_else(PoisonError::into_inner) = certified;
-                    *self.problem.write().unwrap_or_else(PoisonError::into_inner) = None;
-                    info!(certificate = %self.files.certificate.display(), "another certificate is shown");
-                }
-                Err(error) => self.note(&error),
-            }
-            seen = contents;
+            self.look(jiff::Timestamp::now());
         }
     }
 
-    /// Keeps what is wrong, and says it once.
-    fn note(&self, error: &TlsError) {
-        let told = Some(error.to_string());
-        let before = std::mem::replace(
-            &mut *self.problem.write().unwrap_or_else(PoisonError::into_inner),
-            told.clone(),
-        );
-        if before != told {
-            warn!(error = error as &dyn std::error::Error, "the last good certificate stays");
+    /// Reads the files, and takes over what is new and can be used.
+    fn look(&self, now: jiff::Timestamp) {
+        let outcome = read(&self.files).and_then(|contents| self.take(contents, now));
+        let told = outcome.as_ref().err().map(ToString::to_string);
+        let mut problem = self.problem.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *problem, told.clone());
+        drop(problem);
+        if let (Err(error), true) = (&outcome, before != told) {
+            let error = error as &dyn std::error::Error;
+            if self.is_usable() {
+                warn!(error, "the last certificate stays");
+            } else {
+                warn!(error, "no client is let in before there is a certificate");
+            }
+        }
+    }
+
+    fn take(&self, contents: Contents, now: jiff::Timestamp) -> Result<(), TlsError> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_ended = |ends: Option<jiff::Timestamp>| ends.is_some_and(|ends| ends <= now);
+        let offered = certify(&self.files, &contents)?;
+        let expired = offered.ends.filter(|_| has_ended(offered.ends));
+        if seen.as_ref() != Some(&contents) {
+            // One that has ended is better than none: who does not look at its time gets in.
+            let better = self.shown().is_some_and(|shown| !has_ended(shown.ends));
+            if expired.is_none() || !better {
+                *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Some(offered);
+                info!(certificate = %self.files.certificate.display(), "another certificate is shown");
+            }
+            *seen = Some(contents);
+        }
+        match expired {
+            Some(at) => Err(TlsError::Expired { path: self.files.certificate.clone(), at }),
+            None => Ok(()),
         }
     }
 }
@@ -169,17 +207,16 @@ fn read(files: &TlsFiles) -> Result<Contents, TlsError> {
     Ok((read(&files.certificate)?, read(&files.key)?))
 }
 
-fn certify(files: &TlsFiles, (certificate, key): &Contents) -> Result<Arc<CertifiedKey>, TlsError> {
+fn certify(files: &TlsFiles, (certificate, key): &Contents) -> Result<Shown, TlsError> {
     let no_certificate = || TlsError::NoCertificate { path: files.certificate.clone() };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
         .collect::<Result<_, _>>()
         .map_err(|_| no_certificate())?;
-    if chain.is_empty() {
-        return Err(no_certificate());
-    }
+    let ends = validity::end_of(chain.first().ok_or_else(no_certificate)?);
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::NoKey { path: files.key.clone() })?;
     let certified = CertifiedKey::from_der(chain, key, &ring::default_provider());
-    certified.map(Arc::new).map_err(|source| TlsError::Mismatch {
+    let shown = certified.map(|certified| Shown { certified: Arc::new(certified), ends });
+    shown.map_err(|source| TlsError::Mismatch {
         certificate: files.certificate.clone(),
         key: files.key.clone(),
         source,

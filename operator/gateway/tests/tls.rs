@@ -7,7 +7,7 @@ mod support;
 
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
-use atlas_gateway::{GatewayConfig, GatewayError, Listeners, Timing, TlsFiles, serve};
+use atlas_gateway::{GatewayConfig, Listeners, Timing, TlsFiles, serve};
 use support::{Engine, Script, model, table};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -75,11 +75,8 @@ async fn clients_see_the_newest_certificate_that_can_be_used() {
 
     // What cannot be used changes nothing but the status, and the next pair is taken over without a restart.
     std::fs::write(folder.path().join("tls.key"), "no key").unwrap();
-    let problem = || async {
-        let answer =
-            exchange(internal, b"GET /internal/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        answer.await.contains("tls.key holds no PEM private key")
-    };
+    let problem =
+        || async { ask(internal, "/internal/status").await.contains("tls.key holds no PEM private key") };
     until("the status says what is wrong", async || problem().await).await;
     assert!(curl(port, &root, &[]).0.contains(r#""id":"code""#), "the last good certificate stays");
     write_identity(folder.path());
@@ -131,10 +128,11 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-#[tokio::test]
-async fn files_that_cannot_be_used_are_named_at_the_start() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_certificate_nobody_is_let_in_until_there_is_one() {
     for (file, content, says) in [
-        ("tls.crt", None, "tls.crt cannot be read"),
+        ("tls.crt", None, "tls.crt cannot be read: does the Secret exist"),
+        ("tls.key", None, "tls.key cannot be read: does the Secret exist"),
         ("tls.crt", Some("nothing"), "tls.crt holds no PEM certificate"),
         ("tls.key", Some("nothing"), "tls.key holds no PEM private key"),
         ("tls.key", Some("other"), "not that of the certificate"),
@@ -151,12 +149,71 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
             }
             Some(content) => std::fs::write(&path, content).unwrap(),
         }
-        let config = config(folder.path());
-        let listeners = Listeners::bind(&config).await.unwrap();
-        let (_table, view) = watch::channel(table(model(&["primary"]), Vec::new()));
-        let (listed, stop) = (CancellationToken::new(), CancellationToken::new());
-        let error = serve(config, listeners, view, listed, stop).await.unwrap_err();
-        let GatewayError::Tls(error) = error else { panic!("{error}") };
-        assert!(error.to_string().contains(says), "{error}");
+        let (api, internal, _guard) = start(folder.path()).await;
+        let status = ask(internal, "/internal/status").await;
+        assert!(status.contains(says) && status.contains(r#""letsNobodyIn":true"#), "{says}: {status}");
+        let ready = ask(internal, "/readyz").await;
+        assert!(ready.starts_with("HTTP/1.1 503 ") && ready.contains("certificate"), "{ready}");
+        let root = folder.path().join("root.pem");
+        std::fs::write(&root, rcgen::generate_simple_self_signed([]).unwrap().cert.pem()).unwrap();
+        let (text, code) = curl(api.port(), &root, &["--insecure"]);
+        assert!(text.is_empty() && code != Some(0), "{text} {code:?}");
+
+        write_identity(folder.path());
+        until("it is ready", async || ask(internal, "/readyz").await.starts_with("HTTP/1.1 200 ")).await;
+        let (text, code) = curl(api.port(), &folder.path().join("tls.crt"), &[]);
+        assert!(text.contains(r#""id":"code""#), "{text} {code:?}");
+        assert!(!ask(internal, "/internal/status").await.contains("letsNobodyIn"));
     }
+}
+
+/// One that has ended is told; it is shown where there is no better one, for clients that do not look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_has_ended_is_told_and_takes_no_better_ones_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let write_ended = || {
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2001, 2, 3);
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(folder.path().join("tls.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(folder.path().join("tls.key"), key.serialize_pem()).unwrap();
+    };
+    write_ended();
+    let (api, internal, _guard) = start(folder.path()).await;
+    let root = folder.path().join("root.pem");
+    let says = "tls.crt expired at 2001-02-03T00:00:00Z: renew it";
+    let status = ask(internal, "/internal/status").await;
+    assert!(status.contains(says) && !status.contains("letsNobodyIn"), "{status}");
+    assert!(curl(api.port(), &folder.path().join("tls.crt"), &["--insecure"]).0.contains(r#""id":"code""#));
+
+    write_identity(folder.path());
+    std::fs::copy(folder.path().join("tls.crt"), &root).unwrap();
+    until("the new one is shown", async || curl(api.port(), &root, &[]).0.contains(r#""id":"code""#)).await;
+    until("nothing is wrong", async || !ask(internal, "/internal/status").await.contains(says)).await;
+    write_ended();
+    until("it is told", async || ask(internal, "/internal/status").await.contains(says)).await;
+    assert!(curl(api.port(), &root, &[]).0.contains(r#""id":"code""#), "the better one stays");
+}
+
+/// A gateway with the files of this folder: its API, its internal port, and what ends it.
+async fn start(folder: &Path) -> (SocketAddr, SocketAddr, Guard) {
+    let config = config(folder);
+    let listeners = Listeners::bind(&config).await.unwrap();
+    let (api, internal) = (listeners.api.local_addr().unwrap(), listeners.internal.local_addr().unwrap());
+    let (table, view) = watch::channel(table(model(&["primary"]), Vec::new()));
+    let (listed, stop) = (CancellationToken::new(), CancellationToken::new());
+    listed.cancel();
+    let guard = Guard { _stop: stop.clone().drop_guard(), _table: table };
+    tokio::spawn(serve(config, listeners, view, listed, stop));
+    (api, internal, guard)
+}
+
+struct Guard {
+    _stop: tokio_util::sync::DropGuard,
+    _table: watch::Sender<atlas_gateway::ModelTable>,
+}
+
+async fn ask(internal: SocketAddr, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    exchange(internal, request.as_bytes()).await
 }

@@ -110,10 +110,12 @@ fn deployment(inputs: &GatewayInputs, settings: &Settings) -> Value {
     })
 }
 
-/// Gives the gateway its certificate. As files a Secret changes under it; by a variable it would need a restart.
+/// Gives the gateway its certificate. As files a Secret changes under it; by a variable it would need a restart. One that is
+/// missing keeps no gateway from starting: it says itself what it waits for, and takes the Secret as soon as it is there.
 fn mount_certificate(template: &mut Value, secret: &str) {
     let path = |file: &str| format!("{TLS_DIR}/{file}");
-    template["spec"]["volumes"] = json!([{"name": "tls", "secret": {"secretName": secret}}]);
+    template["spec"]["volumes"] =
+        json!([{"name": "tls", "secret": {"secretName": secret, "optional": true}}]);
     let container = &mut template["spec"]["containers"][0];
     container["volumeMounts"] = json!([{"name": "tls", "mountPath": TLS_DIR, "readOnly": true}]);
     if let Some(args) = container["args"].as_array_mut() {

@@ -165,7 +165,10 @@ fn gateways_with_a_certificate_mount_it_and_clients_are_told() {
     let gateway = find(Kind::Deployment, "atlas-gateway");
     serde_json::from_value::<Deployment>(gateway.clone()).unwrap();
     let spec = &gateway["spec"]["template"]["spec"];
-    assert_eq!(spec["volumes"], serde_json::json!([{"name": "tls", "secret": {"secretName": "web"}}]));
+    assert_eq!(
+        spec["volumes"],
+        serde_json::json!([{"name": "tls", "secret": {"secretName": "web", "optional": true}}])
+    );
     let (args, mount) =
         (&spec["containers"][0]["args"], &spec["containers"][0]["volumeMounts"][0]["mountPath"]);
     let folder = mount.as_str().unwrap();

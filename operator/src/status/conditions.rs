@@ -2,6 +2,7 @@
 
 use atlas_crds::{ModelCondition, model::Standby};
 use atlas_operator_core::tiers::RolloutStep;
+use kube::ResourceExt;
 
 use super::{
     Observed, Verdict,
@@ -148,6 +149,11 @@ fn vram_fits(observed: &Observed<'_>) -> Draft {
 }
 
 fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
+    if let Some(problem) = certificate_problem(observed)
+        && observed.gateways.iter().all(|gateway| gateway.lets_nobody_in)
+    {
+        return draft(State::False, "CertificateUnusable", format!("no client is let in: {problem}"));
+    }
     match active.and_then(|index| observed.tiers.get(index)) {
         Some(tier) => {
             let node =
@@ -178,20 +184,27 @@ fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
     }
 }
 
+/// What is wrong with the certificate of the gateways, by the Secret's name.
+fn certificate_problem(observed: &Observed<'_>) -> Option<String> {
+    let problem = observed.gateways.iter().find_map(|gateway| gateway.certificate_problem.as_deref())?;
+    let namespace = observed.object.namespace().unwrap_or_default();
+    Some(match observed.tls_secret {
+        Some(secret) => format!("Secret {namespace}/{secret}: {problem}"),
+        None => problem.to_owned(),
+    })
+}
+
 fn degraded(observed: &Observed<'_>, active: Option<usize>) -> Draft {
-    match active {
-        Some(0) => {
-            match observed.gateways.iter().find_map(|gateway| gateway.certificate_problem.as_deref()) {
-                Some(problem) => draft(
-                    State::True,
-                    "CertificateUnusable",
-                    format!("gateways go on with the last good certificate: {problem}"),
-                ),
-                None => draft(State::False, "FirstTierServes", "the first tier serves"),
-            }
-        }
-        None => draft(State::False, "NothingServes", "no tier serves: see condition Ready"),
-        Some(index) => {
+    let problem = certificate_problem(observed).map(|problem| {
+        let nobody = observed.gateways.iter().any(|gateway| gateway.lets_nobody_in);
+        let so = if nobody { "gateways let nobody in" } else { "gateways go on with the last certificate" };
+        format!("{so}: {problem}")
+    });
+    match (active, problem) {
+        (Some(0) | None, Some(problem)) => draft(State::True, "CertificateUnusable", problem),
+        (Some(0), None) => draft(State::False, "FirstTierServes", "the first tier serves"),
+        (None, None) => draft(State::False, "NothingServes", "no tier serves: see condition Ready"),
+        (Some(index), problem) => {
             let first = observed.tiers.first().map_or("", |tier| tier.tier.as_str());
             let pinned = match &observed.verdict {
                 Verdict::Planned { model, .. } => model.pinned.is_some(),
@@ -202,10 +215,11 @@ fn degraded(observed: &Observed<'_>, active: Option<usize>) -> Draft {
             } else {
                 tier_message(observed, 0).unwrap_or_else(|| waiting_message(observed))
             };
+            let besides = problem.map(|problem| format!("; {problem}")).unwrap_or_default();
             draft(
                 State::True,
                 "FallbackServing",
-                format!("tier {} serves instead of {first}: {why}", observed.tiers[index].tier),
+                format!("tier {} serves instead of {first}: {why}{besides}", observed.tiers[index].tier),
             )
         }
     }

@@ -60,6 +60,8 @@ pub struct Observed<'a> {
     pub host: String,
     /// What clients speak.
     pub scheme: &'static str,
+    /// Name of the Secret with the gateways' certificate, where they speak TLS.
+    pub tls_secret: Option<&'a str>,
     /// Now.
     pub now: Timestamp,
 }

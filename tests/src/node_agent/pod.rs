@@ -21,7 +21,7 @@ use super::container::{ContainerRun, Finish};
 use super::machine::Machine;
 use super::node::now;
 use super::status::{ContainerView, PodView, compute_status};
-use super::volumes::{prepare_volumes, renew_tokens};
+use super::volumes::{prepare_volumes, renew};
 use crate::cluster::net::PodNet;
 
 /// What the API server wants of a pod.
@@ -244,7 +244,7 @@ async fn run_containers(
     };
     tokio::select! {
         () = containers => {}
-        () = renew_tokens(machine, &pod, &volumes) => {}
+        () = renew(machine, &pod, &volumes, net.ip) => {}
     }
 }
 

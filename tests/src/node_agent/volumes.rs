@@ -1,6 +1,6 @@
 //! A pod's volumes as folders of this machine.
 //!
-//! ConfigMaps and Secrets are read when the pod starts and not again; service-account tokens are renewed.
+//! ConfigMaps are read when the pod starts and not again; Secrets are followed and service-account tokens renewed.
 //! Persistent volume claims are refused by name: there is no storage here to bind them to.
 
 use std::collections::BTreeMap;
@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccount, ServiceAccountTokenProjection,
-    Volume,
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, SecretVolumeSource, ServiceAccount,
+    ServiceAccountTokenProjection, Volume,
 };
 use kube::ResourceExt as _;
 use kube::api::{Api, PostParams};
@@ -64,12 +64,21 @@ pub enum InputError {
     },
 }
 
-/// A pod's volumes by name, and the tokens among them that must be renewed.
+/// How often Secrets are read again; a kubelet takes up to a minute and a half.
+const SECRETS_EVERY: Duration = Duration::from_secs(1);
+
+/// A pod's volumes by name, and what of them must be renewed.
 #[derive(Debug, Default)]
 pub struct Volumes {
     /// Folder of each volume.
     pub folders: BTreeMap<String, PathBuf>,
+    renewed: Renewed,
+}
+
+#[derive(Debug, Default)]
+struct Renewed {
     tokens: Vec<(PathBuf, ServiceAccountTokenProjection)>,
+    secrets: Vec<(PathBuf, SecretVolumeSource)>,
 }
 
 /// Makes all volumes of a pod below `folder`.
@@ -85,7 +94,7 @@ pub async fn prepare_volumes(
     let mut volumes = Volumes::default();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         let path = folder.join(&volume.name);
-        let path = prepare(machine, pod, volume, path, pod_ip, &mut volumes.tokens).await?;
+        let path = prepare(machine, pod, volume, path, pod_ip, &mut volumes.renewed).await?;
         volumes.folders.insert(volume.name.clone(), path);
     }
     Ok(volumes)
@@ -97,7 +106,7 @@ async fn prepare(
     volume: &Volume,
     path: PathBuf,
     pod_ip: Ipv4Addr,
-    tokens: &mut Vec<(PathBuf, ServiceAccountTokenProjection)>,
+    renewed: &mut Renewed,
 ) -> Result<PathBuf, InputError> {
     if let Some(host) = &volume.host_path {
         let path = PathBuf::from(&host.path);
@@ -115,9 +124,8 @@ async fn prepare(
         let optional = source.optional == Some(true);
         writer.config_map(&source.name, source.items.as_deref(), optional, mode(source.default_mode)).await?;
     } else if let Some(source) = &volume.secret {
-        let name = source.secret_name.clone().unwrap_or_default();
-        let optional = source.optional == Some(true);
-        writer.secret(&name, source.items.as_deref(), optional, mode(source.default_mode)).await?;
+        writer.secret_volume(source).await?;
+        renewed.secrets.push((path.clone(), source.clone()));
     } else if let Some(source) = &volume.downward_api {
         writer.downward_api(source.items.as_deref(), mode(source.default_mode))?;
     } else if let Some(projected) = &volume.projected {
@@ -133,7 +141,7 @@ async fn prepare(
                 writer.downward_api(source.items.as_deref(), mode)?;
             } else if let Some(source) = &source.service_account_token {
                 write_token(machine, pod, &path, source).await?;
-                tokens.push((path.clone(), source.clone()));
+                renewed.tokens.push((path.clone(), source.clone()));
             } else {
                 return Err(unsupported_volume(volume));
             }
@@ -152,15 +160,43 @@ fn unsupported_volume(volume: &Volume) -> InputError {
     }
 }
 
-/// Renews the pod's tokens for as long as it is polled.
-pub async fn renew_tokens(machine: &Machine, pod: &Pod, volumes: &Volumes) {
-    let shortest = volumes.tokens.iter().map(|(_, token)| lifetime(token)).min();
+/// Renews the pod's tokens and follows its Secrets for as long as it is polled.
+pub async fn renew(machine: &Machine, pod: &Pod, volumes: &Volumes, pod_ip: Ipv4Addr) {
+    tokio::join!(
+        renew_tokens(machine, pod, &volumes.renewed.tokens),
+        follow_secrets(machine, pod, &volumes.renewed.secrets, pod_ip),
+    );
+}
+
+async fn renew_tokens(machine: &Machine, pod: &Pod, tokens: &[(PathBuf, ServiceAccountTokenProjection)]) {
+    let shortest = tokens.iter().map(|(_, token)| lifetime(token)).min();
     let Some(shortest) = shortest else { return std::future::pending().await };
     loop {
         tokio::time::sleep(shortest * 4 / 5).await;
-        for (folder, token) in &volumes.tokens {
+        for (folder, token) in tokens {
             if let Err(error) = write_token(machine, pod, folder, token).await {
                 tracing::warn!(pod = pod.name_any(), %error, "a service account token could not be renewed");
+            }
+        }
+    }
+}
+
+async fn follow_secrets(
+    machine: &Machine,
+    pod: &Pod,
+    secrets: &[(PathBuf, SecretVolumeSource)],
+    pod_ip: Ipv4Addr,
+) {
+    if secrets.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(SECRETS_EVERY).await;
+        for (folder, source) in secrets {
+            // What is gone or unreadable for a moment stays as it was.
+            let written = Writer { machine, pod, folder, pod_ip }.secret_volume(source).await;
+            if let Err(error) = written {
+                tracing::debug!(pod = pod.name_any(), %error, "a Secret could not be read again");
             }
         }
     }
@@ -218,6 +254,12 @@ impl Writer<'_> {
     ) -> Result<(), InputError> {
         let data = fetch_config_map(self.machine, self.pod, name, optional).await?;
         self.write_keys("ConfigMap", name, &data, items, optional, mode)
+    }
+
+    async fn secret_volume(&self, source: &SecretVolumeSource) -> Result<(), InputError> {
+        let name = source.secret_name.clone().unwrap_or_default();
+        let optional = source.optional == Some(true);
+        self.secret(&name, source.items.as_deref(), optional, mode(source.default_mode)).await
     }
 
     async fn secret(

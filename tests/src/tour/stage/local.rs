@@ -49,12 +49,25 @@ impl LocalStage {
         };
         let nodes = ["get", "nodes", "-L", "amd.com/gpu.product-name,amd.com/gpu.vram,amd.com/gpu.cu-count"];
         screen.detail(&tools.kubectl(&nodes).await?);
+        let stage = Self { lab, tools, url: None };
+        step(screen, report, "helm install: CRDs, rights, controller Ready", stage.install(&[])).await?;
+        Ok(stage)
+    }
+
+    /// Installs the chart, or installs it anew with these values of it.
+    ///
+    /// # Errors
+    ///
+    /// What helm says.
+    pub async fn install(&self, values: &[&str]) -> anyhow::Result<()> {
         // The models' address is private, so the controller may read headers from it only where that is allowed.
         let models = format!("headers.allowAddresses={{{CONTROL_PLANE_IP}/32}}");
-        let more = ["--set", &models];
-        let install = tools.install_chart(&more);
-        step(screen, report, "helm install: CRDs, rights, controller Ready", install).await?;
-        Ok(Self { lab, tools, url: None })
+        let more: Vec<&str> = [models.as_str()]
+            .into_iter()
+            .chain(values.iter().copied())
+            .flat_map(|value| ["--set", value])
+            .collect();
+        self.tools.install_chart(&more).await
     }
 
     /// The cluster, for what the tour does not show.
