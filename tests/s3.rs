@@ -1,6 +1,6 @@
 //! Models in buckets: `atlas-engine fetch` and `kubectl atlas plan` against a server that checks every signature.
 //!
-//! The server is moto's, in the environment that `make setup` makes; it compares signatures with those that botocore
+//! The server is moto's, in the environment that `make setup` makes; signatures are compared with those that botocore
 //! computes, and rights with IAM's policies. It tells no bucket's region, so a wrong region is not played here.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -109,12 +109,16 @@ fn with_key(command: &mut Command, key: Option<&Key>) {
     }
 }
 
-fn fetch(endpoint: &str, uri: &str, key: Option<&Key>, cache: &Path) -> Result<Output> {
+fn fetching(endpoint: &str, uri: &str, key: Option<&Key>, cache: &Path) -> Result<Command> {
     let mut command = Command::new(binary("atlas-engine")?);
     command.args(["fetch", "--model", uri, "--s3-endpoint", endpoint, "--cache-dir"]).arg(cache);
     command.args(["--termination-log", "/dev/null"]);
     with_key(&mut command, key);
-    Ok(command.output()?)
+    Ok(command)
+}
+
+fn fetch(endpoint: &str, uri: &str, key: Option<&Key>, cache: &Path) -> Result<Output> {
+    Ok(fetching(endpoint, uri, key, cache)?.output()?)
 }
 
 fn fetched(output: &Output) -> Vec<u8> {
@@ -148,11 +152,17 @@ fn models_in_buckets_are_planned_and_fetched_with_the_keys_that_may() -> Result<
     let uri = "s3://models/a/wide b~c.gguf";
     ensure!(fetched(&fetch(&endpoint, uri, Some(&reader), &path("plain"))?) == file, "another file");
     refusals_say_what_to_do(&server, &path("refused"))?;
+    a_session_needs_its_token(&server, uri, &path("session"), &file)?;
     a_plan_reads_the_header_alone(&endpoint, uri, &reader, folder.path())?;
 
     // A download that breaks twice goes on where it stopped, and each request is signed anew.
     let (relay, connections) = cutting_relay(&endpoint, 2, 1_500_000)?;
     let output = fetch(&relay, uri, Some(&reader), &path("broken"))?;
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        log.contains("download interrupted") && !log.contains("X-Amz-"),
+        "a signature is in the log: {log}"
+    );
     ensure!(fetched(&output) == file, "another file");
     ensure!(connections.load(Ordering::SeqCst) == 3, "{connections:?}");
 
@@ -197,6 +207,20 @@ fn the_public_need_no_key(endpoint: &str, cache: &Path, file: &[u8]) -> Result<(
     Ok(())
 }
 
+fn a_session_needs_its_token(server: &Server, uri: &str, cache: &Path, file: &[u8]) -> Result<()> {
+    let key = server.key("session");
+    let with_token = |token: &str| -> Result<Output> {
+        let mut command = fetching(&server.endpoint, uri, Some(&key), cache)?;
+        Ok(command.env("AWS_SESSION_TOKEN", token).output()?)
+    };
+    let output = with_token("another session's")?;
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(log.contains("AWS_SESSION_TOKEN has expired") && !log.contains("another%20session"), "{log}");
+    let token = server.keys["session"][2].as_str().context("no token")?;
+    ensure!(fetched(&with_token(token)?) == file, "another file");
+    Ok(())
+}
+
 fn refusals_say_what_to_do(server: &Server, cache: &Path) -> Result<()> {
     let (reader, stranger) = (server.key("reader"), server.key("stranger"));
     let check = |uri: &str, key: &Key, says: &str| -> Result<()> {
@@ -204,6 +228,7 @@ fn refusals_say_what_to_do(server: &Server, cache: &Path) -> Result<()> {
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(10) && log.contains(says), "{uri}: {log}");
         ensure!(!log.contains(&key.1), "the secret is in the log: {log}");
+        ensure!(!log.contains("X-Amz-"), "a signature is in the log: {log}");
         Ok(())
     };
     check("s3://models/changes.gguf", &stranger, "grant them s3:GetObject on it")?;

@@ -8,4 +8,4 @@ mod sign;
 
 pub use place::{DEFAULT_REGION, Object, Place, PlaceError};
 pub use refusal::{BUCKET_REGION_HEADER, Refusal};
-pub use sign::{ACCESS_KEY_ID, Credentials, MissingKey, SECRET_ACCESS_KEY, SESSION_TOKEN};
+pub use sign::{ACCESS_KEY_ID, Credentials, MissingKey, SECRET_ACCESS_KEY, SESSION_TOKEN, Verb};

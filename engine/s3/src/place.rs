@@ -1,5 +1,8 @@
 //! From bucket, key and place to an address.
 
+use rusty_s3::{Bucket, UrlStyle};
+use url::Url;
+
 /// The region of buckets that name none, and what servers other than Amazon's usually call theirs.
 pub const DEFAULT_REGION: &str = "us-east-1";
 
@@ -40,10 +43,8 @@ pub enum PlaceError {
 /// An object of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
-    scheme: &'static str,
-    pub(crate) host: String,
-    pub(crate) path: String,
-    pub(crate) region: String,
+    pub(crate) bucket: Bucket,
+    pub(crate) key: String,
 }
 
 impl Object {
@@ -53,77 +54,58 @@ impl Object {
     ///
     /// The endpoint, the bucket or the key cannot be part of an address.
     pub fn locate(bucket: &str, key: &str, place: &Place) -> Result<Self, PlaceError> {
+        let wrong_bucket = || PlaceError::Bucket { bucket: bucket.to_owned() };
         let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
         if bucket.is_empty() || !bucket.chars().all(allowed) || bucket.starts_with(['.', '-']) {
-            return Err(PlaceError::Bucket { bucket: bucket.to_owned() });
+            return Err(wrong_bucket());
         }
         if key.split('/').any(|part| matches!(part, "." | "..")) {
             return Err(PlaceError::Key { key: key.to_owned() });
         }
         let region = place.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
-        let (scheme, host) = match &place.endpoint {
-            Some(endpoint) => split_endpoint(endpoint)?,
-            None => ("https", format!("s3.{region}.amazonaws.com")),
+        let endpoint = match &place.endpoint {
+            Some(endpoint) => parse_endpoint(endpoint)?,
+            None => parse_endpoint(&format!("https://s3.{region}.amazonaws.com"))?,
         };
         // A certificate for all buckets does not hold for names with dots.
         let by_default = place.endpoint.is_some() || bucket.contains('.');
-        let (host, folder) = if place.path_style.unwrap_or(by_default) {
-            (host, format!("/{bucket}"))
-        } else {
-            (format!("{bucket}.{host}"), String::new())
+        let style = match place.path_style.unwrap_or(by_default) {
+            true => UrlStyle::Path,
+            false => UrlStyle::VirtualHost,
         };
-        Ok(Self { scheme, host, path: format!("{folder}/{}", encode(key)), region })
+        let bucket = Bucket::new(endpoint, style, bucket.to_owned(), region).map_err(|_| wrong_bucket())?;
+        Ok(Self { bucket, key: key.to_owned() })
     }
 
     /// The object's address, which holds no secret.
     #[must_use]
     pub fn url(&self) -> String {
-        let Self { scheme, host, path, .. } = self;
-        format!("{scheme}://{host}{path}")
+        self.bucket.object_url(&self.key).into()
     }
 
     /// The object beside this one.
     #[must_use]
     pub fn beside(&self, name: &str) -> Self {
-        let folder = self.path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        Self { path: format!("{folder}/{}", encode(name)), ..self.clone() }
+        let folder = self.key.rfind('/').map_or("", |slash| &self.key[..=slash]);
+        Self { key: format!("{folder}{name}"), ..self.clone() }
     }
 
     /// The region that requests are signed for.
     #[must_use]
     pub fn region(&self) -> &str {
-        &self.region
+        self.bucket.region()
     }
 }
 
-/// Scheme and host; a port that is the scheme's own is left out, as clients leave it out of `Host`.
-fn split_endpoint(endpoint: &str) -> Result<(&'static str, String), PlaceError> {
-    let wrong = || PlaceError::Endpoint { endpoint: endpoint.to_owned() };
-    let (scheme, rest, own_port) = match endpoint.split_once("://") {
-        Some(("https", rest)) => ("https", rest, ":443"),
-        Some(("http", rest)) => ("http", rest, ":80"),
-        _ => return Err(wrong()),
+/// An address with scheme, host and port alone.
+fn parse_endpoint(endpoint: &str) -> Result<Url, PlaceError> {
+    let is_plain = |url: &Url| {
+        matches!(url.scheme(), "http" | "https")
+            && (url.username(), url.password()) == ("", None)
+            && (url.path(), url.query(), url.fragment()) == ("/", None, None)
     };
-    let host = rest.strip_suffix('/').unwrap_or(rest);
-    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
-    if host.is_empty() || !host.chars().all(allowed) {
-        return Err(wrong());
-    }
-    Ok((scheme, host.strip_suffix(own_port).unwrap_or(host).to_ascii_lowercase()))
-}
-
-/// Everything but unreserved characters and slashes as `%XX`, which is how paths are signed.
-fn encode(key: &str) -> String {
-    let mut encoded = String::with_capacity(key.len());
-    for byte in key.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                encoded.push(char::from(byte));
-            }
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
+    let wrong = || PlaceError::Endpoint { endpoint: endpoint.to_owned() };
+    Url::parse(endpoint).ok().filter(is_plain).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -163,12 +145,23 @@ mod tests {
             let error = Object::locate(bucket, key, &place(endpoint, "", None)).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         };
-        for endpoint in ["minio:9000", "ftp://h", "http://", "http://h/path", "http://u:p@h"] {
+        for endpoint in [
+            "minio:9000",
+            "ftp://h",
+            "http://",
+            "http://h/path",
+            "http://u:p@h",
+            "http://h:99999",
+            "http://h?a",
+        ] {
             check(endpoint, "b", "k", endpoint);
         }
         check("", "b/c", "k", "bucket's name \"b/c\"");
         check("", "", "k", "bucket's name \"\"");
         check("", "b", "a/../k", "\"a/../k\"");
+        // No host begins with a bucket's name and goes on with numbers.
+        let numbers = Place { path_style: Some(false), ..place("http://10.0.0.1:9000", "", None) };
+        assert_eq!(Object::locate("b", "k", &numbers), Err(PlaceError::Bucket { bucket: "b".to_owned() }));
     }
 
     #[test]

@@ -37,7 +37,13 @@ impl Refusal<'_> {
         let code = self.code().unwrap_or_default();
         let told = |text: &str| format!(": {text}");
         match (self.status, code) {
-            (301 | 307, _) | (400, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => {
+            (301 | 307, _)
+            | (
+                400,
+                "AuthorizationQueryParametersError"
+                | "AuthorizationHeaderMalformed"
+                | "IllegalLocationConstraintException",
+            ) => {
                 format!(": the bucket is not in region {}: set s3.region, or s3.endpoint", self.region)
             }
             (_, "NoSuchBucket") => {
@@ -49,6 +55,7 @@ impl Refusal<'_> {
                 told("AWS_SECRET_ACCESS_KEY is not the one of this AWS_ACCESS_KEY_ID")
             }
             (_, "RequestTimeTooSkewed") => told("this machine's clock is wrong"),
+            (403, _) if self.signed && self.is_about_time() => told("this machine's clock is wrong"),
             (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
                 told("AWS_SESSION_TOKEN has expired or is another session's: renew the credentials")
             }
@@ -62,6 +69,12 @@ impl Refusal<'_> {
             (_, "") => String::new(),
             (_, code) => told(code),
         }
+    }
+
+    /// Whether a signature that was just made is refused as too old or too new, which has no code of its own.
+    fn is_about_time(&self) -> bool {
+        let texts = ["<Message>Request has expired", "<Message>Request is not yet valid", "is not valid yet"];
+        texts.iter().any(|text| self.body.contains(text))
     }
 
     /// The text of an element of the body. S3's errors are flat and carry no attributes there.
@@ -97,6 +110,11 @@ mod tests {
         check(400, None, malformed, true, "set s3.region to eu-north-1");
         check(400, None, &code("AuthorizationHeaderMalformed"), true, "not in region us-east-1");
         check(403, Some("us-east-1"), &code("AccessDenied"), true, "grant them s3:GetObject");
+        let expired = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>";
+        check(403, None, expired, true, "clock is wrong");
+        let query =
+            "<Error><Code>AuthorizationQueryParametersError</Code><Region>eu-north-1</Region></Error>";
+        check(400, None, query, true, "set s3.region to eu-north-1");
         check(403, None, &code("AccessDenied"), false, "the bucket is not public");
         check(403, None, &code("SignatureDoesNotMatch"), true, "AWS_SECRET_ACCESS_KEY is not the one");
         check(403, None, &code("InvalidAccessKeyId"), true, "does not know this AWS_ACCESS_KEY_ID");

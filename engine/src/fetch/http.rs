@@ -7,6 +7,7 @@ use super::pass::Pass;
 use super::source::{Origin, Remote};
 use super::{FetchError, space, verify};
 use crate::startup::FileProgress;
+use atlas_s3::Verb;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, RANGE};
 use reqwest::{Client, Response, StatusCode, redirect};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub enum Interrupted {
     /// The connection broke or was never made.
     #[error("the connection failed")]
-    Connection(#[from] reqwest::Error),
+    Connection(#[source] reqwest::Error),
     /// The server has trouble.
     #[error("the server answers {0}")]
     Status(StatusCode),
@@ -45,6 +46,13 @@ pub enum Interrupted {
     /// What was continued does not have the expected sum, so the whole file is fetched again.
     #[error("the continued file has another checksum")]
     StalePart,
+}
+
+impl From<reqwest::Error> for Interrupted {
+    /// Leaves the address out, which may hold a signature.
+    fn from(error: reqwest::Error) -> Self {
+        Self::Connection(error.without_url())
+    }
 }
 
 /// What lies on the disk while a file is on its way.
@@ -164,7 +172,7 @@ pub async fn download(
 pub async fn look(client: &Client, remote: &Remote) -> Option<Option<u64>> {
     // Whoever knows no HEAD, or signs addresses for GET alone, is asked again when the file is fetched.
     let Ok(pass) = Pass::of(remote) else { return Some(None) };
-    let request = pass.add_to("HEAD", client.head(&remote.url));
+    let request = pass.request(client, Verb::Head, remote);
     let Ok(response) = request.send().await else { return Some(None) };
     let length = response.headers().get(CONTENT_LENGTH).and_then(|text| text.to_str().ok()?.parse().ok());
     match response.status() {
@@ -182,14 +190,14 @@ async fn attempt_once(
     let failed = |source| FetchError::Cache { path: part.file.clone(), source };
     let have = part.len().await;
     let begun = part.etag().await;
-    let mut request = client.get(&remote.url);
+    let mut request = pass.request(client, Verb::Get, remote);
     if have > 0 {
         request = request.header(RANGE, format!("bytes={have}-"));
         if let Some(etag) = &begun {
             request = request.header(pass.version_header(), etag);
         }
     }
-    let response = match pass.add_to("GET", request).send().await {
+    let response = match request.send().await {
         Ok(response) => response,
         Err(error) => return Ok(Attempt::Again(error.into())),
     };

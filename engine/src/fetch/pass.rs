@@ -2,9 +2,9 @@
 
 use super::FetchError;
 use super::source::{Origin, Remote};
-use atlas_s3::{BUCKET_REGION_HEADER, Credentials, Object, Refusal};
+use atlas_s3::{BUCKET_REGION_HEADER, Credentials, Object, Refusal, Verb};
 use reqwest::header::{AUTHORIZATION, HeaderName, IF_MATCH, IF_RANGE};
-use reqwest::{RequestBuilder, Response};
+use reqwest::{Client, Method, RequestBuilder, Response};
 
 /// Bytes of a refusal that are read.
 const MAX_REFUSAL: usize = 8 << 10;
@@ -39,14 +39,19 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// The request with it; `method` is the request's.
-    pub fn add_to(&self, method: &str, request: RequestBuilder) -> RequestBuilder {
+    /// A request for the file, with it.
+    pub fn request(&self, client: &Client, verb: Verb, remote: &Remote) -> RequestBuilder {
+        let method = match verb {
+            Verb::Get => Method::GET,
+            Verb::Head => Method::HEAD,
+        };
         match self {
-            Self::Open | Self::Hub(None) | Self::Object(_, None) => request,
-            Self::Hub(Some(token)) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+            Self::Open | Self::Hub(None) | Self::Object(_, None) => client.request(method, &remote.url),
+            Self::Hub(Some(token)) => {
+                client.request(method, &remote.url).header(AUTHORIZATION, format!("Bearer {token}"))
+            }
             Self::Object(object, Some(credentials)) => {
-                let headers = credentials.sign(method, object, jiff::Timestamp::now());
-                headers.into_iter().fold(request, |request, (name, value)| request.header(name, value))
+                client.request(method, credentials.sign(verb, object, jiff::Timestamp::now()))
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use std::error::Error;
 
-use atlas_s3::{BUCKET_REGION_HEADER, Refusal};
+use atlas_s3::{BUCKET_REGION_HEADER, Refusal, Verb};
 use reqwest::{
     Client, Response, StatusCode,
     header::{AUTHORIZATION, CONTENT_RANGE, ETAG, IF_MATCH, IF_NONE_MATCH, IF_RANGE, RANGE},
@@ -121,20 +121,18 @@ impl<'a> Prefix<'a> {
 
     async fn request(&self, wanted: u64, known: Option<&str>) -> Result<Response, HeaderError> {
         let begin = self.bytes.len();
-        let mut request = self
-            .client
-            .get(self.location.url.clone())
-            .header(RANGE, format!("bytes={begin}-{}", wanted.saturating_sub(1)));
-        match (self.pass, &self.location.object) {
-            (Pass::Token(token), _) if self.location.on_hub => {
-                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-            }
+        let url = match (self.pass, &self.location.object) {
             (Pass::S3(credentials), Some(object)) => {
-                for (name, value) in credentials.sign("GET", object, jiff::Timestamp::now()) {
-                    request = request.header(name, value);
-                }
+                credentials.sign(Verb::Get, object, jiff::Timestamp::now())
             }
-            _ => {}
+            _ => self.location.url.clone(),
+        };
+        let range = format!("bytes={begin}-{}", wanted.saturating_sub(1));
+        let mut request = self.client.get(url).header(RANGE, range);
+        if let Pass::Token(token) = self.pass
+            && self.location.on_hub
+        {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
         if let Some(known) = known {
             request = request.header(IF_NONE_MATCH, known);
