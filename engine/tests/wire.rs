@@ -44,6 +44,10 @@ fn a_request_whose_end_is_uncertain_is_refused_and_ends_its_connection() {
         (format!("x-a: 1\rcontent-length: {size}\r\n"), body.to_owned()),
         (format!("content-length : {size}\r\n"), body.to_owned()),
         ("transfer-encoding: chunked, gzip\r\n".to_owned(), chunk.clone()),
+        ("transfer-encoding: gzip, chunked\r\n".to_owned(), chunk.clone()),
+        ("transfer-encoding: chunked, chunked\r\n".to_owned(), chunk.clone()),
+        (format!("{chunked}{chunked}"), chunk.clone()),
+        (format!("transfer-encoding: identity\r\n{chunked}"), chunk.clone()),
         ("transfer-encoding: xchunked\r\n".to_owned(), chunk.clone()),
         ("transfer-encoding: \u{b}chunked\r\n".to_owned(), chunk.clone()),
         (chunked.to_owned(), format!("+{chunk}")),
@@ -60,6 +64,23 @@ fn a_request_whose_end_is_uncertain_is_refused_and_ends_its_connection() {
             assert_eq!(text.matches("HTTP/1.").count(), 1, "{fields:?} {body:?}: {text}");
         }
     }
+    for hosts in ["", "host: x\r\nhost: x\r\n", "host: x\r\nHost: y\r\n"] {
+        for address in [&engine.api, &engine.internal] {
+            for (line, fields, body) in [
+                ("GET /healthz", String::new(), ""),
+                ("POST /v1/completions", format!("content-length: {size}\r\n"), body),
+            ] {
+                let text =
+                    converse(address, &format!("{line} HTTP/1.1\r\n{hosts}{fields}\r\n{body}{SMUGGLED}"));
+                assert!(text.starts_with("HTTP/1.1 400 "), "{line} {hosts:?}: {text}");
+                assert!(text.contains("\"ambiguous_request\""), "{line} {hosts:?}: {text}");
+                assert_eq!(text.matches("HTTP/1.").count(), 1, "{line} {hosts:?}: {text}");
+            }
+        }
+    }
+    // Older clients send none, and such a connection ends behind its answer.
+    assert!(converse(&engine.api, "GET /healthz HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 200 "));
+    assert!(converse(&engine.internal, "GET /healthz HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 200 "));
     // Chunks count where both lengths are given, and the connection ends behind them (RFC 9112, 6.1).
     let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n{chunked}\r\n");
     let text = converse(&engine.api, &format!("{head}{chunk}{SMUGGLED}"));

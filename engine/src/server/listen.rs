@@ -3,7 +3,9 @@
 //! A client that sends its headers slowly, keeps an idle connection, or does not read its answer holds a connection
 //! only until a timeout.
 
+use super::framing::require_clear_head;
 use axum::Router;
+use axum::middleware::from_fn;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -41,6 +43,7 @@ pub async fn serve(
     limits: ConnectionLimits,
     mut stop: watch::Receiver<bool>,
 ) {
+    let router = router.layer(from_fn(require_clear_head));
     let places = Arc::new(Semaphore::new(limits.connections));
     loop {
         let place = tokio::select! {

@@ -12,6 +12,7 @@ mod conversation;
 mod embeddings;
 mod envelope;
 mod fields;
+mod framing;
 mod generate;
 mod health;
 pub mod internal;
