@@ -150,21 +150,11 @@ mod tests {
         }
     }
 
-    /// The rows of `engine/src/fetch/source.rs` too: operator and engine compare these names.
+    /// The names that operator and engine compare, from one table.
     #[test]
     fn models_are_named_after_their_file_or_folder() {
-        for (uri, name) in [
-            ("hf://o/r/sub/code.Q4_K_M.gguf@main", "code.Q4_K_M"),
-            ("file:///models/smollm2-135m-instruct-q4_1.gguf", "smollm2-135m-instruct-q4_1"),
-            ("https://h/a/b.gguf?x=/../..", "b"),
-            ("hf://Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
-            ("hf://Qwen/Qwen2.5-0.5B@v1.0", "Qwen2.5-0.5B"),
-            ("hf://o/Qwen2.5/model.safetensors@v1", "Qwen2.5"),
-            ("hf://o/r/awq/model-00001-of-00002.safetensors", "awq"),
-            ("https://h/m/Qwen2.5/?sig=a/b", "Qwen2.5"),
-            ("file:///models/Qwen2.5-0.5B/", "Qwen2.5-0.5B"),
-            ("file:///models/mistral-7b-v0.2/model.safetensors.index.json", "mistral-7b-v0.2"),
-        ] {
+        for row in include_str!("../../tests/model_names.tsv").lines() {
+            let (uri, name) = row.split_once('\t').unwrap();
             assert_eq!(uri.parse::<ModelSource>().unwrap().display_name(), name, "{uri}");
         }
     }

@@ -206,6 +206,33 @@ fn what_the_disk_cannot_hold_is_not_begun() {
 }
 
 #[test]
+fn what_is_read_as_a_whole_has_a_largest_size() {
+    let hub = Hub::start(files());
+    let plain = format!("{}/plain/", hub.url);
+    let check = |source: &str, says: &[&str]| {
+        let cache = tempfile::tempdir().unwrap();
+        refused(&hub, source, cache.path(), 11, says);
+        let staging = std::fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().path());
+        let left = staging.filter(|path| path.is_dir()).flat_map(|path| std::fs::read_dir(path).unwrap());
+        let largest = left.map(|entry| entry.unwrap().metadata().unwrap().len()).max();
+        assert!(largest < Some(16 << 20), "{source}: {largest:?} bytes are left on the disk");
+    };
+    // What is announced is not begun.
+    hub.state().announced.insert("tokenizer.json".to_owned(), 1 << 40);
+    check(SOURCE, &["tokenizer.json has at least 1099511627776 bytes", "134217728"]);
+    assert!(!hub.take_asked().contains_key("tokenizer.json"));
+    hub.state().announced.clear();
+    hub.state().files.insert("config.json".to_owned(), vec![b' '; 17 << 20]);
+    check(&plain, &["/plain/config.json has at least 17825792 bytes", "16777216"]);
+    check(SOURCE, &["/config.json has at least 17825792 bytes", "16777216"]);
+    // What is not is given up on the way.
+    hub.state().unannounced = vec!["config.json".to_owned()];
+    check(&plain, &["/plain/config.json has at least 167", "16777216"]);
+    hub.state().padding = 33 << 20;
+    check(SOURCE, &["/api/models/acme/model/revision/main has at least", "33554432"]);
+}
+
+#[test]
 fn a_folder_has_no_sum_of_one_file() {
     let (hub, cache) = (Hub::start(files()), tempfile::tempdir().unwrap());
     let output = command(&hub, SOURCE, cache.path()).args(["--sha256", &"0".repeat(64)]).output().unwrap();

@@ -10,6 +10,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+/// The file of a folder whose weights are in one.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The index of a folder whose weights are in several.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// Whether a file's name says that its folder is the model: weights, or an index of them.
+#[must_use]
+pub fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+}
+
 /// Longest header, as in the format's own reader.
 const MAX_HEADER: u64 = 100_000_000;
 /// The one key of a header that is no tensor.

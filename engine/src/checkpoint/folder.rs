@@ -5,6 +5,7 @@ use super::names::{HEAD, Place, place};
 use super::{Checkpoint, CheckpointError, Text, repacked};
 use crate::model::{ModelError, Tensor, Tensors};
 use crate::text::tokenizer_json::Sources;
+use atlas_format::safetensors::{INDEX, WEIGHTS};
 use atlas_format::{Dtype, Safetensors, SafetensorsIndex, StoredTensor, TensorType};
 use atlas_kernels::{BlockType, MappedFile, Weights};
 use serde_json::Value;
@@ -12,11 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// The index of weights in several files.
-pub const INDEX: &str = "model.safetensors.index.json";
-/// The file of weights in one.
-const WEIGHTS: &str = "model.safetensors";
 
 /// What the tokenizer is made from.
 #[derive(Debug)]

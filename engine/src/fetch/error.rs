@@ -57,6 +57,18 @@ pub enum FetchError {
         #[source]
         source: SafetensorsError,
     },
+    /// What is read as a whole is larger than anything of its kind.
+    #[error(
+        "{url} has at least {bytes} bytes, and {limit} are the most that such a file may have: check the source"
+    )]
+    TooLarge {
+        /// The address.
+        url: String,
+        /// Bytes that were announced or came.
+        bytes: u64,
+        /// The most there may be.
+        limit: u64,
+    },
     /// The disk is too small for what is left to be fetched.
     #[error(
         "{path} has {free} bytes free, and {needed} more are to be downloaded: make room, or use a larger volume"
@@ -144,7 +156,7 @@ impl FetchError {
             }
             Self::Checksum { .. } => ExitCode::ChecksumMismatch,
             Self::Client(_) => ExitCode::Internal,
-            Self::Index { .. } => ExitCode::ModelInvalid,
+            Self::Index { .. } | Self::TooLarge { .. } => ExitCode::ModelInvalid,
             Self::Missing { .. }
             | Self::Lacks { .. }
             | Self::Listing { .. }

@@ -4,12 +4,13 @@
 //! A repository of the hub is asked for its revision first, which tells commit, names, sizes and sums, so that all files
 //! are of one commit. A plain server tells nothing of the kind: there, names follow from the index.
 
-use super::http::{client, download, look};
-use super::listing::{INDEX, Listing, OPTIONAL, REQUIRED, WEIGHTS, Wanted};
+use super::http::{Expected, client, download, look};
+use super::listing::{Listing, MAX_LISTING, OPTIONAL, REQUIRED, Wanted, limit_of};
 use super::source::{Folder, Place};
 use super::{FetchError, space};
 use crate::startup::Download;
 use atlas_format::SafetensorsIndex;
+use atlas_format::safetensors::{INDEX, WEIGHTS};
 use reqwest::Client;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -88,7 +89,8 @@ impl Gathering<'_> {
         let path = self.staging.join(LISTING);
         self.remove(LISTING)?;
         let unseen = Download::default();
-        download(&self.client, &remote, &path, None, unseen.file()).await?;
+        let expected = Expected { sha256: None, limit: Some(MAX_LISTING) };
+        download(&self.client, &remote, &path, expected, unseen.file()).await?;
         let listing = Listing::parse(&self.read(LISTING)?, &remote.shown(), &inside)?;
         self.remove(LISTING)?;
         listing.check(self.folder)?;
@@ -174,7 +176,11 @@ impl Gathering<'_> {
         if !self.is_whole(file) {
             self.remove(&file.name)?;
             let progress = self.progress.file_of(self.total);
-            download(&self.client, &file.remote, &path, file.sha256.as_deref(), progress).await?;
+            let expected = Expected { sha256: file.sha256.as_deref(), limit: limit_of(&file.name) };
+            if let Some(bytes) = file.bytes {
+                expected.check_size(&file.remote, bytes)?;
+            }
+            download(&self.client, &file.remote, &path, expected, progress).await?;
             if let Some(version) = file.version.clone().or_else(|| file.bytes.map(|bytes| bytes.to_string()))
             {
                 self.done.insert(file.name.clone(), version);

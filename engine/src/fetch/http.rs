@@ -12,7 +12,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, RANGE};
 use reqwest::{Client, Response, StatusCode, redirect};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tokio::fs::{self, File, OpenOptions};
+use tokio::fs::{self, OpenOptions};
 use tokio::io::AsyncWriteExt;
 
 /// Attempts in a row that bring nothing; a large file over a bad line may break any number of times.
@@ -123,6 +123,28 @@ pub fn client(origin: &Origin) -> Result<Client, FetchError> {
     client.user_agent(concat!("atlas-engine/", env!("CARGO_PKG_VERSION"))).build().map_err(FetchError::Client)
 }
 
+/// What a file has to be.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Expected<'a> {
+    /// Its sum.
+    pub sha256: Option<&'a str>,
+    /// The most bytes it may have.
+    pub limit: Option<u64>,
+}
+
+impl Expected<'_> {
+    /// Refuses so many bytes, announced or received, where they are too many.
+    ///
+    /// # Errors
+    /// They are.
+    pub fn check_size(self, remote: &Remote, bytes: u64) -> Result<(), FetchError> {
+        match self.limit {
+            Some(limit) if bytes > limit => Err(FetchError::TooLarge { url: remote.shown(), bytes, limit }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Downloads a file to `path`, through `path` with `.part` appended.
 ///
 /// # Errors
@@ -131,7 +153,7 @@ pub async fn download(
     client: &Client,
     remote: &Remote,
     path: &Path,
-    sha256: Option<&str>,
+    expected: Expected<'_>,
     progress: FileProgress<'_>,
 ) -> Result<(), FetchError> {
     let pass = Pass::of(remote)?;
@@ -145,9 +167,9 @@ pub async fn download(
         attempts += 1;
         progress.start_attempt();
         let before = part.len().await;
-        let again = match attempt_once(client, (remote, &pass), &part, progress).await? {
+        let again = match attempt_once(client, (remote, &pass), &part, expected, progress).await? {
             Attempt::Done => {
-                match finish(&part, path, sha256, progress, attempts == 1 && before > 0).await? {
+                match finish(&part, path, expected.sha256, progress, attempts == 1 && before > 0).await? {
                     Attempt::Done => return Ok(()),
                     Attempt::Again(reason) => reason,
                 }
@@ -185,6 +207,7 @@ async fn attempt_once(
     client: &Client,
     (remote, pass): (&Remote, &Pass<'_>),
     part: &Part,
+    expected: Expected<'_>,
     progress: FileProgress<'_>,
 ) -> Result<Attempt, FetchError> {
     let failed = |source| FetchError::Cache { path: part.file.clone(), source };
@@ -228,17 +251,21 @@ async fn attempt_once(
         let hint = pass.explain(response).await;
         return Err(FetchError::Refused { url: remote.shown(), status: status.as_u16(), hint });
     }
-    if let (Some(folder), Some(bytes)) = (part.file.parent(), response.content_length()) {
-        space::check(folder, bytes)?;
-    }
     let start = if status == StatusCode::PARTIAL_CONTENT { have } else { 0 };
+    if let Some(bytes) = response.content_length() {
+        expected.check_size(remote, start.saturating_add(bytes))?;
+        if let Some(folder) = part.file.parent() {
+            space::check(folder, bytes)?;
+        }
+    }
     if start == 0 {
         part.note(&response).await.map_err(failed)?;
     }
-    let mut options = OpenOptions::new();
-    options.create(true).write(true).append(start > 0).truncate(start == 0);
-    let file = options.open(&part.file).await.map_err(failed)?;
-    receive(response, file, start, progress).await.map_err(failed)
+    let received = receive(response, part, start, |bytes| expected.check_size(remote, bytes), progress).await;
+    if let Err(FetchError::TooLarge { .. }) = received {
+        part.remove().await.map_err(failed)?;
+    }
+    received
 }
 
 /// `*/TOTAL` of a 416 answer.
@@ -246,12 +273,18 @@ fn total_after_range(response: &Response) -> Option<u64> {
     response.headers().get(CONTENT_RANGE)?.to_str().ok()?.rsplit('/').next()?.parse().ok()
 }
 
+/// Writes an answer down from byte `start` on, as long as `check` agrees with how many bytes there are.
 async fn receive(
     mut response: Response,
-    mut file: File,
+    part: &Part,
     start: u64,
+    check: impl Fn(u64) -> Result<(), FetchError>,
     progress: FileProgress<'_>,
-) -> Result<Attempt, std::io::Error> {
+) -> Result<Attempt, FetchError> {
+    let failed = |source| FetchError::Cache { path: part.file.clone(), source };
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).append(start > 0).truncate(start == 0);
+    let mut file = options.open(&part.file).await.map_err(failed)?;
     let expected = response.content_length().map(|length| length + start);
     let mut bytes = start;
     progress.set(bytes, expected);
@@ -259,8 +292,9 @@ async fn receive(
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) => {
-                file.write_all(&chunk).await?;
                 bytes += chunk.len() as u64;
+                check(bytes)?;
+                file.write_all(&chunk).await.map_err(failed)?;
                 progress.set(bytes, expected);
                 if logged.elapsed() >= LOG_EVERY {
                     logged = Instant::now();
@@ -269,12 +303,12 @@ async fn receive(
             }
             Ok(None) => break,
             Err(error) => {
-                file.flush().await?;
+                file.flush().await.map_err(failed)?;
                 return Ok(Attempt::Again(error.into()));
             }
         }
     }
-    file.sync_all().await?;
+    file.sync_all().await.map_err(failed)?;
     match expected {
         Some(expected) if expected != bytes => Ok(Attempt::Again(Interrupted::Short { bytes, expected })),
         _ => Ok(Attempt::Done),

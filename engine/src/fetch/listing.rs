@@ -2,17 +2,31 @@
 
 use super::FetchError;
 use super::source::{Folder, Place, Remote};
+use atlas_format::safetensors::{INDEX, WEIGHTS};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Weights in one file.
-pub const WEIGHTS: &str = "model.safetensors";
-/// The index of weights in several.
-pub const INDEX: &str = "model.safetensors.index.json";
 /// What every model has besides its weights.
 pub const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// What a model may have.
 pub const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
+
+/// Bytes of the hub's answer about a revision, with room for ten thousands of files.
+pub const MAX_LISTING: u64 = 32 << 20;
+/// Bytes of the largest file beside the weights: vocabularies of 256,000 tokens take 35 MB.
+const MAX_TEXT: u64 = 128 << 20;
+/// Bytes of what says little: numbers, settings, a template.
+const MAX_SETTINGS: u64 = 16 << 20;
+
+/// The most bytes that a file of a model may have which is read as a whole. Weights have no such bound but the disk's:
+/// they are mapped.
+pub fn limit_of(name: &str) -> Option<u64> {
+    match name {
+        INDEX | "tokenizer.json" => Some(MAX_TEXT),
+        name if REQUIRED.contains(&name) || OPTIONAL.contains(&name) => Some(MAX_SETTINGS),
+        _ => None,
+    }
+}
 
 /// A file to fetch.
 #[derive(Debug, Clone)]

@@ -86,7 +86,8 @@ pub async fn fetch(wanted: Wanted<'_>, cache: &Path, progress: &Download) -> Res
                 _ if path.exists() => progress.set_done(bytes_of(&path)),
                 Source::Folder(remote) => folder::fetch(remote, &path, progress).await?,
                 Source::Remote(remote) => {
-                    http::download(&http::client(&remote.origin)?, remote, &path, sha256, progress.file())
+                    let expected = http::Expected { sha256, limit: None };
+                    http::download(&http::client(&remote.origin)?, remote, &path, expected, progress.file())
                         .await?;
                 }
                 Source::File(_) => {}

@@ -1,7 +1,7 @@
 //! Model sources, as written on the command line.
 
 use super::FetchError;
-use super::listing::INDEX;
+use atlas_format::safetensors::is_weights;
 use atlas_s3::{Object, Place as Buckets};
 use reqwest::Url;
 use sha2::{Digest, Sha256};
@@ -147,11 +147,6 @@ fn folder_of(path: &str) -> Option<&str> {
     (name.is_empty() || is_weights(name)).then_some(inside)
 }
 
-/// Whether a file's name says that its folder is the model.
-fn is_weights(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") || name == INDEX
-}
-
 impl Remote {
     /// The address without what may be a secret.
     pub fn shown(&self) -> String {
@@ -290,21 +285,11 @@ mod tests {
         }
     }
 
-    /// The rows of `crds/src/source.rs` too: operator and engine compare these names.
+    /// The names that operator and engine compare, from one table.
     #[test]
     fn models_are_named_after_their_file_or_folder() {
-        for (uri, name) in [
-            ("hf://o/r/sub/code.Q4_K_M.gguf@main", "code.Q4_K_M"),
-            ("/models/smollm2-135m-instruct-q4_1.gguf", "smollm2-135m-instruct-q4_1"),
-            ("https://h/a/b.gguf?x=/../..", "b"),
-            ("hf://Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
-            ("hf://Qwen/Qwen2.5-0.5B@v1.0", "Qwen2.5-0.5B"),
-            ("hf://o/Qwen2.5/model.safetensors@v1", "Qwen2.5"),
-            ("hf://o/r/awq/model-00001-of-00002.safetensors", "awq"),
-            ("https://h/m/Qwen2.5/?sig=a/b", "Qwen2.5"),
-            ("file:///models/Qwen2.5-0.5B/", "Qwen2.5-0.5B"),
-            ("file:///models/mistral-7b-v0.2/model.safetensors.index.json", "mistral-7b-v0.2"),
-        ] {
+        for row in include_str!("../../../tests/model_names.tsv").lines() {
+            let (uri, name) = row.split_once('\t').unwrap();
             assert_eq!(display_name(uri), name, "{uri}");
         }
     }

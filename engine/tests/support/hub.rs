@@ -21,6 +21,10 @@ pub struct State {
     pub files: BTreeMap<String, Vec<u8>>,
     /// Sizes that are announced in place of the real ones.
     pub announced: BTreeMap<String, u64>,
+    /// Files whose size is not told with them.
+    pub unannounced: Vec<String>,
+    /// Bytes of nothing in the hub's answer about a revision.
+    pub padding: usize,
     /// Files that the hub knows and does not give.
     pub withheld: Vec<String>,
     /// The file whose next answer breaks off after so many bytes.
@@ -109,7 +113,8 @@ fn listing(state: &State) -> Value {
         file
     });
     let files: Vec<Value> = files.collect();
-    json!({"id": "acme/model", "sha": commit(state), "private": false, "siblings": files})
+    let padding = " ".repeat(state.padding);
+    json!({"id": "acme/model", "sha": commit(state), "private": false, "siblings": files, "padding": padding})
 }
 
 /// A request's head.
@@ -227,16 +232,14 @@ fn send_file(
         }
         _ => length,
     };
+    let unannounced = state.unannounced.iter().any(|unannounced| unannounced == name);
     drop(state);
     let from = match &head.if_range {
         Some(version) if *version != etag => 0,
         _ => head.from.min(length),
     };
     let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
-    let left = length - from;
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\netag: {etag}\r\ncontent-length: {left}\r\nconnection: close\r\n\r\n"
-    )?;
+    let size = if unannounced { String::new() } else { format!("content-length: {}\r\n", length - from) };
+    write!(stream, "HTTP/1.1 {status}\r\netag: {etag}\r\n{size}connection: close\r\n\r\n")?;
     stream.write_all(&bytes[from..end.max(from)])
 }

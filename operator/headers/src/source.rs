@@ -1,6 +1,7 @@
 //! From a model's source to the address that holds its bytes.
 
 use atlas_crds::ModelSource;
+use atlas_format::safetensors::{INDEX, WEIGHTS, is_weights};
 use atlas_s3::{Object, Place};
 use reqwest::Url;
 
@@ -18,9 +19,6 @@ pub enum FileKind {
     /// A folder of safetensors, with one of the above in it.
     Folder,
 }
-
-const INDEX: &str = "model.safetensors.index.json";
-const WEIGHTS: &str = "model.safetensors";
 
 /// Where a source's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,12 +68,7 @@ impl Location {
             INDEX => FileKind::SafetensorsIndex,
             WEIGHTS => FileKind::Safetensors,
             // Engines load a folder by its own names, whichever of its files the source names.
-            name if name.is_empty()
-                || name.ends_with(".safetensors")
-                || name.ends_with(".safetensors.index.json") =>
-            {
-                FileKind::Folder
-            }
+            name if name.is_empty() || is_weights(name) => FileKind::Folder,
             _ => FileKind::Gguf,
         };
         Ok(Self { url, on_hub, immutable, kind, object: None })
