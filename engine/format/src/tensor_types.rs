@@ -56,6 +56,8 @@ impl TensorType {
     pub const F32: Self = Self(0);
     /// 16-bit floats.
     pub const F16: Self = Self(1);
+    /// 4-bit integers with an f16 scale and an f16 offset for 32.
+    pub const Q4_1: Self = Self(3);
     /// The upper half of 32-bit floats.
     pub const BF16: Self = Self(30);
     /// 4-bit quantiles of a normal distribution with an f32 scale for 64, as this project packs them.

@@ -4,8 +4,7 @@
 //! GPTQModel's documentation. Eight inputs of an output make a word, and eight outputs of a group of zero points.
 
 use super::CheckpointError;
-use super::quantized::AWQ_BLOCK;
-use crate::model::ModelError;
+use super::nibbles::{Blocks, HEAD, group_size, place_of, refused, word};
 use serde_json::Value;
 
 /// How a folder of GPTQ's is written.
@@ -23,31 +22,23 @@ impl GptqFormat {
     /// # Errors
     /// A variant that would be computed wrongly.
     pub fn read(settings: &Value) -> Result<Self, CheckpointError> {
-        let refused = |key: &str, reason| {
-            let value = settings.get(key).map_or_else(|| "nothing".to_owned(), Value::to_string);
-            ModelError::Unsupported { key: format!("quantization_config.{key}"), value, reason }.into()
-        };
         if settings.get("bits").and_then(Value::as_i64) != Some(4) {
-            return Err(refused("bits", "GPTQ with 4 bits is built"));
+            return Err(refused(settings, "bits", "GPTQ with 4 bits is built"));
         }
         if settings.get("desc_act").and_then(Value::as_bool) == Some(true) {
             let reason = "its groups are strewn over the inputs, and neighbouring inputs have to share a scale: use a \
                           version without desc_act, an AWQ folder or a GGUF file";
-            return Err(refused("desc_act", reason));
+            return Err(refused(settings, "desc_act", reason));
         }
         let zero_offset = match settings.get("checkpoint_format").map(|format| format.as_str()) {
             None | Some(Some("gptq")) => 1,
             Some(Some("gptq_v2")) => 0,
-            Some(_) => return Err(refused("checkpoint_format", "gptq and gptq_v2 are built")),
+            Some(_) => return Err(refused(settings, "checkpoint_format", "gptq and gptq_v2 are built")),
         };
         if settings.get("is_marlin_format").and_then(Value::as_bool) == Some(true) {
-            return Err(refused("is_marlin_format", "the plain layout is built"));
+            return Err(refused(settings, "is_marlin_format", "the plain layout is built"));
         }
-        let group = match settings.get("group_size").and_then(Value::as_i64) {
-            Some(-1) => 0,
-            Some(group @ 128..=0x10_0000) if group % 128 == 0 => group as usize,
-            _ => return Err(refused("group_size", "groups of 128 or multiples of it are built")),
-        };
+        let group = group_size(settings, &["group_size"])?;
         Ok(Self { group, zero_offset })
     }
 }
@@ -57,9 +48,9 @@ impl GptqFormat {
 pub struct Gptq<'a> {
     /// Outputs, a multiple of 8.
     pub rows: usize,
-    /// Inputs, a multiple of 128.
+    /// Inputs, whole groups of them.
     pub columns: usize,
-    /// Inputs a scale, a multiple of 128 that divides `columns`.
+    /// Inputs a scale, a multiple of 32.
     pub group: usize,
     /// What is added to a stored zero point.
     pub zero_offset: u8,
@@ -77,7 +68,8 @@ impl Gptq<'_> {
     /// # Shapes
     /// Each of the three has exactly the bytes of its shape; the caller checks.
     pub fn repack(&self) -> Vec<u8> {
-        let (elements, bytes) = AWQ_BLOCK;
+        let kept = Blocks::of_group(self.group);
+        let (elements, bytes) = kept.size();
         let blocks = self.columns / elements;
         let row_bytes = blocks * bytes;
         let mut out = vec![0; self.rows * row_bytes];
@@ -86,19 +78,19 @@ impl Gptq<'_> {
             for row in 0..self.rows {
                 let zeros = word(self.zeros, group * (self.rows / 8) + row / 8);
                 let to = &mut out[row * row_bytes + block * bytes..][..bytes];
-                to[..2].copy_from_slice(&self.scales[(group * self.rows + row) * 2..][..2]);
-                to[2] = ((zeros >> (row % 8 * 4)) as u8 & 15) + self.zero_offset;
+                let scale = (group * self.rows + row) * 2;
+                let zero = ((zeros >> (row % 8 * 4)) as u8 & 15) + self.zero_offset;
+                let head = kept.head([self.scales[scale], self.scales[scale + 1]], zero);
+                to[..HEAD].copy_from_slice(&head);
             }
             // The words of eight inputs lie beside each other for all outputs.
             for eight in 0..elements / 8 {
                 let words = (block * elements / 8 + eight) * self.rows;
                 for row in 0..self.rows {
                     let weights = word(self.weights, words + row);
-                    let to = &mut out[row * row_bytes + block * bytes + 4..][..bytes - 4];
+                    let to = &mut out[row * row_bytes + block * bytes + HEAD..][..bytes - HEAD];
                     for nibble in 0..8 {
-                        // As Q4_0: the first half of 32 in low nibbles, the second in high ones.
-                        let input = eight * 8 + nibble;
-                        let (byte, shift) = (input / 32 * 16 + input % 16, input % 32 / 16 * 4);
+                        let (byte, shift) = place_of(eight * 8 + nibble);
                         to[byte] |= ((weights >> (4 * nibble)) as u8 & 15) << shift;
                     }
                 }
@@ -106,10 +98,6 @@ impl Gptq<'_> {
         }
         out
     }
-}
-
-fn word(bytes: &[u8], index: usize) -> u32 {
-    bytes.as_chunks().0.get(index).map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
 /// Whether `g_idx` says what the kernels take for granted: each group is the next so many inputs.

@@ -7,11 +7,13 @@ mod config;
 mod folder;
 mod gptq;
 mod names;
+mod nibbles;
 mod quantized;
 mod repacked;
 
 use crate::model::{ModelConfig, ModelError, Tensors};
 use crate::text::{TextTokenizer, TokenizerError};
+use atlas_format::safetensors::is_weights;
 use atlas_format::{Gguf, SafetensorsError};
 use atlas_kernels::MappedFile;
 use folder::TextFiles;
@@ -67,7 +69,7 @@ pub fn folder_of(path: &Path) -> Option<&Path> {
         return Some(path);
     }
     let name = path.file_name()?.to_str()?;
-    (name.ends_with(".safetensors") || name == folder::INDEX).then(|| match path.parent() {
+    is_weights(name).then(|| match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     })

@@ -6,13 +6,11 @@
 
 use super::CheckpointError;
 use super::gptq::GptqFormat;
-use crate::model::ModelError;
+use super::nibbles::{Blocks, HEAD, group_size, place_of, refused, word};
 use atlas_kernels::NF4_VALUES;
 use serde_json::Value;
 
-/// Elements and bytes of a block as the kernels read it.
-pub const AWQ_BLOCK: (usize, usize) = (128, 68);
-/// The same for NF4.
+/// Elements and bytes of a block of NF4 as the kernels read it.
 pub const NF4_BLOCK: (usize, usize) = (64, 36);
 
 /// How a folder's matrices are quantized.
@@ -42,28 +40,18 @@ impl Method {
         };
         let text = |key: &str| settings.get(key).and_then(Value::as_str).map(str::to_ascii_lowercase);
         let number = |key: &str| settings.get(key).and_then(Value::as_i64);
-        let refused = |key: &str, reason| {
-            let value = settings.get(key).map_or_else(|| "nothing".to_owned(), Value::to_string);
-            ModelError::Unsupported { key: format!("quantization_config.{key}"), value, reason }.into()
-        };
         match text("quant_method").as_deref() {
             Some("awq") => {
                 if number("bits").or(number("w_bit")) != Some(4) {
-                    return Err(refused("bits", "AWQ with 4 bits is built"));
+                    return Err(refused(settings, "bits", "AWQ with 4 bits is built"));
                 }
                 if text("version").is_some_and(|version| version != "gemm") {
-                    return Err(refused("version", "the gemm layout is built"));
+                    return Err(refused(settings, "version", "the gemm layout is built"));
                 }
                 if settings.get("zero_point").and_then(Value::as_bool) == Some(false) {
-                    return Err(refused("zero_point", "AWQ with zero points is built"));
+                    return Err(refused(settings, "zero_point", "AWQ with zero points is built"));
                 }
-                match number("group_size").or(number("q_group_size")) {
-                    Some(-1) => Ok(Self::Awq { group: 0 }),
-                    Some(group @ 128..=0x10_0000) if group % 128 == 0 => {
-                        Ok(Self::Awq { group: group as usize })
-                    }
-                    _ => Err(refused("group_size", "groups of 128 or multiples of it are built")),
-                }
+                Ok(Self::Awq { group: group_size(settings, &["group_size", "q_group_size"])? })
             }
             Some("bitsandbytes") => {
                 let nf4 = text("bnb_4bit_quant_type").is_some_and(|kind| kind == "nf4");
@@ -72,11 +60,15 @@ impl Method {
                 if four && nf4 && !eight {
                     Ok(Self::Nf4)
                 } else {
-                    Err(refused("bnb_4bit_quant_type", "NF4 is built"))
+                    Err(refused(settings, "bnb_4bit_quant_type", "NF4 is built"))
                 }
             }
             Some("gptq") => GptqFormat::read(settings).map(Self::Gptq),
-            _ => Err(refused("quant_method", "awq, gptq and bitsandbytes' nf4 are built; use a GGUF file")),
+            _ => Err(refused(
+                settings,
+                "quant_method",
+                "awq, gptq and bitsandbytes' nf4 are built; use a GGUF file",
+            )),
         }
     }
 }
@@ -86,9 +78,9 @@ impl Method {
 pub struct Awq<'a> {
     /// Outputs, a multiple of 8.
     pub rows: usize,
-    /// Inputs, a multiple of 128.
+    /// Inputs, whole groups of them.
     pub columns: usize,
-    /// Inputs a scale, a multiple of 128 that divides `columns`.
+    /// Inputs a scale, a multiple of 32.
     pub group: usize,
     /// `[columns, rows / 8]` little-endian words.
     pub weights: &'a [u8],
@@ -107,27 +99,28 @@ impl Awq<'_> {
     /// # Shapes
     /// Each of the three has exactly the bytes of its shape; the caller checks.
     pub fn repack(&self) -> Vec<u8> {
-        let (elements, bytes) = AWQ_BLOCK;
+        let kept = Blocks::of_group(self.group);
+        let (elements, bytes) = kept.size();
         let (words, blocks) = (self.rows / 8, self.columns / elements);
         let row_bytes = blocks * bytes;
         let mut out = vec![0; self.rows * row_bytes];
-        // The words of 128 inputs stay in the cache while neighbouring outputs are taken from them.
+        // The words of a block's inputs stay in the cache while neighbouring outputs are taken from them.
         for block in 0..blocks {
             let group = block * elements / self.group;
             for column in 0..words {
                 let zeros = word(self.zeros, group * words + column);
                 for (nibble, place) in ORDER.into_iter().enumerate() {
                     let row = column * 8 + place;
-                    let to = &mut out[row * row_bytes + block * bytes..][..4];
-                    to[..2].copy_from_slice(&self.scales[(group * self.rows + row) * 2..][..2]);
-                    to[2] = (zeros >> (4 * nibble)) as u8 & 15;
+                    let scale = (group * self.rows + row) * 2;
+                    let zero = (zeros >> (4 * nibble)) as u8 & 15;
+                    let head = kept.head([self.scales[scale], self.scales[scale + 1]], zero);
+                    out[row * row_bytes + block * bytes..][..HEAD].copy_from_slice(&head);
                 }
                 for input in 0..elements {
                     let weights = word(self.weights, (block * elements + input) * words + column);
-                    // As Q4_0: the first half of 32 in low nibbles, the second in high ones.
-                    let (byte, shift) = (4 + input / 32 * 16 + input % 16, input % 32 / 16 * 4);
+                    let (byte, shift) = place_of(input);
                     for (nibble, place) in ORDER.into_iter().enumerate() {
-                        let to = &mut out[(column * 8 + place) * row_bytes + block * bytes + byte];
+                        let to = &mut out[(column * 8 + place) * row_bytes + block * bytes + HEAD + byte];
                         *to |= ((weights >> (4 * nibble)) as u8 & 15) << shift;
                     }
                 }
@@ -135,10 +128,6 @@ impl Awq<'_> {
         }
         out
     }
-}
-
-fn word(bytes: &[u8], index: usize) -> u32 {
-    bytes.as_chunks().0.get(index).map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
 /// What stands in `quant_state.bitsandbytes__nf4`.

@@ -4,7 +4,8 @@ use super::CheckpointError;
 use super::folder::{Found, Stored};
 use super::gptq::{Gptq, GptqFormat, is_in_order};
 use super::names::{Place, place};
-use super::quantized::{AWQ_BLOCK, Awq, Method, NF4_BLOCK, Nf4, Nf4State, is_nf4, nested_scales};
+use super::nibbles::Blocks;
+use super::quantized::{Awq, Method, NF4_BLOCK, Nf4, Nf4State, is_nf4, nested_scales};
 use crate::model::{ModelError, Tensor};
 use atlas_format::{Dtype, TensorType};
 
@@ -45,57 +46,71 @@ fn odd(name: &str, reason: &'static str) -> CheckpointError {
     CheckpointError::Quantized { name: name.to_owned(), reason }
 }
 
+/// The three tensors of a matrix of 4-bit codes, which go together, and how it is kept.
+struct Parts {
+    rows: usize,
+    columns: usize,
+    group: usize,
+    weights: Stored,
+    zeros: Stored,
+    scales: Stored,
+}
+
+impl Parts {
+    /// Takes them; `packed` tells rows and columns from the shape of the codes' words.
+    fn take(
+        found: &mut Found,
+        stem: &str,
+        group: usize,
+        packed: impl Fn([usize; 2]) -> [usize; 2],
+    ) -> Result<Self, CheckpointError> {
+        let mut part = |name: &str| part(found, format!("{stem}.{name}"));
+        let (weights, zeros, scales) = (part("qweight")?, part("qzeros")?, part("scales")?);
+        let [first, second] = weights.shape()[..] else { return Err(odd(stem, "qweight is no matrix")) };
+        let [rows, columns] = packed([first, second]);
+        let group = if group == 0 { columns } else { group };
+        if rows == 0 || columns == 0 || !rows.is_multiple_of(8) || !columns.is_multiple_of(32) {
+            return Err(odd(stem, "its inputs are no multiple of 32, or its outputs none of 8"));
+        }
+        if !columns.is_multiple_of(group) {
+            return Err(odd(stem, "its inputs are no whole groups"));
+        }
+        let groups = columns / group;
+        let go_together = *weights.dtype() == Dtype::I32
+            && (zeros.dtype(), zeros.shape()) == (&Dtype::I32, vec![groups, rows / 8])
+            && (scales.dtype(), scales.shape()) == (&Dtype::F16, vec![groups, rows]);
+        if !go_together {
+            return Err(odd(stem, "qweight (I32), qzeros (I32) and scales (F16) do not go together"));
+        }
+        Ok(Self { rows, columns, group, weights, zeros, scales })
+    }
+
+    /// The matrix, whose bytes are made when it is loaded.
+    fn tensor(self, repack: impl Fn(&Self) -> Vec<u8> + Send + Sync + 'static) -> Tensor {
+        let kept = Blocks::of_group(self.group);
+        let shape = vec![self.columns as u64, self.rows as u64];
+        let bytes = kept.bytes_of(self.rows, self.columns);
+        Tensor::made(kept.tensor_type(), shape, bytes, Box::new(move || repack(&self)))
+    }
+}
+
 fn take_awq(found: &mut Found, stem: &str, group: usize) -> Result<Tensor, CheckpointError> {
-    let mut part = |name: &str| part(found, format!("{stem}.{name}"));
-    let (weights, zeros, scales) = (part("qweight")?, part("qzeros")?, part("scales")?);
-    let [columns, words] = weights.shape()[..] else { return Err(odd(stem, "qweight is no matrix")) };
-    if columns == 0 || words == 0 || !columns.is_multiple_of(AWQ_BLOCK.0) {
-        return Err(odd(stem, "its inputs are no multiple of 128"));
-    }
-    let group = if group == 0 { columns } else { group };
-    if !columns.is_multiple_of(group) {
-        return Err(odd(stem, "its inputs are no whole groups"));
-    }
-    let rows = words * 8;
-    let expected = [
-        (&weights, Dtype::I32, [columns, words]),
-        (&zeros, Dtype::I32, [columns / group, words]),
-        (&scales, Dtype::F16, [columns / group, rows]),
-    ];
-    if expected.iter().any(|(part, dtype, shape)| part.dtype() != dtype || part.shape() != shape) {
-        return Err(odd(stem, "qweight (I32), qzeros (I32) and scales (F16) do not go together"));
-    }
-    let shape = vec![columns as u64, rows as u64];
-    let bytes = rows * columns / AWQ_BLOCK.0 * AWQ_BLOCK.1;
-    let make = move || {
-        let [weights, zeros, scales] = [&weights, &zeros, &scales].map(Stored::bytes);
+    let parts = Parts::take(found, stem, group, |[columns, words]| [words.saturating_mul(8), columns])?;
+    Ok(parts.tensor(|parts| {
+        let Parts { rows, columns, group, weights, zeros, scales } = parts;
+        let (rows, columns, group) = (*rows, *columns, *group);
+        let [weights, zeros, scales] = [weights, zeros, scales].map(Stored::bytes);
         Awq { rows, columns, group, weights, zeros, scales }.repack()
-    };
-    Ok(Tensor::made(TensorType::AWQ4, shape, bytes, Box::new(make)))
+    }))
 }
 
 fn take_gptq(found: &mut Found, stem: &str, format: GptqFormat) -> Result<Tensor, CheckpointError> {
-    let mut part = |name: &str| part(found, format!("{stem}.{name}"));
-    let (weights, zeros, scales) = (part("qweight")?, part("qzeros")?, part("scales")?);
-    let [words, rows] = weights.shape()[..] else { return Err(odd(stem, "qweight is no matrix")) };
-    let columns = words * 8;
-    if columns == 0 || rows == 0 || !columns.is_multiple_of(AWQ_BLOCK.0) || !rows.is_multiple_of(8) {
-        return Err(odd(stem, "its inputs are no multiple of 128, or its outputs none of 8"));
-    }
-    let group = if format.group == 0 { columns } else { format.group };
-    if !columns.is_multiple_of(group) {
-        return Err(odd(stem, "its inputs are no whole groups"));
-    }
-    let expected = [
-        (&weights, Dtype::I32, [words, rows]),
-        (&zeros, Dtype::I32, [columns / group, rows / 8]),
-        (&scales, Dtype::F16, [columns / group, rows]),
-    ];
-    if expected.iter().any(|(part, dtype, shape)| part.dtype() != dtype || part.shape() != shape) {
-        return Err(odd(stem, "qweight (I32), qzeros (I32) and scales (F16) do not go together"));
-    }
+    let GptqFormat { group, zero_offset } = format;
+    let parts = Parts::take(found, stem, group, |[words, rows]| [rows, words.saturating_mul(8)])?;
     if let Some(order) = found.remove(&format!("{stem}.g_idx"))
-        && (*order.dtype() != Dtype::I32 || order.shape() != [columns] || !is_in_order(order.bytes(), group))
+        && (*order.dtype() != Dtype::I32
+            || order.shape() != [parts.columns]
+            || !is_in_order(order.bytes(), parts.group))
     {
         return Err(odd(stem, "its g_idx strews groups over the inputs (desc_act), which is not built"));
     }
@@ -106,14 +121,12 @@ fn take_gptq(found: &mut Found, stem: &str, format: GptqFormat) -> Result<Tensor
     {
         found.remove(&bias);
     }
-    let shape = vec![columns as u64, rows as u64];
-    let bytes = rows * columns / AWQ_BLOCK.0 * AWQ_BLOCK.1;
-    let zero_offset = format.zero_offset;
-    let make = move || {
-        let [weights, zeros, scales] = [&weights, &zeros, &scales].map(Stored::bytes);
+    Ok(parts.tensor(move |parts| {
+        let Parts { rows, columns, group, weights, zeros, scales } = parts;
+        let (rows, columns, group) = (*rows, *columns, *group);
+        let [weights, zeros, scales] = [weights, zeros, scales].map(Stored::bytes);
         Gptq { rows, columns, group, zero_offset, weights, zeros, scales }.repack()
-    };
-    Ok(Tensor::made(TensorType::AWQ4, shape, bytes, Box::new(make)))
+    }))
 }
 
 fn take_nf4(found: &mut Found, name: &str) -> Result<Tensor, CheckpointError> {

@@ -332,9 +332,13 @@ fn per_layer(header: &Gguf, key: &str, layers: u64) -> Result<Option<Vec<u64>>, 
 fn repacked(config: &Json) -> Option<(&'static str, u64, u64)> {
     let settings = config.get("quantization_config")?;
     let text = |key: &str| settings.get(key).and_then(Json::as_str);
+    let group = ["group_size", "q_group_size"].iter().find_map(|key| settings.get(*key)?.as_i64());
+    // Groups that are no multiple of 128 lie in blocks of 32.
+    let small = group.is_some_and(|group| group > 0 && group % 128 != 0);
+    let (elements, bytes) = if small { (32, 20) } else { (128, 68) };
     match (text("quant_method")?, text("bnb_4bit_quant_type")) {
-        ("awq", _) => Some(("AWQ", 128, 68)),
-        ("gptq", _) => Some(("GPTQ", 128, 68)),
+        ("awq", _) => Some(("AWQ", elements, bytes)),
+        ("gptq", _) => Some(("GPTQ", elements, bytes)),
         ("bitsandbytes", Some("nf4")) => Some(("NF4", 64, 36)),
         _ => None,
     }

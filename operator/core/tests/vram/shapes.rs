@@ -89,7 +89,9 @@ fn a_safetensors_model_plans_like_the_same_gguf() {
 fn a_quantized_folder_is_planned_as_the_engine_keeps_it() {
     for (quantization, name, bits) in [
         (json!({"quant_method": "awq", "bits": 4}), "AWQ", 4.25),
-        (json!({"quant_method": "gptq", "bits": 4}), "GPTQ", 4.25),
+        (json!({"quant_method": "gptq", "bits": 4, "group_size": -1}), "GPTQ", 4.25),
+        (json!({"quant_method": "gptq", "bits": 4, "group_size": 32}), "GPTQ", 5.0),
+        (json!({"quant_method": "awq", "w_bit": 4, "q_group_size": 64}), "AWQ", 5.0),
         (json!({"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}), "NF4", 4.5),
     ] {
         let config = json!({
