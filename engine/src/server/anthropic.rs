@@ -13,7 +13,11 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 /// Names of the chat API, and what the field is called here.
-const NAMES: &[(&str, &str)] = &[("stop", "stop_sequences"), ("response_format", "output_format")];
+const NAMES: &[(&str, &str)] = &[
+    ("stop", "stop_sequences"),
+    ("response_format.json_schema", "output_config.format"),
+    ("response_format", "output_config.format"),
+];
 
 /// Answers a request.
 ///
@@ -65,6 +69,19 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
     if let Some(stops) = fields.get("stop_sequences") {
         chat.insert("stop".into(), stops.clone());
     }
+    if let Some(thinking) = fields.object("thinking")? {
+        match thinking.required("type", thinking.string("type")?, "enabled, adaptive or disabled")? {
+            "disabled" => {
+                chat.insert("reasoning_effort".into(), "none".into());
+            }
+            // A model that thinks does so by itself.
+            "enabled" | "adaptive" => {}
+            _ => return Err(thinking.invalid("type", "must be enabled, adaptive or disabled")),
+        }
+    }
+    if let Some(format) = output_format(fields)? {
+        chat.insert("response_format".into(), format);
+    }
     let messages = messages(fields)?;
     // An answer that the client began goes on, as Anthropic's models do.
     let prefilled =
@@ -79,7 +96,8 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
                 return Err(tool.invalid("type", format!("is {kind:?}: this server has no tools of its own")));
             }
             let name = tool.required("name", tool.string("name")?, "the tool's name")?;
-            let schema = tool.required("input_schema", tool.get("input_schema"), "a JSON schema")?;
+            let schema = tool.object("input_schema")?.map(Fields::into_values);
+            let schema = tool.required("input_schema", schema, "a JSON schema")?;
             let description = tool.string("description")?.unwrap_or_default();
             Ok(json!({"type": "function",
                 "function": {"name": name, "description": description, "parameters": schema}}))
@@ -102,6 +120,17 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
         chat.insert("parallel_tool_calls".into(), (!single).into());
     }
     Ok(chat)
+}
+
+/// The answer's form, which stands in `output_config`, or by an older name beside it.
+fn output_format(fields: &Fields) -> Result<Option<Value>, ApiError> {
+    let config = fields.object("output_config")?.map(|config| config.object("format")).transpose()?.flatten();
+    let Some(format) = config.or(fields.object("output_format")?) else { return Ok(None) };
+    if format.required("type", format.string("type")?, "\"json_schema\"")? != "json_schema" {
+        return Err(format.invalid("type", "must be \"json_schema\""));
+    }
+    let schema = format.required("schema", format.get("schema"), "a JSON schema")?;
+    Ok(Some(json!({"type": "json_schema", "json_schema": {"schema": schema}})))
 }
 
 fn messages(fields: &Fields) -> Result<Vec<Value>, ApiError> {
@@ -209,6 +238,15 @@ mod tests {
             (&json!(true), &json!(false))
         );
         assert_eq!(chat["tool_choice"]["function"]["name"], "f");
+        let format = json!({"type": "json_schema", "schema": {"type": "object"}});
+        for more in [json!({"output_config": {"format": format}}), json!({"output_format": format})] {
+            let mut body =
+                json!({"messages": [{"role": "user", "content": "x"}], "thinking": {"type": "disabled"}});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let chat = read(body).unwrap();
+            assert_eq!(chat["response_format"]["json_schema"]["schema"], json!({"type": "object"}), "{more}");
+            assert_eq!(chat["reasoning_effort"], "none");
+        }
     }
 
     #[test]
@@ -227,6 +265,12 @@ mod tests {
             (
                 json!({"messages": [{"role": "user", "content": "x"}], "tool_choice": {"type": "must"}}),
                 "tool_choice.type",
+            ),
+            (json!({"messages": [], "thinking": {"type": "perhaps"}}), "thinking.type"),
+            (json!({"messages": [], "output_format": {"type": "xml"}}), "output_format.type"),
+            (
+                json!({"messages": [], "output_config": {"format": {"type": "json_schema"}}}),
+                "output_config.format.schema",
             ),
         ] {
             assert_eq!(read(body.clone()).unwrap_err().body()["error"]["param"], param, "{body}");

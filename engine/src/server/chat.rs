@@ -51,7 +51,7 @@ impl ChatRequest {
         }
         let tools = Tools::read(fields)?;
         let schema = response_schema(fields)?;
-        let variables = fields.object("chat_template_kwargs")?.map(Fields::into_values).unwrap_or_default();
+        let variables = variables(fields)?;
         let messages = messages(fields)?;
         let continue_last = fields.bool("continue_final_message")?.unwrap_or(false);
         if continue_last && messages.last().is_some_and(|last| last["role"] != "assistant") {
@@ -168,6 +168,25 @@ async fn grammar(engine: &Engine, place: &str, schema: Value) -> Result<Grammar,
     let compiled = tokio::task::spawn_blocking(compile).await;
     let compiled = compiled.map_err(|error| ApiError::internal(error.to_string()))?;
     compiled.map_err(|error| ApiError::invalid(Some(place), format!("{place}: {error}")))
+}
+
+const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+
+/// What templates get besides the conversation: what the request gives, and how much the model is to think.
+fn variables(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
+    let mut variables = fields.object("chat_template_kwargs")?.map(Fields::into_values).unwrap_or_default();
+    let effort =
+        fields.read("reasoning_effort", "one of none, minimal, low, medium, high and xhigh", |value| {
+            value.as_str().filter(|effort| EFFORTS.contains(effort))
+        })?;
+    if let Some(effort) = effort {
+        variables.entry("reasoning_effort").or_insert(effort.into());
+        // The word of Qwen's templates and of many others.
+        if effort == "none" {
+            variables.entry("enable_thinking").or_insert(false.into());
+        }
+    }
+    Ok(variables)
 }
 
 fn top_logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {

@@ -13,8 +13,7 @@ use crate::text::TextTokenizer;
 use crate::text::answer::{AnswerRules, Part};
 use atlas_engine_core::sampler::TokenLogprobs;
 use atlas_engine_core::{FinishReason, TokenId};
-use axum::Json;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -72,9 +71,6 @@ pub async fn answer(
     let echo_only = echo && params.max_tokens == Some(0);
     let mut writer = CompletionWriter::new(&params, engine, echoed);
     writer.echo_only = echo_only;
-    if echo_only && params.prompt_logprobs.is_none() {
-        return Ok(writer.whole_echo(&prompts, stream));
-    }
     if echo_only {
         // The model has to see the prompt, and what it would say next is not shown.
         params.max_tokens = Some(1);
@@ -263,19 +259,6 @@ impl CompletionWriter {
             FinishReason::Stop if !self.echo_only => "stop",
             FinishReason::Stop | FinishReason::Length => "length",
         }
-    }
-
-    /// The answer where nothing is to be generated.
-    fn whole_echo(&mut self, prompts: &[Vec<TokenId>], stream: bool) -> Response {
-        let choice = |(index, echo): (usize, &Echo)| json!({"index": index, "text": echo.text, "logprobs": null, "finish_reason": "length"});
-        let usage = Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() };
-        let object =
-            self.envelope.whole(self.echo.iter().enumerate().map(choice).collect(), usage_json(usage));
-        if stream {
-            let headers = [(axum::http::header::CONTENT_TYPE, "text/event-stream")];
-            return (headers, format!("data: {object}\n\ndata: [DONE]\n\n")).into_response();
-        }
-        Json(object).into_response()
     }
 }
 

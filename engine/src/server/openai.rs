@@ -67,6 +67,12 @@ impl ApiError {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
     }
 
+    /// Two readers could read the request in two ways.
+    pub fn ambiguous(problem: &str) -> Self {
+        let message = format!("the request can be read in two ways: {problem}");
+        Self::invalid(None, message).code("ambiguous_request")
+    }
+
     /// The body is too large.
     pub fn too_large(limit: usize) -> Self {
         let message = format!("the request body exceeds the {limit} bytes that this server takes");
@@ -156,16 +162,14 @@ impl ApiError {
     /// The same with the names of another API: a field, or what begins with it, is called otherwise there.
     pub fn renamed(self, names: &[(&str, &str)]) -> Self {
         let Some(param) = &self.param else { return self };
+        // A tool's function is an object of its own in the chat API alone.
+        let flat = param.replace("].function.", "].");
         let renamed = names.iter().find_map(|(from, to)| {
-            let rest = param.strip_prefix(from)?;
+            let rest = flat.strip_prefix(from)?;
             rest.chars().next().is_none_or(|next| matches!(next, '.' | '[')).then(|| format!("{to}{rest}"))
         });
-        match renamed {
-            Some(name) => {
-                Self { message: self.message.replace(param.as_str(), &name), param: Some(name), ..self }
-            }
-            None => self,
-        }
+        let name = renamed.unwrap_or(flat);
+        Self { message: self.message.replace(param.as_str(), &name), param: Some(name), ..self }
     }
 
     /// The same at another place.

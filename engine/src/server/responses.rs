@@ -14,7 +14,9 @@ const NAMES: &[(&str, &str)] = &[
     ("messages", "input"),
     ("max_completion_tokens", "max_output_tokens"),
     ("max_tokens", "max_output_tokens"),
+    ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
+    ("reasoning_effort", "reasoning.effort"),
 ];
 
 /// Answers a request.
@@ -66,6 +68,9 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
         if let Some(value) = fields.get(name) {
             chat.insert(name.into(), value.clone());
         }
+    }
+    if let Some(effort) = fields.object("reasoning")?.and_then(|reasoning| reasoning.get("effort").cloned()) {
+        chat.insert("reasoning_effort".into(), effort);
     }
     if let Some(limit) = fields.count("max_output_tokens")? {
         chat.insert("max_completion_tokens".into(), limit.into());
@@ -183,7 +188,7 @@ mod tests {
             {"type": "function_call_output", "call_id": "1", "output": "5"}],
             "tools": [{"type": "function", "name": "f", "parameters": {}}],
             "tool_choice": {"type": "function", "name": "f"},
-            "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}}));
+            "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}, "reasoning": {"effort": "low"}}));
         let chat = chat.unwrap();
         let roles: Vec<_> =
             chat["messages"].as_array().unwrap().iter().map(|message| message["role"].clone()).collect();
@@ -192,7 +197,7 @@ mod tests {
         assert_eq!(chat["tools"][0]["function"]["name"], "f");
         assert_eq!(chat["tool_choice"]["function"]["name"], "f");
         assert_eq!(chat["response_format"]["json_schema"]["name"], "n");
-        assert_eq!(chat["max_completion_tokens"], 5);
+        assert_eq!((&chat["max_completion_tokens"], &chat["reasoning_effort"]), (&json!(5), &json!("low")));
     }
 
     #[test]
@@ -208,6 +213,7 @@ mod tests {
             ),
             (json!({"input": "x", "tools": [{"type": "web_search"}]}), "tools[0].type"),
             (json!({"input": "x", "max_output_tokens": "5"}), "max_output_tokens"),
+            (json!({"input": "x", "reasoning": "high"}), "reasoning"),
         ] {
             assert_eq!(read(body.clone()).unwrap_err().body()["error"]["param"], param, "{body}");
         }
