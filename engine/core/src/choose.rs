@@ -85,7 +85,8 @@ pub fn prompt_logprobs(chunk: &Chunk, logits: &[f32], prompt: &[TokenId], top: u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Draft, Limits, SamplingParams, ValidRequest};
+    use crate::SamplingParams;
+    use crate::request::{Draft, Limits, ValidRequest};
     use crate::sequence::SequenceId;
     use std::sync::Arc;
 

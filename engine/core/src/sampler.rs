@@ -6,7 +6,7 @@
 //! ends before `min_tokens`), greedy where the temperature is 0, temperature, top-k, typical, min-p, top-p, draw.
 //! Typical, min-p and top-p see the probabilities after the temperature.
 
-use crate::request::SamplingParams;
+use crate::sampling_params::SamplingParams;
 use crate::sequence::TokenId;
 use std::cmp::Ordering;
 use std::collections::HashMap;

@@ -23,8 +23,7 @@ fn request_telling(
     choices: usize,
     prompt_logprobs: Option<usize>,
 ) -> Arc<ValidRequest> {
-    let sampling =
-        crate::request::SamplingParams { temperature: 1.0, ..crate::request::SamplingParams::greedy() };
+    let sampling = crate::SamplingParams { temperature: 1.0, ..crate::SamplingParams::greedy() };
     let max_tokens = Some(max_tokens);
     let draft = Draft { max_tokens, choices, sampling, prompt_logprobs, ..Draft::greedy(prompt) };
     let limits = Limits { context_tokens: 10_000, vocabulary: VOCABULARY };

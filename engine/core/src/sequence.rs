@@ -1,6 +1,7 @@
 //! One sequence: its tokens, and how many of them the model has seen.
 
-use crate::request::{SamplingParams, ValidRequest};
+use crate::request::ValidRequest;
+use crate::sampling_params::SamplingParams;
 use std::sync::Arc;
 
 /// An index into the vocabulary.

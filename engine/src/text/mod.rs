@@ -15,6 +15,7 @@ mod sentence_piece;
 pub mod stop;
 mod template_json;
 pub mod tokenizer;
+mod tokenizer_gguf;
 pub mod tokenizer_json;
 mod tool_call;
 
