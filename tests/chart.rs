@@ -3,6 +3,9 @@
 //! It needs helm and the API server alone; that the installed controller runs is the end-to-end suite's.
 //! `ATLAS_UPDATE=1 cargo test -p atlas-tests --test chart plain_manifests` writes deploy/install.yaml anew.
 
+#[path = "chart/monitoring.rs"]
+mod monitoring;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

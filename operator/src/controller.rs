@@ -34,6 +34,7 @@ use crate::{
     probe::GatewayViews,
     profile, reconcile,
     reconcile::Context,
+    state_metrics::StateMetrics,
     stores::{Queues, Stores},
     telemetry::{self, Health},
     webhook::Webhook,
@@ -103,6 +104,9 @@ pub async fn run(
         () = stop.cancelled() => return Ok(()),
     };
     let stores = Stores::start(&watching_client, &tasks, &watching, serves_claims);
+    StateMetrics::new(&stores, metrics.leader.clone())
+        .and_then(|state| metrics.register(state))
+        .map_err(ControllerError::Metrics)?;
     let views = Arc::new(GatewayViews::default());
     let prober = GatewayProber {
         client: client.clone(),

@@ -30,6 +30,7 @@ mod profile;
 mod profile_status;
 mod reconcile;
 mod revision;
+mod state_metrics;
 mod status;
 mod stores;
 mod telemetry;

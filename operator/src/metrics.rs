@@ -130,6 +130,15 @@ impl Metrics {
         })
     }
 
+    /// Adds what is read at each scrape.
+    ///
+    /// # Errors
+    ///
+    /// A metric of its names is there already.
+    pub fn register(&self, collector: impl Collector + 'static) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(collector))
+    }
+
     /// Shows what plans take as the runtime's share.
     pub fn note_runtimes(&self, calibrations: &Calibrations) {
         self.vram_runtime.reset();

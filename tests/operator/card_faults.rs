@@ -13,9 +13,12 @@ use crate::{
 const PROFILE: &str = "faulty";
 const TAINT: &str = "atlas.gillsystems.com/gpu-fault";
 
-/// An engine that is up again, or not, after it ended with this code so many seconds ago.
-fn ended(code: i32, message: &str, seconds: i64, ready: bool, restarts: i32) -> Result<Value> {
-    let at = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() - seconds)?.to_string();
+fn ago(seconds: i64) -> Result<String> {
+    Ok(jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() - seconds)?.to_string())
+}
+
+/// An engine that is up again, or not, after it ended with this code at a time, by which faults are told apart.
+fn ended(code: i32, message: &str, at: &str, ready: bool, restarts: i32) -> Value {
     let ended = json!({"terminated": {"exitCode": code, "message": message, "reason": "Error",
         "startedAt": at, "finishedAt": at}});
     let state = if ready {
@@ -26,7 +29,7 @@ fn ended(code: i32, message: &str, seconds: i64, ready: bool, restarts: i32) -> 
     let mut status = pod_status(ready, state);
     status["containerStatuses"][0]["lastState"] = ended;
     status["containerStatuses"][0]["restartCount"] = restarts.into();
-    Ok(status)
+    status
 }
 
 fn has_taint(node: &DynamicObject) -> bool {
@@ -68,11 +71,12 @@ pub async fn a_card_that_fails_twice_is_left_alone_for_a_while(bench: &Bench) ->
 
     // Once: the engine is started again and serves on, and the card is remembered.
     let hang = "card 0000:03:00.0 (gfx1101): the device hangs";
-    bench.patch_status("Pod", (Some(at.0), &pod), ended(30, hang, 60, false, 1)?).await?;
+    let first = ago(60)?;
+    bench.patch_status("Pod", (Some(at.0), &pod), ended(30, hang, &first, false, 1)).await?;
     bench
         .condition(at, "Progressing", "False", "EngineHung", &[hang, "a second time within the hour"])
         .await?;
-    bench.patch_status("Pod", (Some(at.0), &pod), ended(30, hang, 60, true, 1)?).await?;
+    bench.patch_status("Pod", (Some(at.0), &pod), ended(30, hang, &first, true, 1)).await?;
     bench.wait_for("GpuProfile", (None, PROFILE), faults(1, false, "Hang")).await?;
     let lately = ["node f1", "the device hangs", "another fault leaves the card alone"];
     let profile = (None, PROFILE);
@@ -84,7 +88,7 @@ pub async fn a_card_that_fails_twice_is_left_alone_for_a_while(bench: &Bench) ->
     // An operator that knows of it only from the profile counts the second time, and marks the node as it is told.
     restart(bench, &["--mark-nodes", "taint"]).await?;
     let lost = "card 0000:03:00.0 (gfx1101): cannot use the device: the device is lost";
-    bench.patch_status("Pod", (Some(at.0), &pod), ended(31, lost, 5, false, 2)?).await?;
+    bench.patch_status("Pod", (Some(at.0), &pod), ended(31, lost, &ago(5)?, false, 2)).await?;
     bench.wait_for("GpuProfile", profile, faults(2, true, "Lost")).await?;
     let says = ["node f1", "0000:03:00.0 failed 2 times", "Lost", "the device is lost", "left alone until"];
     bench
@@ -118,7 +122,9 @@ pub async fn a_card_that_fails_twice_is_left_alone_for_a_while(bench: &Bench) ->
     restart(bench, &["--mark-nodes=condition"]).await?;
     let pod = bench.engine_pod(at, "primary", Some("f1")).await?;
     for (seconds, restarts) in [(30, 3), (3, 4)] {
-        bench.patch_status("Pod", (Some(at.0), &pod), ended(30, hang, seconds, false, restarts)?).await?;
+        bench
+            .patch_status("Pod", (Some(at.0), &pod), ended(30, hang, &ago(seconds)?, false, restarts))
+            .await?;
         bench.wait_for("GpuProfile", profile, faults(i64::from(restarts) - 2, restarts == 4, "Hang")).await?;
     }
     bench
@@ -145,7 +151,7 @@ pub async fn short_memory_marks_no_card_and_becomes_does_not_fit(bench: &Bench) 
     let before = faults_of().await?;
     let short = "the model needs 9 bytes, and the card has 8 left";
     for (restarts, reason) in [(0, "OutOfMemory"), (3, "DoesNotFit")] {
-        bench.patch_status("Pod", (Some(at.0), &pod), ended(32, short, 5, false, restarts)?).await?;
+        bench.patch_status("Pod", (Some(at.0), &pod), ended(32, short, &ago(5)?, false, restarts)).await?;
         bench.condition(at, "VramFits", "False", reason, &[short, "lower contextTokens or maxBatch"]).await?;
     }
     let after = faults_of().await?;

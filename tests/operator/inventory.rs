@@ -1,6 +1,9 @@
 //! Nodes: which ones refuse engine pods and why, what other workloads hold, who keeps a card, scale and suspend.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use atlas_tests::support::wait_until;
 use kube::api::{DeleteParams, DynamicObject};
 use serde_json::{Value, json};
 
@@ -14,6 +17,18 @@ pub fn replicas(wanted: i64) -> impl Fn(&DynamicObject) -> Result<(), String> {
         let found = &object.data["spec"]["replicas"];
         if *found == wanted { Ok(()) } else { Err(format!("{found} replicas")) }
     }
+}
+
+/// What the leader's metrics say of a model that is suspended.
+const SUSPENDED: &str = r#"atlas_model_condition{condition="Ready",model="scaled",namespace="inventory",reason="Suspended",status="False"}"#;
+
+async fn shows(bench: &Bench, series: &str, wanted: f64) -> Result<()> {
+    wait_until(series, Duration::from_secs(30), async || {
+        let found = bench.metric(series).await.map_err(|error| error.to_string())?;
+        if found == wanted { Ok(()) } else { Err(format!("{found} instead of {wanted}")) }
+    })
+    .await?;
+    Ok(())
 }
 
 async fn train(bench: &Bench, node: &str) -> Result<()> {
@@ -162,10 +177,12 @@ pub async fn kubectl_scales_the_first_tier_and_suspend_stops_every_one(bench: &B
     bench.remove_pod((at.0, &pod)).await?;
     bench.condition(at, "Ready", "False", "Suspended", &["set it to false to serve"]).await?;
     bench.condition(at, "Scheduled", "True", "Suspended", &[]).await?;
+    shows(bench, SUSPENDED, 1.0).await?;
     bench.patch("AtlasModel", at, json!({"spec": {"suspend": false}})).await?;
     bench.wait_for("Deployment", (Some(at.0), "scaled-t-primary"), replicas(2)).await?;
     bench.wait_for("Deployment", (Some(at.0), "scaled-t-fallback"), replicas(1)).await?;
     bench.remove_model(at).await?;
+    shows(bench, SUSPENDED, 0.0).await?;
     for node in ["i1", "i3"] {
         bench.api("Node", None).delete(node, &DeleteParams::default()).await?;
     }
