@@ -8,7 +8,7 @@ use atlas_tests::{
     cluster::ApiServer,
     support::{binary, wide_header},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 /// What a command printed, and how it ended.
@@ -62,6 +62,7 @@ async fn every_command_tells_what_the_cluster_has() -> Result<()> {
     plan_names_what_each_tier_needs(&bench).await?;
     mistakes_name_what_there_is(&bench).await?;
     status_asks_for_the_operator_and_then_shows_the_tiers(&bench).await?;
+    plan_takes_an_engines_word_for_a_file_on_its_node(&bench).await?;
     failover_changes_the_model_and_nothing_else(&bench).await?;
     explain_tells_which_profile_a_node_is(&bench).await?;
     config_puts_in_the_address_that_is_asked_for(&bench).await
@@ -83,6 +84,41 @@ async fn plan_names_what_each_tier_needs(bench: &Bench) -> Result<()> {
         ensure!(table.contains(part), "{part} is missing: {table}");
     }
     Ok(())
+}
+
+async fn plan_takes_an_engines_word_for_a_file_on_its_node(bench: &Bench) -> Result<()> {
+    let tier =
+        "{name: only, gpuProfile: rx-7600, contextTokens: 2048, model: {source: \"file:///nowhere/m.gguf\"}}";
+    bench
+        .apply(&format!(
+            "apiVersion: atlas.gillsystems.com/v1alpha1\nkind: AtlasModel\nmetadata: {{name: on-node, namespace: atlas}}\nspec: {{tiers: [{tier}]}}\n"
+        ))
+        .await?;
+    let untold = bench.atlas(&["plan", "on-node", "-n", "atlas"]).await?;
+    ensure!(untold.code == Some(2) && untold.stdout.contains("no engine has told"), "{}", untold.stdout);
+    let header = json!({
+        "source": "file:///nowhere/m.gguf", "architecture": "llama", "parameters": 6_700_000_000_i64,
+        "layerWeightBytes": vec![112 << 20; 32], "otherWeightBytes": 16 << 20, "keyElements": 1024, "valueElements": 1024,
+        "hidden": 4096, "feedForward": 11008, "queryElements": 4096, "takesQ8Cache": true, "vocabulary": 32000,
+        "trainedContext": 8192,
+    });
+    let status = json!({"status": {"tiers": [{"name": "only", "header": header}]}}).to_string();
+    bench
+        .kubectl(&[
+            "-n",
+            "atlas",
+            "patch",
+            "am/on-node",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &status,
+        ])
+        .await?;
+    let ran = bench.atlas(&["plan", "on-node", "-n", "atlas", "-o", "json"]).await?;
+    let plan: Value = serde_json::from_str(&ran.stdout)?;
+    ensure!(ran.code == Some(0) && plan["tiers"][0]["weights"] == 3600_i64 << 20, "{plan} {}", ran.stderr);
+    bench.kubectl(&["-n", "atlas", "delete", "am/on-node"]).await.map(|_| ())
 }
 
 async fn mistakes_name_what_there_is(bench: &Bench) -> Result<()> {

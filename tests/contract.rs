@@ -1,6 +1,6 @@
 //! docs/contracts.md from both sides: what the operator says and expects against what the engine takes and answers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -8,12 +8,12 @@ use std::process::Command;
 mod hub;
 
 use anyhow::{Context, Result, ensure};
-use atlas_crds::ModelSource;
+use atlas_crds::{ModelSource, status::HeaderStatus};
 use atlas_engine_core::ExitCode;
 use atlas_headers::{Guard, HeaderReader, Limits, Options};
 use atlas_operator_core::engine_contract::EngineExit;
-use atlas_operator_core::vram::{ModelShape, read_safetensors_header};
-use atlas_tests::support::binary;
+use atlas_operator_core::vram::{LayerShape, ModelShape, read_safetensors_header};
+use atlas_tests::{assets::cache_folder, lab::MODEL_FILE, support::binary};
 
 /// The engine's codes; a new one does not compile until it is listed.
 fn engine_codes() -> BTreeSet<(i32, String)> {
@@ -161,6 +161,59 @@ fn a_folder_has_the_same_bytes_for_the_planner_and_the_engine() -> Result<()> {
     let elements: u64 = planned.layers.iter().map(|layer| layer.key_elements + layer.value_elements).sum();
     let cache = format!("KV cache   {} bytes a token in f16", 2 * elements);
     ensure!(text.contains(&cache), "{cache:?} is missing:\n{text}");
+    Ok(())
+}
+
+/// What an engine leaves behind that needs more memory than there is, as the operator reads it.
+fn report_of(model: &Path, folder: &Path) -> Result<(ModelShape, String)> {
+    let (log, source) = (folder.join("termination-log"), format!("file://{}", model.display()));
+    std::fs::write(&log, "")?;
+    let output = Command::new(binary("atlas-engine")?)
+        .args(["serve", "--model", &source, "--served-model-name", "m", "--backend", "cpu"])
+        .args(["--host", "127.0.0.1", "--port", "0", "--internal-port", "0"])
+        .args(["--context-tokens", "64", "--kv-cache-tokens", "60000000000", "--termination-log"])
+        .arg(&log)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(EngineExit::DoesNotFit.code()), "{}: {said}", output.status);
+    let text = std::fs::read_to_string(&log)?;
+    ensure!(text.len() < 4096, "Kubernetes cuts a message of {} bytes", text.len());
+    let (message, header) = text.split_once("\nheader: ").with_context(|| text.clone())?;
+    let report: HeaderStatus = serde_json::from_str(header.trim())?;
+    ensure!(report.source == source, "{report:?}");
+    Ok((ModelShape::from_report(&report).context("no shape")?, message.to_owned()))
+}
+
+#[test]
+fn an_engine_reports_what_the_planner_would_read_in_the_header() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let model = cache_folder().join("models").join(MODEL_FILE);
+    let (reported, message) = report_of(&model, folder.path())?;
+    ensure!(message.contains("the model does not fit"), "{message}");
+    let read = ModelShape { bytes_by_type: BTreeMap::new(), ..atlas_headers::read_file(&model)? };
+    ensure!(reported == read, "{reported:?} where the header says {read:?}");
+
+    let config = serde_json::json!({"model_type": "mistral", "num_hidden_layers": 2, "hidden_size": 64,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 40,
+        "max_position_embeddings": 128, "tie_word_embeddings": false});
+    let vectors = write_small_folder(folder.path(), &config)?;
+    let (reported, _) = report_of(folder.path(), folder.path())?;
+    let header = read_safetensors_header(&std::fs::read(folder.path().join("model.safetensors"))?)?;
+    let read = ModelShape::from_config(&config, header.map_err(|needed| anyhow::anyhow!("{needed}"))?)?;
+    // Norms are kept in f32, which is twice their bytes; which layer's they are the planner does not know.
+    ensure!(reported.weight_bytes() == read.weight_bytes() + 2 * vectors, "{reported:?} {read:?}");
+    let layers = read
+        .layers
+        .iter()
+        .zip(&reported.layers)
+        .map(|(read, reported)| LayerShape { weight_bytes: reported.weight_bytes, ..*read });
+    let read = ModelShape {
+        layers: layers.collect(),
+        other_weight_bytes: reported.other_weight_bytes,
+        bytes_by_type: BTreeMap::new(),
+        ..read
+    };
+    ensure!(reported == read, "{reported:?} where the folder says {read:?}");
     Ok(())
 }
 

@@ -7,8 +7,12 @@
 
 #[path = "e2e/certificate.rs"]
 mod certificate;
+#[path = "e2e/command_line.rs"]
+mod command_line;
 #[path = "e2e/drain.rs"]
 mod drain;
+#[path = "e2e/reported.rs"]
+mod reported;
 #[path = "e2e/warm.rs"]
 mod warm;
 #[path = "e2e/webhook.rs"]
@@ -62,6 +66,7 @@ async fn scenarios(stage: &mut Stage, screen: &Screen, report: &mut Report, serv
     the_report_says_what_happened(report)?;
     the_description_reads_well(stage).await?;
     the_openai_client_works(stage).await?;
+    command_line::it_tells_what_engines_do(stage).await?;
     a_hand_edit_is_put_back(stage).await?;
     a_younger_model_waits_for_the_card(stage).await?;
     webhook::what_cannot_fit_is_refused_through_the_service(stage).await?;
@@ -69,6 +74,7 @@ async fn scenarios(stage: &mut Stage, screen: &Screen, report: &mut Report, serv
     certificate::clients_speak_tls_to_the_only_gateway(stage).await?;
     stage.kubectl(&["delete", "atlasmodel", "-n", NAMESPACE, "code", "--timeout=60s"]).await?;
     nothing_is_left(stage).await?;
+    reported::a_file_on_the_node_is_planned_with_the_engines_word(stage).await?;
     warm::a_warm_tier_takes_over_without_a_download(stage, served).await?;
     for case in bad_inputs() {
         screen.heading(case.name);
@@ -154,9 +160,14 @@ async fn a_younger_model_waits_for_the_card(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// Of every kind that the cluster knows, but for events, which are told for a while and then forgotten.
 async fn nothing_is_left(stage: &Stage) -> Result<()> {
-    let arguments =
-        ["get", "deployments,services,configmaps,pods,pdb,networkpolicies", "-n", NAMESPACE, "-o", "name"];
+    let kinds = stage.kubectl(&["api-resources", "--verbs=list", "--namespaced", "-o", "name"]).await?;
+    let kinds: Vec<&str> =
+        kinds.lines().filter(|kind| *kind != "events" && !kind.starts_with("events.")).collect();
+    ensure!(kinds.len() > 15, "{kinds:?}");
+    let kinds = kinds.join(",");
+    let arguments = ["get", kinds.as_str(), "-n", NAMESPACE, "-o", "name"];
     wait_until("everything of the deleted model to be gone", PATIENCE, || async {
         let left = stage.kubectl(&arguments).await.map_err(|error| format!("{error:#}"))?;
         let ours: Vec<&str> =

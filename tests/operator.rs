@@ -17,6 +17,8 @@ mod certificate;
 mod claims;
 #[path = "operator/credentials.rs"]
 mod credentials;
+#[path = "operator/engine_reports.rs"]
+mod engine_reports;
 #[path = "operator/gateways.rs"]
 mod gateways;
 #[path = "operator/hub.rs"]
@@ -29,6 +31,8 @@ mod late;
 mod lifecycle;
 #[path = "operator/memory.rs"]
 mod memory;
+#[path = "operator/orphans.rs"]
+mod orphans;
 #[path = "operator/pace.rs"]
 mod pace;
 #[path = "operator/perturb/mod.rs"]
@@ -74,6 +78,7 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     warm::a_warm_tiers_weights_are_kept_on_its_nodes_without_a_card(&bench).await?;
     lifecycle::a_pod_on_a_lost_node_is_given_up_after_its_grace(&bench).await?;
     lifecycle::every_object_of_a_model_goes_with_it(&bench).await?;
+    orphans::no_child_outlives_what_it_was_made_for(&bench).await?;
     claims::cards_of_one_node_are_told_apart_by_claims(&bench).await?;
     wrong_card::a_wrong_card_excludes_its_node_until_the_profile_is_mended(&bench).await?;
     wrong_card::on_a_node_with_two_kinds_the_pod_is_made_anew(&bench).await?;
@@ -84,6 +89,7 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     gateways::what_gateways_measure_becomes_status_and_events(&bench).await?;
     webhook::what_cannot_fit_is_refused_and_what_may_come_is_warned_of(&bench).await?;
     calibration::what_engines_measure_is_planned_with_and_rolls_nothing(&bench).await?;
+    engine_reports::what_only_an_engine_reads_is_planned_with_its_word(&bench).await?;
     pace::objects_follow_soon_and_then_all_is_quiet(&bench).await?;
     scenarios::a_second_replica_takes_over_at_once(&bench).await
 }

@@ -76,6 +76,44 @@ pub struct TierStatus {
     /// Download of the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<DownloadStatus>,
+    /// What an engine of this tier read in its model's header; absent where the operator reads the header itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<HeaderStatus>,
+}
+
+/// The numbers of a model's header that a plan needs, as an engine read them.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderStatus {
+    /// The source that it was read from.
+    pub source: String,
+    /// Architecture, such as `llama`.
+    pub architecture: String,
+    /// Name of the quantization, such as `Q4_K_M`, where the header tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<String>,
+    /// Number of weights.
+    pub parameters: i64,
+    /// Bytes of each layer's weights.
+    pub layer_weight_bytes: Vec<i64>,
+    /// Bytes of the weights that belong to no layer: embeddings, output head, norms.
+    pub other_weight_bytes: i64,
+    /// Elements of a token's keys in the KV cache of one layer.
+    pub key_elements: i64,
+    /// Elements of a token's values in the KV cache of one layer.
+    pub value_elements: i64,
+    /// Width of the residual stream.
+    pub hidden: i64,
+    /// Width of the feed-forward layer.
+    pub feed_forward: i64,
+    /// Elements of a token's queries.
+    pub query_elements: i64,
+    /// Whether a Q8_0 KV cache can hold its heads.
+    pub takes_q8_cache: bool,
+    /// Size of the vocabulary.
+    pub vocabulary: i64,
+    /// Context that the model was trained for, in tokens.
+    pub trained_context: i64,
 }
 
 /// Planned memory of a tier on its card.

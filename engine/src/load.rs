@@ -8,8 +8,7 @@ use crate::fetch::{Wanted, fetch};
 use crate::model::{Loading, Model, ModelConfig, ModelShape};
 use crate::runtime::{Worker, WorkerSettings};
 use crate::server::{App, Engine};
-use crate::startup::Startup;
-use crate::status::Phase;
+use crate::status::{Phase, Status};
 use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
 use atlas_engine_core::Limits;
@@ -57,7 +56,7 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
     };
     let choice = arguments.clone();
     let status = app.status.clone();
-    let read = move || read(&path, &choice, &shape, chat_template, &status.startup);
+    let read = move || read(&path, &choice, &shape, chat_template, &status);
     let loaded = tokio::task::spawn_blocking(read).await;
     let Loaded { model, tokenizer, template, grammars } =
         loaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
@@ -110,10 +109,12 @@ fn read(
     arguments: &Serve,
     shape: &ModelShape,
     chat_template: Option<String>,
-    startup: &Startup,
+    status: &Status,
 ) -> Result<Loaded, Fatal> {
-    let began = Instant::now();
+    let (began, startup) = (Instant::now(), &status.startup);
     let checkpoint = Checkpoint::open(path)?;
+    // Told before anything is refused, so that whoever plans can say what would fit. A process loads one model.
+    let _ = status.header.set(checkpoint.report(&arguments.model));
     let Checkpoint { config, tensors, .. } = &checkpoint;
     let own = [TensorType::NF4, TensorType::AWQ4];
     if arguments.backend == Choice::Cpu && tensors.iter().any(|(_, tensor)| own.contains(&tensor.tensor_type))

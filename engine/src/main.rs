@@ -24,12 +24,17 @@ mod status;
 mod text;
 mod vram;
 
+use atlas_engine_core::ExitCode as ExitCodes;
 use clap::Parser;
 use config::{Arguments, Command};
 use error::Fatal;
+use serde_json::Value;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+
+/// Kubernetes keeps the last 4,096 bytes of a termination message; the reason comes before the header and needs room too.
+const LONGEST_HEADER: usize = 3000;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -37,8 +42,15 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     // Both TLS libraries' providers could be linked; this names ours. It fails only where one is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut header = None;
     let (result, termination_log) = match &arguments.command {
-        Command::Serve(serve) => (serve::serve(serve), Some(serve.termination_log.as_path())),
+        Command::Serve(serve) => {
+            let served = serve::serve(serve).map_err(|failed| {
+                header = failed.header;
+                failed.error
+            });
+            (served, Some(serve.termination_log.as_path()))
+        }
         Command::Inspect(inspect) => (inspect::inspect(inspect).map(|report| print(&report)), None),
         Command::Fetch(fetch) => (run_fetch(fetch), Some(fetch.termination_log.as_path())),
         Command::SelfTest(arguments) => (selftest::selftest(arguments, print), None),
@@ -48,7 +60,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error, termination_log);
+            report(&error, header.as_ref(), termination_log);
             ExitCode::from(error.exit_code().number())
         }
     }
@@ -88,8 +100,9 @@ fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// Says why the process ends, to whoever looks: standard error, and the file that Kubernetes shows.
-fn report(error: &Fatal, termination_log: Option<&Path>) {
+/// Says why the process ends, to whoever looks: standard error, and the file that Kubernetes shows. Where memory was the
+/// reason, the model's numbers follow in that file: nobody else may know them, and this process cannot be asked any more.
+fn report(error: &Fatal, header: Option<&Value>, termination_log: Option<&Path>) {
     let message = error.message();
     tracing::error!(exit_code = error.exit_code().number(), "{message}");
     if let Some(path) = termination_log {
@@ -97,6 +110,11 @@ fn report(error: &Fatal, termination_log: Option<&Path>) {
         let file = std::fs::OpenOptions::new().append(true).create(!path.starts_with("/dev")).open(path);
         if let Ok(mut file) = file {
             let _ = writeln!(file, "{message}");
+            let memory = matches!(error.exit_code(), ExitCodes::DoesNotFit | ExitCodes::OutOfMemory);
+            let header = header.filter(|_| memory).map(|header| format!("header: {header}"));
+            if let Some(header) = header.filter(|header| header.len() <= LONGEST_HEADER) {
+                let _ = writeln!(file, "{header}");
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::runtime::{Worker, watchdog};
 use crate::server::listen::{self, ConnectionLimits};
 use crate::server::{App, api, internal};
 use crate::status::{Phase, Status};
+use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +23,25 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// Time for connections to take their last bytes after the last request.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Why the process ends, and what the model's header said, where it had been read.
+pub struct Failed {
+    /// The reason.
+    pub error: Fatal,
+    /// The header, as the contract has it.
+    pub header: Option<Value>,
+}
+
+impl From<Fatal> for Failed {
+    fn from(error: Fatal) -> Self {
+        Self { error, header: None }
+    }
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Whatever keeps the model from being served; the caller turns it into the exit code.
-pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
+pub fn serve(arguments: &Serve) -> Result<(), Failed> {
     let card = check(arguments)?;
     let metrics = Metrics::new(card.as_ref()).map_err(|error| Fatal::Worker { reason: error.to_string() })?;
     let status = Arc::new(Status::new(arguments, card));
@@ -39,7 +54,8 @@ pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
     let spans = {
         let _inside = runtime.enter();
         let start = |endpoint: &String| Exporter::start(endpoint, metrics.dropped_spans.clone());
-        arguments.otlp_endpoint.as_ref().map(start).transpose().map_err(FetchError::Client)?
+        let started = arguments.otlp_endpoint.as_ref().map(start).transpose();
+        started.map_err(|error| Fatal::from(FetchError::Client(error)))?
     };
     let app = Arc::new(App::new(arguments, status, Arc::new(metrics), spans)?);
     let limits = ConnectionLimits {
@@ -57,7 +73,7 @@ pub fn serve(arguments: &Serve) -> Result<(), Fatal> {
     }
     // The worker cannot be interrupted within a step, and nobody waits for it any more.
     runtime.shutdown_background();
-    result
+    result.map_err(|error| Failed { error, header: app.status.header.get().cloned() })
 }
 
 fn listen(address: SocketAddr, what: &'static str) -> Result<TcpListener, Fatal> {

@@ -6,7 +6,7 @@ use crate::vram::Vram;
 use atlas_kernels::hip::Card;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where the process stands. The names are part of the contract.
@@ -137,6 +137,8 @@ pub struct Status {
     pub card: Option<Card>,
     /// Its memory.
     pub vram: Option<Vram>,
+    /// What the model's header says, once it is read.
+    pub header: OnceLock<Value>,
 }
 
 impl Status {
@@ -156,6 +158,7 @@ impl Status {
             backend: if card.is_some() { "hip" } else { "cpu" },
             vram: card.clone().map(Vram::watch),
             card,
+            header: OnceLock::new(),
         }
     }
 
@@ -213,6 +216,7 @@ impl Status {
             "progress": self.progress.json(),
             "card": self.card.as_ref().map(card_json),
             "vram": self.vram.as_ref().map(Vram::json),
+            "header": self.header.get(),
             "error": *self.error.lock().unwrap_or_else(PoisonError::into_inner),
         })
     }

@@ -16,13 +16,14 @@ use crate::{
         Desired, TEMPLATE_ANNOTATION, build_objects, build_pod_template, excluded_nodes, kept_runtime,
     },
     error::ReconcileError,
-    fit::{Cards, is_refused, plan_tiers},
+    fit::{Cards, HeaderSources, is_refused, plan_tiers},
     headers::Headers,
     kinds::Kind,
     observe::{TierPods, view_rollout},
     plan::{Placement, Plan, PlanInputs, TierState, Word, plan},
     probe::GatewayModel,
     reconcile::{Context, Inputs},
+    reports::Reports,
     revision::revise,
     stores::Stores,
     validate::{ValidatedModel, ValidatedTier},
@@ -38,6 +39,7 @@ pub async fn act(
     inputs: &Inputs,
     tiers: &[TierPods],
     gateways: &[GatewayModel],
+    reported: &Reports,
     context: &Context,
 ) -> Result<Option<(Plan, Applied)>, ReconcileError> {
     let stores = &context.stores;
@@ -89,7 +91,7 @@ pub async fn act(
                 model,
                 Cards { profiles: &inputs.profiles, calibrations: &calibrations },
                 &templates.iter().map(|template| template.runtime).collect::<Vec<_>>(),
-                context.headers.as_ref(),
+                HeaderSources { read: context.headers.as_ref(), reported },
             ),
         },
     );

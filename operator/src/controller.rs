@@ -257,6 +257,7 @@ fn build_context(
         taken_gateways: Mutex::default(),
         started: Timestamp::now(),
         mark_nodes: args.mark_nodes,
+        profiles: Mutex::default(),
     }
 }
 

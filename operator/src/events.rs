@@ -135,6 +135,21 @@ pub fn build_edit_event(edit: &HandEdit) -> Event {
     }
 }
 
+/// The Event that tells of a status which somebody else changed.
+#[must_use]
+pub fn build_status_event() -> Event {
+    Event {
+        type_: EventType::Warning,
+        reason: "HandEditReverted".into(),
+        note: Some(
+            "the status was changed by somebody else and put back: it tells what is, change spec instead"
+                .into(),
+        ),
+        action: "PutBack".into(),
+        secondary: None,
+    }
+}
+
 fn is_bad(type_: &str, status: &str, reason: &str) -> bool {
     let type_is = |condition: ModelCondition| type_ == condition.as_str();
     if type_is(ModelCondition::Degraded) {

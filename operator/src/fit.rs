@@ -8,8 +8,8 @@ use atlas_crds::{AtlasModel, GpuProfile};
 use atlas_operator_core::{
     tiers::Fit,
     vram::{
-        Calibrations, Card, OtherProfile, Question, Setting, VramPlan, available_bytes, estimate, mebibytes,
-        plan_vram, profile_bytes,
+        Calibrations, Card, ModelShape, OtherFile, OtherProfile, Question, Setting, VramPlan,
+        available_bytes, estimate, mebibytes, plan_vram, profile_bytes,
     },
 };
 use kube::ResourceExt;
@@ -17,6 +17,7 @@ use kube::ResourceExt;
 use crate::{
     credentials::Wanted,
     headers::{HeaderState, Headers},
+    reports::Reports,
     validate::{ValidatedModel, ValidatedTier},
 };
 
@@ -30,8 +31,10 @@ pub enum TierVram {
     Reading(std::time::Duration),
     /// Its header could not be read: why.
     Unread(Arc<str>),
-    /// It is planned.
+    /// It is planned from its header.
     Planned(Box<VramPlan>),
+    /// It is planned from what an engine read in its header, since nobody else can.
+    Reported(Box<VramPlan>),
 }
 
 impl TierVram {
@@ -41,8 +44,9 @@ impl TierVram {
         match self {
             Self::Reading(since) => Fit::Reading(*since),
             Self::Unread(_) => Fit::Unknown,
-            Self::Planned(plan) if plan.fits => Fit::Fits,
+            Self::Planned(plan) | Self::Reported(plan) if plan.fits => Fit::Fits,
             Self::Planned(_) => Fit::DoesNotFit,
+            Self::Reported(_) => Fit::Doubtful,
         }
     }
 
@@ -50,9 +54,15 @@ impl TierVram {
     #[must_use]
     pub fn plan(&self) -> Option<&VramPlan> {
         match self {
-            Self::Planned(plan) => Some(plan),
+            Self::Planned(plan) | Self::Reported(plan) => Some(plan),
             Self::Reading(_) | Self::Unread(_) => None,
         }
+    }
+
+    /// Whether only an engine can tell what its header says.
+    #[must_use]
+    pub fn needs_engine(&self) -> bool {
+        matches!(self, Self::Unread(_) | Self::Reported(_))
     }
 }
 
@@ -65,39 +75,58 @@ pub struct Cards<'a> {
     pub calibrations: &'a Calibrations,
 }
 
+/// What is known of the headers of a model's files.
+#[derive(Clone, Copy)]
+pub struct HeaderSources<'a> {
+    /// What the operator reads itself, where it does.
+    pub read: Option<&'a Arc<Headers>>,
+    /// What engines reported, by tier.
+    pub reported: &'a Reports,
+}
+
 /// Plans every tier of a model, each with the runtime's share that is given for it.
 #[must_use]
 pub fn plan_tiers(
     model: &ValidatedModel,
     cards: Cards<'_>,
     runtimes: &[u64],
-    headers: Option<&Arc<Headers>>,
+    HeaderSources { read, reported }: HeaderSources<'_>,
 ) -> Vec<TierVram> {
-    let look = |tier: &ValidatedTier| match headers {
+    let look = |tier: &ValidatedTier| match read {
         Some(headers) => headers.look(&tier.wanted),
         None => HeaderState::Unread(Arc::from("--read-headers=false")),
     };
     let tiers = model.tiers.iter().zip(runtimes);
-    tiers.map(|(tier, runtime)| plan_tier(tier, cards, *runtime, look(tier))).collect()
+    tiers.map(|(tier, runtime)| plan_tier(tier, cards, *runtime, look(tier), reported.shape(tier))).collect()
 }
 
-fn plan_tier(tier: &ValidatedTier, cards: Cards<'_>, runtime: u64, state: HeaderState) -> TierVram {
-    let known = match state {
-        HeaderState::Reading(since) => return TierVram::Reading(since),
-        HeaderState::Unread(reason) => return TierVram::Unread(reason),
-        HeaderState::Read(known) => known,
-    };
+fn plan_tier(
+    tier: &ValidatedTier,
+    cards: Cards<'_>,
+    runtime: u64,
+    state: HeaderState,
+    reported: Option<ModelShape>,
+) -> TierVram {
     let Some(available) = tier.available_bytes else {
         return TierVram::Unread(Arc::from("an amount of memory of its profile cannot be read"));
     };
-    let other_profiles = other_profiles(&tier.profile, cards);
-    TierVram::Planned(Box::new(plan_vram(&Question {
-        shape: &known.shape,
-        setting: tier.setting,
-        card: Card { available, runtime },
-        other_profiles: &other_profiles,
-        other_files: &known.other_files,
-    })))
+    let plan = |shape: &ModelShape, other_files: &[OtherFile]| {
+        Box::new(plan_vram(&Question {
+            shape,
+            setting: tier.setting,
+            card: Card { available, runtime },
+            other_profiles: &other_profiles(&tier.profile, cards),
+            other_files,
+        }))
+    };
+    match (state, reported) {
+        (HeaderState::Read(known), _) => TierVram::Planned(plan(&known.shape, &known.other_files)),
+        (HeaderState::Reading(_) | HeaderState::Unread(_), Some(shape)) => {
+            TierVram::Reported(plan(&shape, &[]))
+        }
+        (HeaderState::Reading(since), None) => TierVram::Reading(since),
+        (HeaderState::Unread(reason), None) => TierVram::Unread(reason),
+    }
 }
 
 /// The profiles that a tier could move to.

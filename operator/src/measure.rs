@@ -3,7 +3,7 @@
 //! The gateways hear it with every probe, so nobody is asked anew. Processors have no card and tell nothing.
 
 use atlas_crds::{AtlasModel, GpuProfile, ModelSource, profile::Backend};
-use atlas_operator_core::vram::{Measured, Setting, estimate};
+use atlas_operator_core::vram::{Measured, ModelShape, Setting, estimate};
 use kube::ResourceExt;
 
 use crate::{
@@ -30,7 +30,9 @@ pub fn measurements(
     model: impl Fn(&str, &str) -> Option<std::sync::Arc<AtlasModel>>,
     headers: Option<&Headers>,
 ) -> Vec<Measurement> {
-    let Some(headers) = headers.filter(|_| profile.spec.backend == Backend::Hip) else { return Vec::new() };
+    if profile.spec.backend != Backend::Hip {
+        return Vec::new();
+    }
     let name = profile.name_any();
     let one = |(namespace, model_name, engine): &(String, String, GatewayEndpoint)| {
         let model = model(namespace, model_name)?;
@@ -41,7 +43,11 @@ pub fn measurements(
         // While a change rolls, the engine may still serve what was asked for before.
         let same = engine.model_file.as_deref() == Some(source.display_name())
             && profile.spec.gfx_target.as_ref() == Some(&vram.gfx_target);
-        let known = headers.known(&Wanted::of(namespace, &tier.model)).filter(|_| same)?;
+        let read = headers.and_then(|headers| headers.known(&Wanted::of(namespace, &tier.model)));
+        let shape = match read.filter(|_| same) {
+            Some(known) => (*known.shape).clone(),
+            None => ModelShape::reported(&model, tier).filter(|_| same)?,
+        };
         let setting = Setting {
             context_tokens: engine.context_tokens?,
             max_batch: engine.max_batch?,
@@ -51,7 +57,7 @@ pub fn measurements(
             own_peak: vram.own_peak_bytes,
             weights: vram.weight_bytes,
             kv_cache: vram.kv_cache_bytes,
-            activations: estimate(&known.shape, &setting, 0).activations,
+            activations: estimate(&shape, &setting, 0).activations,
         };
         Some(Measurement {
             runtime: measured.runtime()?,

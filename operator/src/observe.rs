@@ -2,9 +2,9 @@
 //!
 //! Pure views of objects that the stores hold; what has to be asked over HTTP comes from `probe`.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use atlas_crds::{AtlasModel, names};
+use atlas_crds::{AtlasModel, names, status::HeaderStatus};
 use atlas_operator_core::{engine_contract::EngineExit, tiers::TierRollout};
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -16,6 +16,11 @@ use serde::Deserialize;
 
 use crate::desired::TEMPLATE_ANNOTATION;
 
+/// Longest wait for an engine's word.
+pub const ENGINE_PATIENCE: Duration = Duration::from_millis(300);
+/// What the line of a termination message begins with that holds the model's header.
+const HEADER_LINE: &str = "header: ";
+
 /// Answer of an engine's `/internal/status`, as far as conditions need it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -26,6 +31,8 @@ pub struct EngineStatus {
     pub download: Option<EngineDownload>,
     /// What went wrong.
     pub error: Option<String>,
+    /// What its model's header says, once it has read that.
+    pub header: Option<HeaderStatus>,
 }
 
 /// Progress of an engine's download.
@@ -82,6 +89,8 @@ pub struct Failure {
     pub message: String,
     /// When.
     pub at: Option<Timestamp>,
+    /// What its model's header says, where memory was the reason.
+    pub header: Option<HeaderStatus>,
 }
 
 /// The pods of one tier.
@@ -219,11 +228,15 @@ pub fn last_end(pod: &Pod) -> Option<Failure> {
     let container = container_at_work(pod)?;
     let of = |state: Option<&ContainerState>| state.and_then(|state| state.terminated.clone());
     let ended = of(container.state.as_ref()).or_else(|| of(container.last_state.as_ref()))?;
+    let said = ended.message.as_deref().unwrap_or_default();
+    let header = said.lines().find_map(|line| line.strip_prefix(HEADER_LINE));
+    let reason: Vec<&str> = said.lines().filter(|line| !line.starts_with(HEADER_LINE)).collect();
     Some(Failure {
         exit: EngineExit::from_code(ended.exit_code)?.after_restarts(container.restart_count),
         code: ended.exit_code,
         at: ended.finished_at.as_ref().map(|at| at.0).or_else(|| pod.creation_timestamp().map(|at| at.0)),
-        message: ended.message.as_deref().unwrap_or_default().trim().chars().take(512).collect(),
+        message: reason.join("\n").trim().chars().take(512).collect(),
+        header: header.and_then(|header| serde_json::from_str(header).ok()),
     })
 }
 

@@ -128,7 +128,7 @@ impl Plan {
     pub fn header_patience(&self) -> Option<Duration> {
         let left = self.tiers.iter().filter_map(|tier| match tier.vram {
             TierVram::Reading(since) => HEADER_PATIENCE.checked_sub(since).filter(|left| !left.is_zero()),
-            TierVram::Unread(_) | TierVram::Planned(_) => None,
+            TierVram::Unread(_) | TierVram::Planned(_) | TierVram::Reported(_) => None,
         });
         left.min()
     }

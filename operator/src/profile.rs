@@ -2,11 +2,16 @@
 //!
 //! It writes nothing but the status, and creates missing default profiles once, at start.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use atlas_crds::{
     GpuProfile, names,
-    profile::{Allocation, Backend},
+    profile::{Allocation, Backend, GpuProfileStatus},
 };
 use atlas_operator_core::{
     engine_contract::EngineExit,
@@ -17,21 +22,21 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
+    api::PostParams,
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde::Deserialize;
-use serde_json::json;
 
 use crate::{
     error::backoff,
-    events::build_profile_events,
+    events::{build_profile_events, build_status_event},
     measure::measurements,
     node_marks::mark_nodes,
     observe::{TierPods, last_end, view_pod},
     place::names_profile,
     profile_status::{Seen, compute_profile_status},
     reconcile::Context,
+    status_write::{Kept, write_status},
 };
 
 const CONTROLLER: &str = "gpuprofile";
@@ -135,6 +140,18 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
             }
         }
     }
+    let uid = object.uid().unwrap_or_default();
+    let kept = {
+        let mut all = context.profiles.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|uid, _| profiles.iter().any(|profile| profile.metadata.uid.as_ref() == Some(uid)));
+        all.get(&uid).cloned()
+    };
+    let edited = kept.as_ref().is_some_and(|kept| kept.is_edited(&*object, object.status.as_ref()));
+    // What was found out before lies in the status: as it was written, whatever somebody else made of it.
+    let before = match kept {
+        Some(kept) => Arc::new(GpuProfile { status: Some(kept.status), ..(*object).clone() }),
+        None => Arc::clone(&object),
+    };
     let measurements = measurements(
         &object,
         &context.gateways.measured(),
@@ -152,28 +169,11 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
         measurements: &measurements,
         now: Timestamp::now(),
     };
-    let status = compute_profile_status(&object, &seen);
+    let status = compute_profile_status(&before, &seen);
     timer.observe_duration();
-    if object.status.as_ref() != Some(&status) {
-        let api: Api<GpuProfile> = Api::all(context.client.clone());
-        let body = json!({
-            "apiVersion": format!("{}/{}", names::GROUP, names::VERSION),
-            "kind": "GpuProfile",
-            "metadata": {"name": name, "uid": object.metadata.uid},
-            "status": status,
-        });
-        context.metrics.writes.with_label_values(&["GpuProfile"]).inc();
-        let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        match api.patch_status(&name, &params, &Patch::Apply(body)).await {
-            Ok(_) => {
-                let before = object.status.as_ref().map(|status| status.conditions.as_slice());
-                let events = build_profile_events(before.unwrap_or_default(), &status.conditions);
-                context.events.publish_all(object.object_ref(&()), events);
-            }
-            Err(kube::Error::Api(answer)) if answer.code == 404 => {}
-            Err(source) => return Err(ProfileError::Status { name, source }),
-        }
-    }
+    put_status(&object, &before, &status, edited, &context)
+        .await
+        .map_err(|source| ProfileError::Status { name: name.clone(), source })?;
     mark_nodes(&name, &status, &context)
         .await
         .map_err(|source| ProfileError::Node { name: name.clone(), source })?;
@@ -188,6 +188,47 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
         Some(at) => Action::requeue(at.duration_since(now).unsigned_abs() + Duration::from_secs(1)),
         None => Action::await_change(),
     })
+}
+
+/// Writes the status where it differs, or where somebody else has changed it, and tells what is new.
+async fn put_status(
+    object: &GpuProfile,
+    before: &GpuProfile,
+    status: &GpuProfileStatus,
+    edited: bool,
+    context: &Context,
+) -> Result<(), kube::Error> {
+    let uid = object.uid().unwrap_or_default();
+    let keep = |kept: Kept<GpuProfileStatus>| {
+        context.profiles.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), kept);
+    };
+    context.stores.told.note(Some(&uid), status);
+    if object.status.as_ref() == Some(status) {
+        keep(Kept::of(status.clone(), object, object.status.as_ref()));
+        return Ok(());
+    }
+    // A profile that is seen late shows an earlier status.
+    let known = context.profiles.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&uid);
+    if known && before.status.as_ref() == Some(status) && !edited {
+        return Ok(());
+    }
+    if let Some(kept) = context.profiles.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&uid) {
+        kept.forget_version();
+    }
+    let api: Api<GpuProfile> = Api::all(context.client.clone());
+    context.metrics.writes.with_label_values(&["GpuProfile"]).inc();
+    let written = match write_status(&api, object, status, |profile| profile.status.as_ref()).await {
+        Ok(written) => written,
+        Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    context.stores.told.note(Some(&uid), &written.status);
+    keep(Kept::of(status.clone(), &written, written.status.as_ref()));
+    let before = before.status.as_ref().map(|status| status.conditions.as_slice());
+    let mut events = build_profile_events(before.unwrap_or_default(), &status.conditions);
+    events.extend(edited.then(build_status_event));
+    context.events.publish_all(object.object_ref(&()), events);
+    Ok(())
 }
 
 /// Notes what an engine found about its card, and how it failed.

@@ -8,16 +8,15 @@ use std::{
     time::Duration,
 };
 
-use atlas_crds::{AtlasModel, GpuProfile, names, status::AtlasModelStatus};
+use atlas_crds::{AtlasModel, GpuProfile, profile::GpuProfileStatus, status::AtlasModelStatus};
 use atlas_operator_core::inventory::OtherWorkloads;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Preconditions},
     runtime::controller::Action,
 };
-use serde_json::json;
 
 use crate::{
     act::act,
@@ -26,22 +25,21 @@ use crate::{
     config::NodeMark,
     desired::Settings,
     error::{ReconcileError, Retry, backoff},
-    events::{Events, build_edit_event, build_events},
+    events::{Events, build_edit_event, build_events, build_status_event},
     headers::Headers,
     measure::measured_peak,
     metrics::Metrics,
-    observe::{EngineStatus, TierPods, is_past_grace, view_tiers},
+    observe::{TierPods, is_past_grace, view_tiers},
     probe::GatewayViews,
-    probe::fetch_status,
+    reports::{Heard, Reports, ask_starting},
     status::{Move, MoveKind, Observed, Verdict, compute_status},
+    status_write::{Kept, write_status},
     stores::{Nodes, Stores},
     validate::{ValidatedModel, check_claims, validate},
     wrong_card::{Tries, choose_retries},
 };
 
 const CONTROLLER: &str = "atlasmodel";
-/// Longest wait for an engine that is not ready to say how far it is.
-const ENGINE_PATIENCE: Duration = Duration::from_millis(300);
 /// While something starts, its progress is asked for this often.
 const WHILE_STARTING: Duration = Duration::from_secs(1);
 /// Names that somebody else holds are not watched, and a container that does not start is given up in time.
@@ -75,19 +73,23 @@ pub struct Context {
     pub started: Timestamp,
     /// What nodes with failed cards show.
     pub mark_nodes: NodeMark,
+    /// Per profile uid, its status as it was written.
+    pub profiles: Mutex<HashMap<String, Kept<GpuProfileStatus>>>,
 }
 
 /// What a model's last reconcile left behind.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
     /// The status as it was written.
-    status: Option<AtlasModelStatus>,
+    status: Option<Kept<AtlasModelStatus>>,
     /// Time of the last failback that was told.
     last_failback: Option<Timestamp>,
     /// Failures in a row.
     failures: u32,
     /// New pods in the place of some that got another card.
     tries: Tries,
+    /// Engines that have told what their headers say.
+    heard: Heard,
 }
 
 /// Everything that a pass reads.
@@ -141,8 +143,14 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let validated = validate(object, &inputs.profiles)
         .and_then(|model| check_claims(model, context.stores.serves_claims));
     let gateways = context.gateways.of_model(&namespace, &object.name_any());
+    let Memory { status: remembered, mut heard, .. } = context.memory_of(&uid);
+    // After a restart headers are read anew: what was told of this very specification stays true until they are.
+    let restarted = remembered.is_none();
+    let previous = remembered.map(|kept| kept.status).or_else(|| object.status.clone()).unwrap_or_default();
+    let mut reported = Reports::of(&previous);
+    heard.take_ends(&tiers, &mut reported);
     let outcome = match &validated {
-        Ok(model) => match act(model, &inputs, &tiers, &gateways, context).await? {
+        Ok(model) => match act(model, &inputs, &tiers, &gateways, &reported, context).await? {
             Some(outcome) => Some(outcome),
             None => {
                 tracing::info!("objects were made from a newer generation than the one seen: waiting for it");
@@ -155,7 +163,9 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     if let Ok(model) = &validated {
         retry_wrong_cards(object, model, &inputs, &tiers, context).await?;
     }
-    ask_engines(&mut tiers).await;
+    ask_starting(&mut tiers).await;
+    let hearing = heard.ask(&tiers, outcome.as_ref().map(|(plan, _)| plan), &mut reported).await;
+    context.remember(object, |memory| memory.heard = heard);
 
     let plans = outcome.iter().flat_map(|(plan, _)| &plan.tiers).map(|tier| tier.vram.plan());
     for (tier, plan) in tiers.iter().zip(plans.chain(std::iter::repeat(None))) {
@@ -173,10 +183,6 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         (Err(refusals), _) => Verdict::Refused(refusals),
         (Ok(_), None) => Verdict::Refused(&[]),
     };
-    let remembered = context.memory_of(&uid).status;
-    // After a restart headers are read anew: what was told of this very specification stays true until they are.
-    let restarted = remembered.is_none();
-    let previous = remembered.or_else(|| object.status.clone()).unwrap_or_default();
     let told = restarted && previous.observed_generation == object.metadata.generation;
     let edits = outcome.iter().flat_map(|(_, applied)| &applied.hand_edits).map(build_edit_event);
     let patience = outcome.as_ref().and_then(|(plan, _)| plan.header_patience());
@@ -190,25 +196,28 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         verdict,
         tiers: &tiers,
         gateways: &gateways,
+        reported: &reported,
         scheme: context.settings.scheme(),
         tls_secret: context.settings.gateway_tls_secret.as_deref(),
         host: format!("{}.{namespace}.svc", object.name_any()),
         now: Timestamp::now(),
     };
     let (status, moves) = compute_status(&observed);
-    let written = write_status(object, &previous, status, context, &namespace).await;
-    let written = written.map_err(ReconcileError::Status)?;
+    let written = put_status(object, status, context, &namespace).await;
+    let Written { status, edited } = written.map_err(ReconcileError::Status)?;
     let moves = context.news(&uid, moves);
-    let mut events = build_events(&previous, written.as_ref().unwrap_or(&previous), &moves);
-    events.extend(edits);
+    let mut events = build_events(&previous, &status, &moves);
+    events.extend(edits.chain(edited.then(build_status_event)));
     context.events.publish_all(object.object_ref(&()), events);
 
     let starting = tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
     let stuck = tiers.iter().flat_map(TierPods::current).any(|pod| pod.waiting.is_some());
     // What is looked at again because nobody tells of it, and what has a time of its own.
     let looks = [
+        // What an engine told is planned with at once.
+        hearing.news.then_some(Duration::ZERO),
         starting.then_some(WHILE_STARTING),
-        (own_taken || stuck).then_some(WHILE_TAKEN),
+        (own_taken || stuck || hearing.silent).then_some(WHILE_TAKEN),
         patience,
         end_of_grace(&inputs.own_pods, observed.now),
     ];
@@ -277,50 +286,44 @@ async fn retry_wrong_cards(
     Ok(())
 }
 
-/// Asks engines that are not ready how far they are; no answer is no news.
-async fn ask_engines(tiers: &mut [TierPods]) {
-    let asked = tiers
-        .iter_mut()
-        .flat_map(|tier| tier.pods.iter_mut())
-        .filter(|pod| !pod.ready && !pod.terminating && pod.address.is_some())
-        .map(|pod| async move {
-            let address = pod.address.clone().unwrap_or_default();
-            pod.engine = fetch_status::<EngineStatus>(&address, names::ENGINE_INTERNAL_PORT, ENGINE_PATIENCE)
-                .await
-                .ok();
-        });
-    futures::future::join_all(asked).await;
+/// A status that stands.
+struct Written {
+    status: AtlasModelStatus,
+    /// Whether somebody else had changed it.
+    edited: bool,
 }
 
-/// Writes the status where it differs; returns it then.
-async fn write_status(
+/// Writes the status where it differs from what was written before, or where somebody else has changed it since.
+async fn put_status(
     object: &AtlasModel,
-    previous: &AtlasModelStatus,
     status: AtlasModelStatus,
     context: &Context,
     namespace: &str,
-) -> Result<Option<AtlasModelStatus>, kube::Error> {
-    if object.status.as_ref() == Some(&status)
-        || (context.memory_of_object(object).status.is_some() && previous == &status)
-    {
-        return Ok(None);
+) -> Result<Written, kube::Error> {
+    let uid = object.metadata.uid.as_deref();
+    let kept = context.memory_of(uid.unwrap_or_default()).status;
+    let known = kept.as_ref().is_some_and(|kept| kept.status == status);
+    let edited = kept.as_ref().is_some_and(|kept| kept.is_edited(object, object.status.as_ref()));
+    context.stores.told.note(uid, &status);
+    if object.status.as_ref() == Some(&status) {
+        if !known {
+            let kept = Kept::of(status.clone(), object, object.status.as_ref());
+            context.remember(object, |memory| memory.status = Some(kept));
+        }
+        return Ok(Written { status, edited: false });
     }
+    if known && !edited {
+        return Ok(Written { status, edited });
+    }
+    context.remember(object, |memory| memory.status.iter_mut().for_each(Kept::forget_version));
     let api: Api<AtlasModel> = Api::namespaced(context.client.clone(), namespace);
-    let body = json!({
-        "apiVersion": format!("{}/{}", names::GROUP, names::VERSION),
-        "kind": "AtlasModel",
-        "metadata": {"name": object.name_any(), "uid": object.metadata.uid},
-        "status": status,
-    });
     context.metrics.writes.with_label_values(&["AtlasModel"]).inc();
-    api.patch_status(
-        &object.name_any(),
-        &PatchParams::apply(names::FIELD_MANAGER).force(),
-        &Patch::Apply(body),
-    )
-    .await?;
-    context.remember(object, |memory| memory.status = Some(status.clone()));
-    Ok(Some(status))
+    let written = write_status(&api, object, &status, |object| object.status.as_ref()).await?;
+    // What somebody added and could not be taken out is no reason to try for ever.
+    context.stores.told.note(uid, &written.status);
+    let kept = Kept::of(status.clone(), &written, written.status.as_ref());
+    context.remember(object, |memory| memory.status = Some(kept));
+    Ok(Written { status, edited })
 }
 
 impl Context {
@@ -331,10 +334,6 @@ impl Context {
     fn gateway_taken(&self, namespace: &str) -> Vec<String> {
         let all = self.taken_gateways.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(namespace).cloned().unwrap_or_default()
-    }
-
-    fn memory_of_object(&self, object: &AtlasModel) -> Memory {
-        self.memory_of(object.metadata.uid.as_deref().unwrap_or_default())
     }
 
     fn remember(&self, object: &AtlasModel, change: impl FnOnce(&mut Memory)) {

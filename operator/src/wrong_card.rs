@@ -67,7 +67,13 @@ mod tests {
     fn a_new_pod_is_waited_for_longer_each_time() {
         let at = |second| Timestamp::from_second(second).unwrap();
         let failed = |exit: EngineExit| PodView {
-            failure: Some(Failure { exit, code: exit.code(), message: "m".into(), at: Some(at(1000)) }),
+            failure: Some(Failure {
+                exit,
+                code: exit.code(),
+                message: "m".into(),
+                at: Some(at(1000)),
+                header: None,
+            }),
             ..PodView::default()
         };
         let check = |exit, tries, after: i64, expected| {

@@ -4,6 +4,7 @@
 //! Nothing here does IO, keeps tensor data or panics, whatever the bytes are.
 
 mod bytes;
+mod file_type;
 pub mod gguf;
 pub mod safetensors;
 mod tensor_types;

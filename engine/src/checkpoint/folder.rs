@@ -29,6 +29,11 @@ impl TextFiles {
         let Self { tokenizer, tokenizer_config, configs } = self;
         Sources { tokenizer, tokenizer_config, configs, vocabulary }
     }
+
+    /// `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.configs[0]
+    }
 }
 
 /// Opens a folder.

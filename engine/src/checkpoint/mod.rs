@@ -10,6 +10,7 @@ mod names;
 mod nibbles;
 mod quantized;
 mod repacked;
+mod report;
 
 use crate::model::{ModelConfig, ModelError, Tensors};
 use crate::text::{TextTokenizer, TokenizerError};

@@ -14,7 +14,7 @@ use crate::{
     cluster::{Cluster, list},
     error::CliError,
     render::render_node,
-    terminal::{Terminal, print_value},
+    terminal::{Terminal, print_value, put},
 };
 
 /// What is known of a node.
@@ -76,7 +76,7 @@ pub async fn run(args: &ExplainArgs, target: &Target, terminal: &Terminal) -> Re
     let engines = list_engines(&cluster, &args.node).await?;
     let report = explain(&node, &cluster.profiles().await?, engines);
     match args.output {
-        Output::Table => print!("{}", render_node(&report, terminal)),
+        Output::Table => put(&render_node(&report, terminal)),
         output => print_value(&report, output)?,
     }
     Ok(if report.problems.is_empty() { Outcome::Well } else { Outcome::Problem })

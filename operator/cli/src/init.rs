@@ -19,6 +19,7 @@ use crate::{
     error::CliError,
     manifest,
     plan::{build_reader, read_source},
+    terminal::put,
 };
 
 /// Contexts that are proposed, largest first, as far as model and card allow.
@@ -56,7 +57,7 @@ pub async fn run(args: &InitArgs, target: &Target) -> Result<Outcome, CliError> 
         "metadata": metadata,
         "spec": {"tiers": tiers},
     });
-    print!("{}", serde_yaml_ng::to_string(&object).map_err(CliError::Yaml)?);
+    put(&serde_yaml_ng::to_string(&object).map_err(CliError::Yaml)?);
     Ok(Outcome::Well)
 }
 

@@ -10,6 +10,7 @@ use crate::{
     args::{ConfigArgs, Target},
     cluster::{Cluster, list},
     error::CliError,
+    terminal::put,
 };
 
 /// Prints the file.
@@ -33,7 +34,7 @@ pub async fn run(args: &ConfigArgs, target: &Target) -> Result<Outcome, CliError
         Some((host, port)) => replace_server(&text, &host, port).map_err(CliError::Yaml)?,
         None => text,
     };
-    print!("{text}");
+    put(&text);
     Ok(Outcome::Well)
 }
 

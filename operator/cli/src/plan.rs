@@ -22,7 +22,7 @@ use crate::{
     error::CliError,
     manifest,
     render::render_plan,
-    terminal::{Terminal, print_value},
+    terminal::{Terminal, print_value, put},
 };
 
 /// One model's plan.
@@ -92,7 +92,7 @@ pub async fn run(args: &PlanArgs, target: &Target, terminal: &Terminal) -> Resul
     match (args.output, reports.as_slice()) {
         (Output::Table, reports) => {
             for report in reports {
-                print!("{}", render_plan(report, terminal));
+                put(&render_plan(report, terminal));
             }
         }
         (output, [one]) => print_value(one, output)?,
@@ -158,6 +158,11 @@ async fn read_shapes(
                 .map_err(|error| error.to_string()),
             None => read_source(&tier.model, reader).await,
         };
+        // The engine of a model in a cluster may have told what nobody here can read.
+        let read = read.or_else(|problem| match ModelShape::reported(model, tier) {
+            Some(shape) => Ok((Arc::new(shape), Vec::new())),
+            None => Err(problem),
+        });
         shapes.insert(tier.name.clone(), read);
     }
     Ok(shapes)
@@ -185,7 +190,7 @@ pub async fn read_source(
             return Ok((Arc::new(shape), Vec::new()));
         }
         ModelSource::File(_) => {
-            return Err("the file is on its node: give its header here with --header TIER=PATH".to_owned());
+            return Err("the file is on its node, and no engine has told what it read there: give its header here with --header TIER=PATH".to_owned());
         }
         _ => reader.read(&ask).await.map_err(|error| error.to_string())?,
     };

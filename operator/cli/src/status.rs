@@ -12,7 +12,7 @@ use crate::{
     engines::{self, Engine, EngineStatus},
     error::CliError,
     render::{render_cards, render_status},
-    terminal::{Terminal, print_value},
+    terminal::{Terminal, print_value, put},
 };
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -22,17 +22,30 @@ const HOME: &str = "\x1b[H\x1b[J";
 /// Prints; a model that is not Ready is a problem.
 pub async fn run(args: &StatusArgs, target: &Target, terminal: &Terminal) -> Result<Outcome, CliError> {
     let cluster = Cluster::connect(target).await?;
+    let mut seen = false;
     loop {
-        let models = fetch(args, &cluster).await?;
+        let models = match fetch(args, &cluster).await {
+            // Who watches wants to see the end of it.
+            Err(error) if args.watch && seen => {
+                eprintln!("{}", terminal.warn(&format!("{:#}", anyhow::Error::new(error))));
+                tokio::time::sleep(PERIOD).await;
+                continue;
+            }
+            fetched => fetched?,
+        };
+        seen = true;
         let live = args.watch && args.output == Output::Table;
         let engines = if live { ask_engines(&cluster, &models).await } else { Vec::new() };
-        if live {
-            print!("{HOME}");
-        }
         match (args.output, models.as_slice()) {
             (Output::Table, models) => {
-                print!("{}", render_status(models, terminal));
-                print!("{}", render_cards(&engines, terminal));
+                let before = match (live, terminal.live) {
+                    (true, true) => HOME,
+                    // In a file or a pipe one picture follows the other.
+                    (true, false) => "\n",
+                    (false, _) => "",
+                };
+                let (status, cards) = (render_status(models, terminal), render_cards(&engines, terminal));
+                put(&format!("{before}{status}{cards}"));
             }
             (output, [one]) if args.name.is_some() => print_value(one, output)?,
             (output, all) => print_value(&all, output)?,

@@ -1,6 +1,9 @@
 //! The terminal: colours where they are wanted, and its width.
 
-use std::{fmt::Write as _, io::IsTerminal};
+use std::{
+    fmt::Write as _,
+    io::{ErrorKind, IsTerminal, Write as _},
+};
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
@@ -21,6 +24,8 @@ pub struct Terminal {
     color: bool,
     /// Columns.
     pub width: u16,
+    /// Whether somebody looks at it, so that what was drawn may be drawn over.
+    pub live: bool,
 }
 
 impl Terminal {
@@ -33,13 +38,13 @@ impl Terminal {
             Color::Auto => std::io::stdout().is_terminal() && no_color.is_none_or(str::is_empty),
         };
         let width = width.or_else(|| comfy_table::Table::new().width()).unwrap_or(DEFAULT_WIDTH);
-        Self { color, width: width.max(MIN_WIDTH) }
+        Self { color, width: width.max(MIN_WIDTH), live: std::io::stdout().is_terminal() }
     }
 
     /// A terminal of fixed width without colours.
     #[cfg(test)]
     pub const fn plain(width: u16) -> Self {
-        Self { color: false, width }
+        Self { color: false, width, live: false }
     }
 
     /// Text in a style.
@@ -92,13 +97,25 @@ impl Terminal {
     }
 }
 
+/// Prints at once. Where nobody reads on, as behind a pipe into `head`, there is nothing left to do.
+pub fn put(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        let closed = error.kind() == ErrorKind::BrokenPipe;
+        if !closed {
+            eprintln!("error: the output cannot be written: {error}");
+        }
+        std::process::exit(i32::from(!closed));
+    }
+}
+
 /// An answer for programs.
 pub fn print_value(value: &impl Serialize, output: Output) -> Result<(), CliError> {
     let text = match output {
         Output::Yaml => serde_yaml_ng::to_string(value).map_err(CliError::Yaml)?,
         Output::Json | Output::Table => serde_json::to_string_pretty(value).map_err(CliError::Json)? + "\n",
     };
-    print!("{text}");
+    put(&text);
     Ok(())
 }
 

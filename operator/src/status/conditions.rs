@@ -8,7 +8,7 @@ use super::{
     Observed, Verdict,
     cached::{keeping_message, model_cached},
     scheduled::{placement_problem, scheduled},
-    vram::{stopped_message, vram_draft},
+    vram::{memory_advice, stopped_message, vram_draft},
 };
 use crate::{
     observe::{Failure, PodView, TierPods},
@@ -137,13 +137,23 @@ pub fn failure_draft((tier, pod, failure): (&TierPods, &PodView, &Failure)) -> D
     )
 }
 
+/// The condition that a failure becomes, with the planner's word where memory was the reason.
+fn advised(observed: &Observed<'_>, found: (&TierPods, &PodView, &Failure)) -> Draft {
+    let draft = failure_draft(found);
+    let memory = found.2.exit.condition() == ModelCondition::VramFits;
+    match memory_advice(observed, &found.0.tier).filter(|_| memory) {
+        Some(advice) => Draft { message: format!("{}; {advice}", draft.message), ..draft },
+        None => draft,
+    }
+}
+
 fn vram_fits(observed: &Observed<'_>) -> Draft {
     let (model, plan) = match planned(observed) {
         Ok(found) => found,
         Err(unknown) => return unknown,
     };
     if let Some(found) = failure(observed, ModelCondition::VramFits) {
-        return failure_draft(found);
+        return advised(observed, found);
     }
     vram_draft(model, plan, observed.tiers)
 }
@@ -327,7 +337,7 @@ pub fn tier_message(observed: &Observed<'_>, index: usize) -> Option<String> {
         return Some(stopped);
     }
     if let Some((pod, failure)) = tier.current().find_map(|pod| Some((pod, pod.failure.as_ref()?))) {
-        return Some(failure_draft((tier, pod, failure)).message);
+        return Some(advised(observed, (tier, pod, failure)).message);
     }
     if let Some(problem) = placement_problem(model, plan, index, tier) {
         return Some(problem.message);

@@ -20,10 +20,12 @@ use conditions::{Draft, compute_conditions};
 pub use failover::{Move, MoveKind, fold_switches};
 
 use crate::{
+    fit::TierVram,
     measure::measured_peak,
     observe::TierPods,
     plan::Plan,
     probe::GatewayModel,
+    reports::Reports,
     validate::{Refusal, ValidatedModel},
 };
 
@@ -56,6 +58,8 @@ pub struct Observed<'a> {
     pub tiers: &'a [TierPods],
     /// What each gateway says.
     pub gateways: &'a [GatewayModel],
+    /// What engines told of headers that nobody else reads.
+    pub reported: &'a Reports,
     /// The URL's host.
     pub host: String,
     /// What clients speak.
@@ -153,10 +157,13 @@ fn tier_status(observed: &Observed<'_>, index: usize, tier: &TierPods, available
                 .and_then(|total| i32::try_from(d.bytes.saturating_mul(100) / total).ok()),
             attempts: d.attempts,
         });
-    let planned_vram = match &observed.verdict {
-        Verdict::Planned { plan, .. } => plan.tiers.get(index).and_then(|planned| planned.vram.plan()),
+    let vram = match &observed.verdict {
+        Verdict::Planned { plan, .. } => plan.tiers.get(index).map(|planned| &planned.vram),
         Verdict::Refused(_) => None,
     };
+    let source = observed.object.spec.tiers.get(index).map(|tier| tier.model.source.as_str());
+    // Where the operator has read the header itself, nobody's word is kept.
+    let reported = source.filter(|_| !matches!(vram, Some(TierVram::Planned(_))));
     TierStatus {
         name: tier.tier.clone(),
         node: tier.current().find_map(|pod| pod.node.clone()),
@@ -166,8 +173,13 @@ fn tier_status(observed: &Observed<'_>, index: usize, tier: &TierPods, available
             Verdict::Refused(_) => 0,
         },
         message: conditions::tier_message(observed, index),
-        vram: vram::vram_status(planned_vram, available, measured_peak(observed.gateways, &tier.tier)),
+        vram: vram::vram_status(
+            vram.and_then(TierVram::plan),
+            available,
+            measured_peak(observed.gateways, &tier.tier),
+        ),
         download,
+        header: reported.and_then(|source| observed.reported.of_tier(&tier.tier, source)).cloned(),
     }
 }
 

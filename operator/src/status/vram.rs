@@ -7,7 +7,10 @@ use atlas_operator_core::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::conditions::{Draft, State, draft};
+use super::{
+    Observed,
+    conditions::{Draft, State, draft, planned},
+};
 use crate::{
     fit::{TierVram, describe_misfit},
     observe::TierPods,
@@ -19,9 +22,12 @@ use crate::{
 pub fn vram_draft(model: &ValidatedModel, plan: &Plan, pods: &[TierPods]) -> Draft {
     let tiers = || model.tiers.iter().zip(&plan.tiers).zip(pods);
     let misfits: Vec<String> = tiers()
-        .filter_map(|((tier, planned), _)| {
+        .filter_map(|((tier, planned), pods)| {
             // An engine that has loaded the very same setting knows better.
-            let proven = planned.admission == Admission::Run;
+            let proven = match planned.vram {
+                TierVram::Reported(_) => pods.ready() > 0 || planned.taken_back.is_some(),
+                _ => true,
+            } && planned.admission == Admission::Run;
             let misfit = planned.vram.plan().filter(|plan| !plan.fits && !proven)?;
             Some(format!("tier {}: {}", tier.name, describe_misfit(&tier.profile.spec.product, misfit)))
         })
@@ -32,31 +38,45 @@ pub fn vram_draft(model: &ValidatedModel, plan: &Plan, pods: &[TierPods]) -> Dra
     let unread: Vec<String> = tiers()
         .filter(|(_, pods)| pods.ready() == 0)
         .filter_map(|((tier, planned), _)| match &planned.vram {
-            TierVram::Planned(_) => None,
+            TierVram::Planned(_) | TierVram::Reported(_) => None,
             TierVram::Reading(_) => Some(format!("tier {}: its header is being read", tier.name)),
-            TierVram::Unread(reason) => Some(format!("tier {}: {reason}", tier.name)),
+            TierVram::Unread(reason) => Some(format!(
+                "tier {}: {reason}; its figures are known once its engine has read the file",
+                tier.name
+            )),
         })
         .collect();
     if !unread.is_empty() {
-        let text = format!("{}; the engine checks when it loads the model", unread.join("; "));
-        return draft(State::Unknown, "HeaderUnread", text);
+        return draft(State::Unknown, "HeaderUnread", unread.join("; "));
     }
     let planned: Vec<String> = tiers()
         .filter_map(|((tier, planned), _)| Some((tier, planned.vram.plan().filter(|plan| plan.fits)?)))
         .map(|(tier, plan)| {
             let tight = if plan.tight { ", tight" } else { "" };
-            format!(
-                "tier {} needs {} of {}{tight}",
-                tier.name,
-                mebibytes(plan.required),
-                mebibytes(plan.available)
-            )
+            format!("tier {} needs {}{tight}", tier.name, share(plan))
         })
         .collect();
     if planned.len() < model.tiers.len() {
         return draft(State::True, "EngineChecked", "the engine of every tier loaded its model");
     }
     draft(State::True, "Fits", planned.join("; "))
+}
+
+/// What the planner says beside an engine that found too little memory: what would fit, or that it should have.
+pub fn memory_advice(observed: &Observed<'_>, tier: &str) -> Option<String> {
+    let (model, plan) = planned(observed).ok()?;
+    let (tier, planned) = model.tiers.iter().zip(&plan.tiers).find(|(known, _)| known.name == tier)?;
+    let plan = planned.vram.plan()?;
+    Some(if plan.fits {
+        format!("as planned it needs {} of the card", share(plan))
+    } else {
+        describe_misfit(&tier.profile.spec.product, plan)
+    })
+}
+
+/// What is needed of what there is.
+fn share(plan: &VramPlan) -> String {
+    format!("{} of {}", mebibytes(plan.required), mebibytes(plan.available))
 }
 
 /// Why a tier has no pods, or keeps old ones, on account of its memory.
@@ -66,7 +86,9 @@ pub fn stopped_message(model: &ValidatedModel, plan: &Plan, index: usize) -> Opt
         return None;
     }
     Some(match &planned.vram {
-        TierVram::Planned(plan) => describe_misfit(&tier.profile.spec.product, plan),
+        TierVram::Planned(plan) | TierVram::Reported(plan) => {
+            describe_misfit(&tier.profile.spec.product, plan)
+        }
         TierVram::Reading(_) | TierVram::Unread(_) => "its model's header is being read".to_owned(),
     })
 }

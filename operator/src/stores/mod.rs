@@ -7,6 +7,7 @@ mod cards;
 mod child;
 mod index;
 mod nodes;
+mod told;
 mod triggers;
 
 use std::{
@@ -35,6 +36,7 @@ use audit::{Audited, VersionLog};
 use cards::{CardCache, Changed};
 pub use child::Child;
 use index::{ByModel, Listed};
+use told::ToldStatuses;
 use triggers::Seen;
 
 use crate::{
@@ -78,6 +80,8 @@ pub struct Stores {
     /// Whether models may have gone since somebody looked.
     models_gone: AtomicBool,
     audited: OnceLock<Vec<Audited>>,
+    /// What statuses are meant to be.
+    pub told: ToldStatuses,
     /// Whether the cluster serves resource claims (`resource.k8s.io/v1`).
     pub serves_claims: bool,
 }
@@ -122,6 +126,7 @@ impl Stores {
             queues: OnceLock::new(),
             models_gone: AtomicBool::new(false),
             audited: OnceLock::new(),
+            told: ToldStatuses::default(),
             serves_claims,
         });
 
@@ -139,9 +144,12 @@ impl Stores {
                         stores.cards.note(Changed::Models);
                         stores.model_changed(model);
                         stores.trigger_profiles(before.iter().chain([&now]));
+                    } else if stores.told.is_foreign(model.metadata.uid.as_deref(), model.status.as_ref()) {
+                        stores.trigger_model(ObjectRef::from_obj(model));
                     }
                 }
                 watcher::Event::Delete(model) => {
+                    stores.told.forget(model.metadata.uid.as_deref());
                     let before = seen.remove(&ObjectRef::from_obj(model));
                     stores.models_gone.store(true, Ordering::Release);
                     stores.cards.note(Changed::Models);
@@ -175,9 +183,13 @@ impl Stores {
                     if generations.insert(profile.name_any(), key.clone()) != Some(key) {
                         stores.cards.note(Changed::Profiles);
                         stores.trigger_everything();
+                    } else if stores.told.is_foreign(profile.metadata.uid.as_deref(), profile.status.as_ref())
+                    {
+                        stores.trigger_profile(&profile.name_any());
                     }
                 }
                 watcher::Event::Delete(profile) => {
+                    stores.told.forget(profile.metadata.uid.as_deref());
                     generations.remove(&profile.name_any());
                     stores.cards.note(Changed::Profiles);
                     stores.trigger_everything();

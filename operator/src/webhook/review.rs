@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use atlas_crds::{AtlasModel, GpuProfile, Tier};
-use atlas_operator_core::vram::{Calibrations, Card, Question, VramPlan, available_bytes, plan_vram};
+use atlas_operator_core::vram::{
+    Calibrations, Card, ModelShape, Question, VramPlan, available_bytes, plan_vram,
+};
 use kube::ResourceExt;
 
 use crate::{
@@ -55,13 +57,20 @@ pub fn review(model: &AtlasModel, old: Option<&AtlasModel>, known: &Knowledge<'_
             opinion.warnings.push(unknown_profile(&field, tier, known.profiles));
             continue;
         };
+        // What an engine read may lie elsewhere by now, so it is no reason to refuse.
+        let told = header.is_none();
+        let reported = || {
+            let shape = Arc::new(ModelShape::reported(old?, tier)?);
+            Some(Arc::new(Known { shape, other_files: Vec::new() }))
+        };
+        let header = header.or_else(reported);
         let Some(plan) = header.and_then(|header| plan_raw(tier, profile, known.profiles, &header)) else {
             continue;
         };
         if !plan.fits {
             let text = format!("{field}: {}", describe_misfit(&profile.spec.product, &plan));
             // What was so before, or does not start, is no reason to refuse what else is changed.
-            if model.spec.suspend || old.is_some_and(|old| asked_for_before(tier, old)) {
+            if told || model.spec.suspend || old.is_some_and(|old| asked_for_before(tier, old)) {
                 opinion.warnings.push(text);
             } else {
                 misfits.push(text);

@@ -113,6 +113,28 @@ fn a_change_is_refused_for_what_it_makes_wrong_alone() {
 }
 
 #[test]
+fn what_an_engine_told_of_its_file_is_a_warning_and_no_refusal() {
+    let fitting = model("small", "told.gguf", &json!({"contextTokens": 512}));
+    let wider = model("small", "told.gguf", &json!({"contextTokens": 65536}));
+    let told = |source: &str| {
+        let mut told = fitting.clone();
+        let header = json!({
+            "source": source, "architecture": "llama", "parameters": 6_700_000_000_i64,
+            "layerWeightBytes": vec![116 << 20; 32], "otherWeightBytes": 1 << 27, "keyElements": 4096,
+            "valueElements": 4096, "hidden": 4096, "feedForward": 11008, "queryElements": 4096,
+            "takesQ8Cache": true, "vocabulary": 32000, "trainedContext": 4096,
+        });
+        told.status = serde_json::from_value(json!({"tiers": [{"name": "only", "header": header}]})).unwrap();
+        told
+    };
+    let says = ["spec.tiers[only]: it needs", "of the 5,616 MiB", "contextTokens 65536 -> "];
+    check(&wider, Some(&told("hf://a/b/told.gguf")), &[], &says);
+    // It was told of another file.
+    check(&wider, Some(&told("hf://a/b/other.gguf")), &[], &[]);
+    check(&wider, Some(&fitting), &[], &[]);
+}
+
+#[test]
 fn what_may_come_later_and_what_is_experimental_is_warned_of() {
     let none = json!({});
     check(

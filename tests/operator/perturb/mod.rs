@@ -10,6 +10,7 @@ mod leader;
 mod properties;
 mod script;
 mod stale;
+mod statuses;
 
 use std::{
     future::pending,
@@ -76,6 +77,7 @@ async fn play_all(bench: &Bench, proxy: &ApiProxy) -> Result<()> {
         play(&stage, case).await?;
     }
     children::edits_and_deletions_by_hand_are_put_back(&stage).await?;
+    statuses::statuses_edited_by_hand_are_put_back(&stage).await?;
     properties::what_is_changed_and_reverted_leaves_no_trace(&stage, (!all).then_some(seed)).await?;
     stale::lists_of_the_past_harm_nothing(&stage).await?;
     leader::a_deposed_leaders_late_write_is_put_right(&stage).await

@@ -24,7 +24,7 @@ use crate::{
     args::{BenchArgs, Output},
     error::CliError,
     render::render_bench,
-    terminal::{Terminal, print_value},
+    terminal::{Terminal, print_value, put},
 };
 use client::{Asker, Sample};
 
@@ -52,7 +52,7 @@ pub async fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Outcome, CliEr
     }
     let report = BenchReport { url: args.url.clone(), model, max_tokens: args.max_tokens, levels };
     match args.output {
-        Output::Table => print!("{}", render_bench(&report, terminal)),
+        Output::Table => put(&render_bench(&report, terminal)),
         output => print_value(&report, output)?,
     }
     let failed = report.levels.iter().any(|level| level.failed > 0);

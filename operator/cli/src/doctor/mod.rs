@@ -19,7 +19,7 @@ use crate::{
     cluster::Cluster,
     error::CliError,
     render::render_findings,
-    terminal::{Terminal, print_value},
+    terminal::{Terminal, print_value, put},
 };
 
 /// What was looked at, and what was found.
@@ -56,7 +56,7 @@ pub async fn run(args: &DoctorArgs, target: &Target, terminal: &Terminal) -> Res
         }
     };
     match args.output {
-        Output::Table => print!("{}", render_findings(&report, terminal)),
+        Output::Table => put(&render_findings(&report, terminal)),
         output => print_value(&report, output)?,
     }
     let broken = report.findings.iter().any(|finding| finding.severity == Severity::Broken);

@@ -69,8 +69,8 @@ fn tier_row(model: &AtlasModel, status: &AtlasModelStatus, tier: &TierStatus) ->
     let active = status.active_tier.as_deref() == Some(&tier.name);
     let profile =
         model.spec.tiers.iter().find(|spec| spec.name == tier.name).map(|spec| spec.gpu_profile.as_str());
-    let download =
-        tier.download.as_ref().and_then(|d| d.percent).map(|percent| format!("downloading, {percent} %"));
+    let download = tier.download.as_ref().and_then(|d| d.percent.filter(|percent| *percent < 100));
+    let download = download.map(|percent| format!("downloading, {percent} %"));
     let state = match (&tier.message, download) {
         _ if active => "serves".to_owned(),
         (_, Some(download)) => download,

@@ -16,6 +16,8 @@ pub enum Fit {
     Fits,
     /// It does not.
     DoesNotFit,
+    /// By what an engine once read it does not; the file of that name may be another by now, so engines go on looking.
+    Doubtful,
     /// Its header is being read, since this long.
     Reading(Duration),
     /// Its header cannot be read: the engine finds out.
@@ -51,8 +53,9 @@ pub fn admit(fit: Fit, standing: Standing) -> Admission {
         Fit::Fits | Fit::Unknown => Admission::Run,
         Fit::Reading(since) if !standing.started && since < HEADER_PATIENCE => Admission::Stop,
         Fit::Reading(_) => Admission::Run,
-        Fit::DoesNotFit if standing.ready && standing.changed => Admission::Keep,
+        Fit::DoesNotFit | Fit::Doubtful if standing.ready && standing.changed => Admission::Keep,
         Fit::DoesNotFit if standing.ready => Admission::Run,
+        Fit::Doubtful => Admission::Run,
         Fit::DoesNotFit => Admission::Stop,
     }
 }
@@ -80,6 +83,10 @@ mod tests {
         check(Fit::DoesNotFit, broken, Admission::Stop);
         check(Fit::DoesNotFit, live, Admission::Run);
         check(Fit::DoesNotFit, edited, Admission::Keep);
+        check(Fit::Doubtful, edited, Admission::Keep);
+        for state in [new, live, broken] {
+            check(Fit::Doubtful, state, Admission::Run);
+        }
         check(Fit::Reading(Duration::ZERO), new, Admission::Stop);
         check(Fit::Reading(HEADER_PATIENCE), new, Admission::Run);
         check(Fit::Reading(Duration::ZERO), live, Admission::Run);

@@ -7,6 +7,7 @@ mod advice;
 mod calibration;
 mod estimate;
 mod plan;
+mod reported;
 mod safetensors;
 mod shape;
 mod speed;

@@ -79,29 +79,6 @@ pub struct ModelShape {
     pub bytes_by_type: BTreeMap<String, u64>,
 }
 
-/// `general.file_type` of llama.cpp, for the types that people download.
-const FILE_TYPES: &[(u32, &str)] = &[
-    (0, "F32"),
-    (1, "F16"),
-    (2, "Q4_0"),
-    (3, "Q4_1"),
-    (7, "Q8_0"),
-    (8, "Q5_0"),
-    (9, "Q5_1"),
-    (10, "Q2_K"),
-    (11, "Q3_K_S"),
-    (12, "Q3_K_M"),
-    (13, "Q3_K_L"),
-    (14, "Q4_K_S"),
-    (15, "Q4_K_M"),
-    (16, "Q5_K_S"),
-    (17, "Q5_K_M"),
-    (18, "Q6_K"),
-    (25, "IQ4_NL"),
-    (30, "IQ4_XS"),
-    (32, "BF16"),
-];
-
 impl ModelShape {
     /// Bytes of all weights.
     #[must_use]
@@ -164,10 +141,8 @@ impl ModelShape {
             Some(rows) => *rows,
             None => u64::from(header.u32(&key("vocab_size"))?.unwrap_or(0)),
         };
-        let file_type = header.u32("general.file_type")?;
-        let quantization = FILE_TYPES.iter().find(|(number, _)| Some(*number) == file_type);
         Ok(Self {
-            quantization: quantization.map(|(_, name)| (*name).to_owned()),
+            quantization: header.quantization()?.map(str::to_owned),
             parameters,
             layers,
             other_weight_bytes,
@@ -278,9 +253,9 @@ fn stretched_context(trained: u64, scaling: Option<&str>, original: Option<u64>,
 }
 
 /// More layers than any model has.
-const MAX_LAYERS: u64 = 4096;
+pub(super) const MAX_LAYERS: u64 = 4096;
 /// Wider than any model; it keeps every product within 64 bits.
-const MAX_WIDTH: u64 = 1 << 20;
+pub(super) const MAX_WIDTH: u64 = 1 << 20;
 
 fn bounded(key: &str, value: u32, limit: u64) -> Result<u64, ShapeError> {
     let number = u64::from(value);

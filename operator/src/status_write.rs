@@ -1,0 +1,169 @@
+//! Writes a status so that it is what was computed, whole: also where somebody else has changed or added something.
+//!
+//! Server-side apply takes back what it owns and leaves what others added, so that is removed by a patch of its own.
+
+use std::fmt::Debug;
+
+use atlas_crds::names;
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+/// Writes the status of one object of ours; answers with the object as it is then.
+///
+/// # Errors
+///
+/// The API server refused the write, or did not answer.
+pub async fn write_status<K, S>(
+    api: &Api<K>,
+    object: &K,
+    status: &S,
+    shown: impl Fn(&K) -> Option<&S>,
+) -> Result<K, kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    S: Serialize + PartialEq,
+{
+    let name = object.name_any();
+    let body = json!({
+        "apiVersion": format!("{}/{}", names::GROUP, names::VERSION),
+        "kind": K::kind(&()),
+        // One that was made anew under the name is another object.
+        "metadata": {"name": name, "uid": object.uid()},
+        "status": status,
+    });
+    let params = PatchParams::apply(names::FIELD_MANAGER).force();
+    let written = api.patch_status(&name, &params, &Patch::Apply(body)).await?;
+    if shown(&written) == Some(status) {
+        return Ok(written);
+    }
+    let wanted = serde_json::to_value(status).unwrap_or_default();
+    let found = shown(&written).and_then(|status| serde_json::to_value(status).ok()).unwrap_or_default();
+    let mut extra = Vec::new();
+    find_extra(&found, &wanted, "/status", &mut extra);
+    if extra.is_empty() {
+        return Ok(written);
+    }
+    tracing::warn!(name, extra = extra.join(" "), "somebody else added to the status: taking it out");
+    // What is removed has to be what was seen.
+    let mut steps =
+        vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": written.resource_version()})];
+    steps.extend(extra.iter().map(|path| json!({"op": "remove", "path": path})));
+    let Ok(patch) = serde_json::from_value(Value::Array(steps)) else { return Ok(written) };
+    match api.patch_status(&name, &PatchParams::default(), &Patch::<Value>::Json(patch)).await {
+        Ok(mended) => Ok(mended),
+        // Somebody was faster: the event of that asks for another look.
+        Err(kube::Error::Api(answer)) if matches!(answer.code, 409 | 422) => Ok(written),
+        Err(error) => Err(error),
+    }
+}
+
+/// Paths of what `found` has beyond `wanted`, the later elements of a list before the earlier ones.
+fn find_extra(found: &Value, wanted: &Value, path: &str, extra: &mut Vec<String>) {
+    match (found, wanted) {
+        (Value::Object(found), Value::Object(wanted)) => {
+            for (key, value) in found {
+                let path = format!("{path}/{}", key.replace('~', "~0").replace('/', "~1"));
+                match wanted.get(key) {
+                    Some(wanted) => find_extra(value, wanted, &path, extra),
+                    None => extra.push(path),
+                }
+            }
+        }
+        (Value::Array(found), Value::Array(wanted)) => {
+            // Lists of objects are maps by one of these; others are replaced as a whole and have nothing beyond.
+            let key = |item: &Value| ["type", "name"].into_iter().find_map(|key| item.get(key).cloned());
+            for (index, item) in found.iter().enumerate().rev() {
+                let Some(of_item) = key(item) else { continue };
+                let path = format!("{path}/{index}");
+                match wanted.iter().find(|wanted| key(wanted).as_ref() == Some(&of_item)) {
+                    Some(wanted) => find_extra(item, wanted, &path, extra),
+                    None => extra.push(path),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What this process made of an object's status last.
+#[derive(Debug, Clone)]
+pub struct Kept<S> {
+    /// As it was computed.
+    pub status: S,
+    /// Version of the object with it; none while that is not known.
+    version: Option<String>,
+    /// As the API server showed it in that version.
+    shown: Option<S>,
+}
+
+impl<S: Clone + PartialEq> Kept<S> {
+    /// What an object shows now.
+    pub fn of(status: S, object: &impl ResourceExt, shown: Option<&S>) -> Self {
+        Self { status, version: object.resource_version(), shown: shown.cloned() }
+    }
+
+    /// Whether somebody else has changed the status since: an object that is seen late is of an earlier version.
+    #[must_use]
+    pub fn is_edited(&self, object: &impl ResourceExt, shown: Option<&S>) -> bool {
+        let number = |version: Option<&str>| version.and_then(|version| version.parse::<u64>().ok());
+        let (now, then) = (number(object.resource_version().as_deref()), number(self.version.as_deref()));
+        now.zip(then).is_some_and(|(now, then)| now > then) && shown != self.shown.as_ref()
+    }
+
+    /// Forgets which version it was: a write is under way, and its answer may be lost.
+    pub fn forget_version(&mut self) {
+        self.version = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(found: Value, wanted: Value, expected: &[&str]) {
+        let mut extra = Vec::new();
+        find_extra(&found, &wanted, "/status", &mut extra);
+        assert_eq!(extra, expected, "{found} {wanted}");
+    }
+
+    #[test]
+    fn what_is_seen_late_is_no_edit() {
+        let object = |version: &str| {
+            let text = format!(r#"{{"metadata": {{"name": "m", "resourceVersion": "{version}"}}}}"#);
+            serde_json::from_str::<kube::api::PartialObjectMeta<atlas_crds::AtlasModel>>(&text).unwrap()
+        };
+        let mut kept = Kept::of("new", &object("10"), Some(&"new"));
+        assert!(!kept.is_edited(&object("9"), Some(&"old")) && !kept.is_edited(&object("10"), Some(&"new")));
+        // A change of the specification alone, and one of the status.
+        assert!(!kept.is_edited(&object("11"), Some(&"new")));
+        assert!(kept.is_edited(&object("11"), Some(&"other")) && kept.is_edited(&object("11"), None));
+        kept.forget_version();
+        assert!(!kept.is_edited(&object("11"), Some(&"other")));
+    }
+
+    #[test]
+    fn what_somebody_added_is_found_and_nothing_else() {
+        let wanted =
+            json!({"a": 1, "conditions": [{"type": "Ready", "message": "m"}], "tiers": [{"name": "x"}]});
+        check(wanted.clone(), wanted.clone(), &[]);
+        check(json!({"a": 2}), wanted.clone(), &[]);
+        check(json!({"a/b": 2, "a": 1}), wanted.clone(), &["/status/a~1b"]);
+        check(
+            json!({"conditions": [{"type": "A"}, {"type": "Ready", "message": "m", "more": 1}, {"type": "B"}],
+                "tiers": [{"name": "x", "node": "n"}, {"name": "y"}]}),
+            wanted,
+            &[
+                "/status/conditions/2",
+                "/status/conditions/1/more",
+                "/status/conditions/0",
+                "/status/tiers/1",
+                "/status/tiers/0/node",
+            ],
+        );
+        check(json!({"nodes": ["a", "b"]}), json!({"nodes": ["a"]}), &[]);
+    }
+}
