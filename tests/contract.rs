@@ -171,7 +171,15 @@ fn report_of(model: &Path, folder: &Path) -> Result<(ModelShape, String)> {
     let output = Command::new(binary("atlas-engine")?)
         .args(["serve", "--model", &source, "--served-model-name", "m", "--backend", "cpu"])
         .args(["--host", "127.0.0.1", "--port", "0", "--internal-port", "0"])
-        .args(["--context-tokens", "64", "--kv-cache-tokens", "60000000000", "--termination-log"])
+        .args([
+            "--context-tokens",
+            "64",
+            "--max-batch",
+            "1",
+            "--kv-cache-tokens",
+            "60000000000",
+            "--termination-log",
+        ])
         .arg(&log)
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

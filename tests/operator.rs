@@ -78,8 +78,8 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     warm::a_warm_tiers_weights_are_kept_on_its_nodes_without_a_card(&bench).await?;
     lifecycle::a_pod_on_a_lost_node_is_given_up_after_its_grace(&bench).await?;
     lifecycle::every_object_of_a_model_goes_with_it(&bench).await?;
-    orphans::no_child_outlives_what_it_was_made_for(&bench).await?;
     claims::cards_of_one_node_are_told_apart_by_claims(&bench).await?;
+    orphans::no_child_outlives_what_it_was_made_for(&bench).await?;
     wrong_card::a_wrong_card_excludes_its_node_until_the_profile_is_mended(&bench).await?;
     wrong_card::on_a_node_with_two_kinds_the_pod_is_made_anew(&bench).await?;
     card_faults::a_card_that_fails_twice_is_left_alone_for_a_while(&bench).await?;
