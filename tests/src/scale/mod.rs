@@ -126,8 +126,6 @@ async fn measure(args: &Args, client: &kube::Client, proxy: &ApiProxy) -> anyhow
     // The operator counts from nothing again, the proxy goes on.
     let before = Counts { requests: proxy.requests() as f64, ..Counts::default() };
     let began = Instant::now();
-    // Everything else is counted by the process, which is another one.
-    let before = Counts { requests: operator.counts(proxy).await?.requests, ..Counts::default() };
     operator = operator.restart(proxy).await?;
     figures.seconds("restart until the stores are filled", began.elapsed());
     let models = args.models as f64;
