@@ -31,9 +31,9 @@ pub struct Failed {
     pub header: Option<Value>,
 }
 
-impl From<Fatal> for Failed {
+impl From<Fatal> for Box<Failed> {
     fn from(error: Fatal) -> Self {
-        Self { error, header: None }
+        Self::new(Failed { error, header: None })
     }
 }
 
@@ -41,7 +41,7 @@ impl From<Fatal> for Failed {
 ///
 /// # Errors
 /// Whatever keeps the model from being served; the caller turns it into the exit code.
-pub fn serve(arguments: &Serve) -> Result<(), Failed> {
+pub fn serve(arguments: &Serve) -> Result<(), Box<Failed>> {
     let card = check(arguments)?;
     let metrics = Metrics::new(card.as_ref()).map_err(|error| Fatal::Worker { reason: error.to_string() })?;
     let status = Arc::new(Status::new(arguments, card));
@@ -73,7 +73,7 @@ pub fn serve(arguments: &Serve) -> Result<(), Failed> {
     }
     // The worker cannot be interrupted within a step, and nobody waits for it any more.
     runtime.shutdown_background();
-    result.map_err(|error| Failed { error, header: app.status.header.get().cloned() })
+    result.map_err(|error| Box::new(Failed { error, header: app.status.header.get().cloned() }))
 }
 
 fn listen(address: SocketAddr, what: &'static str) -> Result<TcpListener, Fatal> {
