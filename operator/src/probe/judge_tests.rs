@@ -42,7 +42,9 @@ fn events() -> impl Strategy<Value = Vec<(u64, Event)>> {
         1 => (1_u64..200).prop_map(Event::AnswersTake),
         1 => (50_u64..3_000).prop_map(Event::Stands),
     ];
-    prop::collection::vec((0_u64..1_500, event), 1..40)
+    // Much of what matters happens between a look and its conclusion.
+    let after = prop_oneof![0_u64..150, 0_u64..1_500];
+    prop::collection::vec((after, event), 1..60)
 }
 
 /// One gateway as it is.
@@ -255,7 +257,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_024, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn nobody_is_judged_by_a_controller_that_does_not_see_the_api_server(history in events()) {
