@@ -134,6 +134,8 @@ fn prompts_choices_and_log_probabilities_have_their_forms() {
     assert!(content.starts_with(" Paris"), "{content:?}");
     let stopped = prompt("1, 2, 3,", json!({"stop": [" 4"], "include_stop_str_in_output": true}));
     assert_eq!(engine.complete(stopped), " 4");
+    let patient = prompt("1, 2, 3,", json!({"stop": [" 4"], "min_tokens": 5}));
+    assert!(engine.complete(patient).starts_with(" 4"));
     let paris = ok(&engine, "/tokenize", json!({"prompt": " Paris"}))["tokens"][0].to_string();
     let banned = prompt("The capital of France is", json!({"logit_bias": {paris: -100}}));
     assert!(!engine.complete(banned).contains("Paris"));

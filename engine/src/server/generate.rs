@@ -177,7 +177,12 @@ impl Generation {
             };
             requests.push(ValidRequest::new(draft, &engine.limits).map_err(refused)?);
         }
-        let rules = ChoiceRules { stop: params.stop, include_stop: params.include_stop, answer: rules };
+        let rules = ChoiceRules {
+            stop: params.stop,
+            include_stop: params.include_stop,
+            min_tokens: params.sampling.min_tokens,
+            answer: rules,
+        };
         let mut generation = Self {
             running: Vec::with_capacity(count),
             turn: 0,

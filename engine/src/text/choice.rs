@@ -4,6 +4,7 @@
 //! what follows.
 
 use super::answer::{AnswerParser, AnswerRules, Part};
+use super::stop::Passed;
 use super::{Detokenizer, StopFilter};
 use atlas_engine_core::FinishReason;
 
@@ -14,6 +15,8 @@ pub struct ChoiceRules {
     pub stop: Vec<String>,
     /// Whether the string that ended the answer is shown.
     pub include_stop: bool,
+    /// Tokens in whose text no stop string is looked for.
+    pub min_tokens: usize,
     /// How to read the text.
     pub answer: AnswerRules,
 }
@@ -33,6 +36,8 @@ pub struct Choice {
     detokenizer: Detokenizer,
     stop: StopFilter,
     include_stop: bool,
+    /// Tokens that are still to come before stop strings are looked for.
+    patience: usize,
     answer: AnswerParser,
     stopped_by: Option<String>,
 }
@@ -40,11 +45,12 @@ pub struct Choice {
 impl Choice {
     /// A choice without tokens.
     pub fn new(rules: ChoiceRules) -> Self {
-        let ChoiceRules { stop, include_stop, answer } = rules;
+        let ChoiceRules { stop, include_stop, min_tokens, answer } = rules;
         Self {
             detokenizer: Detokenizer::default(),
             stop: StopFilter::new(stop),
             include_stop,
+            patience: min_tokens,
             answer: AnswerParser::new(answer),
             stopped_by: None,
         }
@@ -60,7 +66,13 @@ impl Choice {
         if finish.is_some() {
             text.push_str(&self.detokenizer.finish());
         }
-        let passed = self.stop.push(&text);
+        let passed = match self.patience.checked_sub(1) {
+            Some(left) => {
+                self.patience = left;
+                Passed { text, stopped: None }
+            }
+            None => self.stop.push(&text),
+        };
         let mut text = passed.text;
         let finish = match passed.stopped {
             Some(stop) => {
@@ -112,11 +124,8 @@ mod tests {
     #[test]
     fn a_stop_string_ends_the_answer_and_shows_on_request_only() {
         for (include_stop, expected) in [(false, "a"), (true, "aEND")] {
-            let mut choice = Choice::new(ChoiceRules {
-                stop: vec!["END".into()],
-                include_stop,
-                answer: AnswerRules::default(),
-            });
+            let mut choice =
+                Choice::new(ChoiceRules { stop: vec!["END".into()], include_stop, ..ChoiceRules::default() });
             assert_eq!(text(&choice.push(b"aEN", None).parts), "a");
             let shown = choice.push(b"Dx", None);
             assert_eq!(
@@ -125,6 +134,18 @@ mod tests {
             );
             assert_eq!(choice.stopped_by(), Some("END"));
         }
+    }
+
+    #[test]
+    fn no_stop_string_is_looked_for_in_the_first_tokens() {
+        let rules = ChoiceRules { stop: vec!["END".into()], min_tokens: 2, ..ChoiceRules::default() };
+        let mut choice = Choice::new(rules);
+        // What begins within them does not count either.
+        for piece in ["END", "EN", "D"] {
+            let shown = choice.push(piece.as_bytes(), None);
+            assert_eq!((text(&shown.parts).as_str(), shown.finish), (piece, None));
+        }
+        assert_eq!(choice.push(b"END", None).finish, Some(FinishReason::Stop));
     }
 
     #[test]
