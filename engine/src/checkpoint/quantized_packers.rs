@@ -136,7 +136,14 @@ fn half(step: u32, shift: u32) -> [u8; 2] {
     (((exponent + 15 - shift) << 10 | fraction) as u16).to_le_bytes()
 }
 
-/// What the codes mean.
+/// A whole number as near as f16's 11 bits come to it, ties to even.
+fn to_eleven_bits(number: u32) -> u32 {
+    let shift = (32 - number.leading_zeros()).saturating_sub(11);
+    let half = (1 << shift) >> 1;
+    (number + half - u32::from(half > 0 && number >> shift & 1 == 0)) >> shift << shift
+}
+
+/// What the codes mean. In blocks of 32, scale times zero point is an f16, which is near to the product.
 fn values(
     matrix: &Matrix,
     code: impl Fn(usize, usize) -> u32,
@@ -146,7 +153,10 @@ fn values(
     let Matrix { rows, columns, group, .. } = *matrix;
     let value = |row: usize, column: usize| {
         let at = column / group * rows + row;
-        (code(row, column) as f32 - zeros[at] as f32) * steps[at] as f32 / (1 << shift) as f32
+        let (step, product) = (steps[at], zeros[at] * steps[at]);
+        let offset = if group.is_multiple_of(128) { product } else { to_eleven_bits(product) };
+        assert!(offset.abs_diff(product) * 128 <= step, "{offset} for {product}");
+        (code(row, column) as f32 * step as f32 - offset as f32) / (1 << shift) as f32
     };
     let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
     places.map(|(row, column)| value(row, column)).collect()
