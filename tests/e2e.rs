@@ -11,6 +11,8 @@ mod certificate;
 mod command_line;
 #[path = "e2e/drain.rs"]
 mod drain;
+#[path = "e2e/reported.rs"]
+mod reported;
 #[path = "e2e/warm.rs"]
 mod warm;
 #[path = "e2e/webhook.rs"]
@@ -72,6 +74,7 @@ async fn scenarios(stage: &mut Stage, screen: &Screen, report: &mut Report, serv
     certificate::clients_speak_tls_to_the_only_gateway(stage).await?;
     stage.kubectl(&["delete", "atlasmodel", "-n", NAMESPACE, "code", "--timeout=60s"]).await?;
     nothing_is_left(stage).await?;
+    reported::a_file_on_the_node_is_planned_with_the_engines_word(stage).await?;
     warm::a_warm_tier_takes_over_without_a_download(stage, served).await?;
     for case in bad_inputs() {
         screen.heading(case.name);

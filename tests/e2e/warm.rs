@@ -86,7 +86,8 @@ pub async fn a_warm_tier_takes_over_without_a_download(stage: &Stage, served: &P
     set_cache(stage, json!({"emptyDir": {}, "hostPath": null})).await
 }
 
-async fn set_cache(stage: &Stage, cache: serde_json::Value) -> Result<()> {
+/// Where engines of the second card keep model files.
+pub async fn set_cache(stage: &Stage, cache: serde_json::Value) -> Result<()> {
     let patch = json!({"spec": {"modelCache": cache}}).to_string();
     stage.kubectl(&["patch", "gpuprofile", "rx-7600", "--type=merge", "-p", &patch]).await?;
     Ok(())
