@@ -183,9 +183,11 @@ impl Worker {
     fn shed(&mut self, error: &DeviceError) {
         let choices = std::mem::take(&mut self.choices);
         tracing::warn!(choices = choices.len(), %error, "the device is short of memory; requests are given up");
-        for id in choices.into_keys() {
+        for (id, choice) in choices {
             self.stepper.cancel(id);
             self.metrics.shed.inc();
+            // Only now: whoever is told looks at blocks and metrics of what has happened.
+            drop(choice);
         }
     }
 
