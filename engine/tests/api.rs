@@ -272,6 +272,12 @@ fn every_api_gives_the_same_answer_in_its_own_form() {
         (&json!("add"), &json!({"a": 2}))
     );
     assert_eq!(forced["stop_reason"], "tool_use");
+    let schema = json!({"type": "object", "properties": {"sum": {"enum": [4]}}, "required": ["sum"], "additionalProperties": false});
+    let formed = json!({"model": "code", "max_tokens": 40, "temperature": 0, "messages": question,
+        "output_config": {"format": {"type": "json_schema", "schema": schema}}});
+    let formed = ok(&engine, "/v1/messages", formed);
+    let sum: Value = serde_json::from_str(formed["content"][0]["text"].as_str().unwrap()).unwrap();
+    assert_eq!((sum, &formed["stop_reason"]), (json!({"sum": 4}), &json!("end_turn")));
 
     let request = json!({"model": "code", "max_output_tokens": 6, "temperature": 0, "input": question});
     let whole = ok(&engine, "/v1/responses", request.clone());
@@ -288,6 +294,22 @@ fn every_api_gives_the_same_answer_in_its_own_form() {
     let deltas: Vec<Value> =
         events.iter().filter(|event| event["type"] == "response.output_text.delta").cloned().collect();
     assert_eq!(joined(&deltas, "/delta"), text);
+
+    let tool = |name: &str| {
+        json!({"type": "function", "name": name, "parameters": {"type": "object",
+        "properties": {"a": {"enum": [2]}}, "required": ["a"], "additionalProperties": false}})
+    };
+    let mut limited = json!({"model": "code", "max_output_tokens": 90, "temperature": 0, "input": question,
+        "tools": [tool("add"), tool("sub")], "reasoning": {"effort": "low"},
+        "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "sub"}]}});
+    let called = ok(&engine, "/v1/responses", limited.clone());
+    let calls = called["output"].as_array().unwrap();
+    let calls = calls.iter().filter(|item| item["type"] == "function_call");
+    assert!(calls.clone().count() > 0 && calls.clone().all(|call| call["name"] == "sub"), "{called}");
+    assert_eq!(called["reasoning"]["effort"], "low");
+    limited["tool_choice"]["tools"][0]["name"] = "mul".into();
+    let (status, refused) = engine.post("/v1/responses", &limited);
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("tool_choice.tools")), "{refused}");
 
     let long = json!({"model": "code", "max_tokens": 100_000, "messages": question});
     let (status, refused) = engine.post("/v1/messages", &long);

@@ -17,6 +17,7 @@ const NAMES: &[(&str, &str)] = &[
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
     ("reasoning_effort", "reasoning.effort"),
+    ("tool_choice.allowed_tools", "tool_choice"),
 ];
 
 /// Answers a request.
@@ -83,13 +84,7 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
         chat.insert("tools".into(), tools.collect::<Result<_, _>>()?);
     }
     if let Some(choice) = fields.get("tool_choice") {
-        let choice = match choice {
-            Value::Object(choice) if choice.get("type") == Some(&json!("function")) => {
-                json!({"type": "function", "function": {"name": choice.get("name")}})
-            }
-            other => other.clone(),
-        };
-        chat.insert("tool_choice".into(), choice);
+        chat.insert("tool_choice".into(), nest_choice(choice));
     }
     if let Some(format) = fields.object("text")?.map(|text| text.object("format")).transpose()?.flatten() {
         let mut format = format.into_values();
@@ -102,6 +97,23 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
         chat.insert("response_format".into(), format);
     }
     Ok(chat)
+}
+
+/// A choice as the chat API has it, which keeps names and modes one level deeper.
+fn nest_choice(choice: &Value) -> Value {
+    match choice["type"].as_str() {
+        Some("function") => json!({"type": "function", "function": {"name": choice["name"]}}),
+        Some("allowed_tools") => {
+            let mut allowed = choice.clone();
+            if let Some(tools) = allowed["tools"].as_array_mut() {
+                for tool in tools.iter_mut() {
+                    *tool = nest_choice(tool);
+                }
+            }
+            json!({"type": "allowed_tools", "allowed_tools": allowed})
+        }
+        _ => choice.clone(),
+    }
 }
 
 fn function(place: &str, tool: &Value) -> Result<Value, ApiError> {
@@ -198,6 +210,17 @@ mod tests {
         assert_eq!(chat["tool_choice"]["function"]["name"], "f");
         assert_eq!(chat["response_format"]["json_schema"]["name"], "n");
         assert_eq!((&chat["max_completion_tokens"], &chat["reasoning_effort"]), (&json!(5), &json!("low")));
+    }
+
+    #[test]
+    fn allowed_tools_are_nested_as_the_chat_api_has_them() {
+        let chat = read(json!({"input": "x", "tool_choice": {"type": "allowed_tools", "mode": "required",
+            "tools": [{"type": "function", "name": "f"}]}}));
+        let allowed = &chat.unwrap()["tool_choice"]["allowed_tools"];
+        assert_eq!(
+            (&allowed["mode"], &allowed["tools"][0]["function"]["name"]),
+            (&json!("required"), &json!("f"))
+        );
     }
 
     #[test]

@@ -34,12 +34,13 @@ impl Response {
 
     fn new(fields: &Fields, params: &Params) -> Self {
         let given = |name: &str, default: Value| fields.get(name).cloned().unwrap_or(default);
+        let effort = fields.get("reasoning").map_or(Value::Null, |reasoning| reasoning["effort"].clone());
         let base = json!({
             "id": new_id("resp_"), "object": "response", "created_at": unix_seconds(), "status": "in_progress",
             "error": null, "incomplete_details": null, "instructions": given("instructions", Value::Null),
             "max_output_tokens": given("max_output_tokens", Value::Null), "model": params.model, "output": [],
             "parallel_tool_calls": given("parallel_tool_calls", true.into()), "previous_response_id": null,
-            "reasoning": {"effort": null, "summary": null}, "store": false,
+            "reasoning": {"effort": effort, "summary": null}, "store": false,
             "temperature": params.sampling.temperature, "text": given("text", json!({"format": {"type": "text"}})),
             "tool_choice": given("tool_choice", "auto".into()), "tools": given("tools", json!([])),
             "top_p": params.sampling.top_p, "truncation": "disabled", "usage": null,

@@ -51,10 +51,13 @@ impl Tools {
         let place = fields.path("tools");
         let tools =
             given.iter().enumerate().map(|(index, tool)| read_tool(&format!("{place}[{index}]"), tool));
-        let list = tools.collect::<Result<Vec<_>, _>>()?;
+        let mut list = tools.collect::<Result<Vec<_>, _>>()?;
         let choice = match fields.get("tool_choice") {
             None if list.is_empty() => ToolChoice::None,
             None => ToolChoice::Auto,
+            Some(choice) if choice["type"] == "allowed_tools" => {
+                allow(&Fields::at(&fields.path("tool_choice"), choice)?, &mut list)?
+            }
             Some(choice) => read_choice(&fields.path("tool_choice"), choice)?,
         };
         let parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
@@ -151,6 +154,32 @@ fn read_tool(place: &str, tool: &Value) -> Result<Value, ApiError> {
     Ok(json!({"type": "function", "function": written}))
 }
 
+/// Reads `{"type": "allowed_tools", "allowed_tools": {"mode": ..., "tools": [...]}}`: the other tools are not offered.
+fn allow(choice: &Fields, list: &mut Vec<Value>) -> Result<ToolChoice, ApiError> {
+    let allowed = choice.object("allowed_tools")?;
+    let allowed = choice.required("allowed_tools", allowed, "the mode and the tools")?;
+    let mode = match allowed.required("mode", allowed.string("mode")?, "\"auto\" or \"required\"")? {
+        "auto" => ToolChoice::Auto,
+        "required" => ToolChoice::Required,
+        _ => return Err(allowed.invalid("mode", "must be \"auto\" or \"required\"")),
+    };
+    let tools = allowed.required("tools", allowed.array("tools")?, "the tools by their names")?;
+    let place = allowed.path("tools");
+    let mut names = Vec::new();
+    for (index, tool) in tools.iter().enumerate() {
+        let place = format!("{place}[{index}]");
+        let ToolChoice::Named(name) = read_choice(&place, tool)? else {
+            return Err(wrong(&place, tool, "{\"type\": \"function\", \"function\": {\"name\": ...}}"));
+        };
+        if !list.iter().any(|tool| tool["function"]["name"] == name.as_str()) {
+            return Err(allowed.invalid("tools", format!("name {name:?}, which is not among the tools")));
+        }
+        names.push(name);
+    }
+    list.retain(|tool| names.iter().any(|name| tool["function"]["name"] == name.as_str()));
+    Ok(mode)
+}
+
 fn read_choice(place: &str, choice: &Value) -> Result<ToolChoice, ApiError> {
     match choice {
         Value::String(word) if word == "none" => Ok(ToolChoice::None),
@@ -164,8 +193,8 @@ fn read_choice(place: &str, choice: &Value) -> Result<ToolChoice, ApiError> {
             Ok(ToolChoice::Named(name.to_owned()))
         }
         other => {
-            let expected =
-                "\"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}";
+            let expected = "\"none\", \"auto\", \"required\", {\"type\": \"function\", \"function\": {\"name\": ...}} or \
+                {\"type\": \"allowed_tools\", ...}";
             Err(wrong(place, other, expected))
         }
     }
@@ -227,12 +256,41 @@ mod tests {
             ),
             (json!({"tools": [tool("f")], "tool_choice": {"type": "function"}}), "tool_choice.function"),
             (json!({"tools": [tool("f")], "parallel_tool_calls": 1}), "parallel_tool_calls"),
+            (
+                json!({"tools": [tool("f")], "tool_choice": allowed("some", &["f"])}),
+                "tool_choice.allowed_tools.mode",
+            ),
+            (
+                json!({"tools": [tool("f")], "tool_choice": allowed("auto", &["g"])}),
+                "tool_choice.allowed_tools.tools",
+            ),
+            (json!({"tools": [tool("f")], "tool_choice": allowed("required", &[])}), "tool_choice"),
+            (
+                json!({"tools": [tool("f")], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": ["f"]}}}),
+                "tool_choice.allowed_tools.tools[0]",
+            ),
             (json!({"functions": [{}]}), "functions"),
         ] {
             assert_eq!(read(body.clone()).unwrap_err().body()["error"]["param"], param, "{body}");
         }
         assert_eq!(read(json!({"tool_choice": "auto"})).unwrap().offered(), None);
         assert_eq!(read(json!({"tools": [tool("f")], "tool_choice": "none"})).unwrap().offered(), None);
+    }
+
+    fn allowed(mode: &str, names: &[&str]) -> Value {
+        let tools: Vec<Value> =
+            names.iter().map(|name| json!({"type": "function", "function": {"name": name}})).collect();
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}})
+    }
+
+    #[test]
+    fn only_allowed_tools_are_offered() {
+        for (mode, choice) in [("auto", ToolChoice::Auto), ("required", ToolChoice::Required)] {
+            let body = json!({"tools": [tool("f"), tool("g")], "tool_choice": allowed(mode, &["g"])});
+            let tools = read(body).unwrap();
+            assert_eq!((&tools.choice, tools.names()), (&choice, vec!["g".to_owned()]));
+            assert_eq!(tools.forced_schema().is_some(), choice == ToolChoice::Required);
+        }
     }
 
     #[test]
