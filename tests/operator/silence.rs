@@ -12,6 +12,7 @@ use atlas_tests::{
     chaos::wire::Wire,
     support::{binary, wait_until},
 };
+use kube::{ResourceExt, api::DeleteParams};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -144,6 +145,32 @@ pub async fn cut_off() -> Result<()> {
     Ok(())
 }
 
+/// Who hears only a gateway that another controller has just given up deletes none, until that did not happen.
+async fn waits_for_another_controller(bench: &Bench, lives: &str) -> Result<()> {
+    const GAVE_UP: &str = "atlas.gillsystems.com/gave-up";
+    let frozen = Process::start(bench, "gateway-d").await?;
+    let pods = bench.api("Pod", Some(NAMESPACE));
+    let uid = async |pod: &str| pods.get(pod).await?.uid().context("a pod without a uid");
+    let (lives, frozen_uid) = (uid(lives).await?, uid(frozen.pod).await?);
+    let began = jiff::Timestamp::now();
+    let labels = json!({"app": "gateways"});
+    let deployment = json!({
+        "metadata": {"name": "atlas-gateway", "namespace": NAMESPACE, "annotations": {GAVE_UP: format!("{lives} {began}")}},
+        "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "example/c:t"}]}}},
+    });
+    bench.create("Deployment", Some(NAMESPACE), deployment).await?;
+    kill(id(&frozen.child)?, Signal::SIGSTOP)?;
+    is_gone(bench, frozen.pod).await?;
+    let deployment = bench.api("Deployment", Some(NAMESPACE)).get("atlas-gateway").await?;
+    let said = deployment.annotations().get(GAVE_UP).and_then(|said| said.split_once(' '));
+    let (gave_up, at) = said.context("the controller gave nobody up")?;
+    let waited = at.parse::<jiff::Timestamp>()?.duration_since(began);
+    ensure!(gave_up == frozen_uid && waited.as_secs() >= 5, "{gave_up} after {waited:?}");
+    bench.api("Deployment", Some(NAMESPACE)).delete("atlas-gateway", &DeleteParams::default()).await?;
+    Ok(())
+}
+
 pub async fn silent_and_starved() -> Result<()> {
     /// Longer than two thirds of a question's old deadline, and far longer than the silence in the sum.
     const STOPPED: Duration = Duration::from_millis(300);
@@ -185,5 +212,6 @@ pub async fn silent_and_starved() -> Result<()> {
         bench.api("Pod", Some(NAMESPACE)).get_opt(lives.pod).await?.is_some(),
         "the last one was deleted"
     );
+    waits_for_another_controller(bench, lives.pod).await?;
     bench.remove_pod((NAMESPACE, lives.pod)).await
 }

@@ -6,6 +6,7 @@
 //!
 //! Before its pod is deleted, the API server has to answer and then the gateway once more not to: a controller that is cut
 //! off hears nobody but a gateway of its own node, and a deletion that it sent then would arrive when the cut is healed.
+//! And nobody else may be deleting another one: `claim`.
 //! What follows from all of it is `judge`'s.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    claim::Claim,
     judge::{Found, Judge, Sentence, Shown},
     question::{ProbeError, fetch_status},
     silence::Gateway,
@@ -61,8 +63,15 @@ pub struct GatewayProber {
 /// Something that ended.
 enum Ended {
     Question { gateway: Gateway, answer: Result<GatewayStatus, ProbeError> },
-    Check { gateway: Gateway, found: Found, last: Option<ProbeError> },
+    Check { gateway: Gateway, found: Found, last: Last },
     Deletion { gateway: Gateway },
+}
+
+/// What a last look leaves for the deletion: who may delete, and how the gateway did not answer.
+#[derive(Default)]
+struct Last {
+    claim: Option<Claim>,
+    error: Option<ProbeError>,
 }
 
 type Work = FuturesUnordered<Pin<Box<dyn Future<Output = Ended> + Send>>>;
@@ -137,26 +146,22 @@ impl GatewayProber {
 
     /// Asks the API server for the gateways of the namespace and then knocks at this one once more.
     fn check(&self, gateway: Gateway) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &gateway.namespace);
+        let client = self.client.clone();
         Box::pin(async move {
-            let ours = format!("{}={}", names::LABEL_COMPONENT, names::COMPONENT_GATEWAY);
-            let ours = ListParams::default().labels(&ours);
-            let look = tokio::time::timeout(LOOK_LIMIT, api.list(&ours)).await;
-            let (Ok(Ok(pods)), Some(address)) = (look, gateway.address.clone()) else {
+            let look = tokio::time::timeout(LOOK_LIMIT, look(&client, &gateway)).await;
+            let (Ok(Ok((claim, shown))), Some(address)) = (look, gateway.address.clone()) else {
                 // Not at once again.
                 tokio::time::sleep(PERIOD).await;
-                return Ended::Check { gateway, found: Found::Nothing, last: None };
+                return Ended::Check { gateway, found: Found::Nothing, last: Last::default() };
             };
             let (port, over) = (names::GATEWAY_INTERNAL_PORT, Instant::now() + KNOCK_LIMIT);
             match fetch_status::<GatewayStatus>(&address, port, KNOCK_LIMIT).await {
-                Ok(_) => Ended::Check { gateway, found: Found::Alive, last: None },
+                Ok(_) => Ended::Check { gateway, found: Found::Alive, last: Last::default() },
                 Err(error) => {
                     // One that refuses at once has not been silent for too long yet.
                     tokio::time::sleep_until(over).await;
-                    let shown = pods.items.iter().filter_map(|pod| {
-                        Some(Shown { gateway: view(pod)?, version: pod.resource_version()? })
-                    });
-                    Ended::Check { gateway, found: Found::Silent(shown.collect()), last: Some(error) }
+                    let last = Last { claim, error: Some(error) };
+                    Ended::Check { gateway, found: Found::Silent(shown), last }
                 }
             }
         })
@@ -216,10 +221,11 @@ impl GatewayProber {
         &self,
         gateway: Gateway,
         sentence: Sentence,
-        last: Option<ProbeError>,
+        last: Last,
     ) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
         let Sentence { version, silent } = sentence;
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &gateway.namespace);
+        let client = self.client.clone();
+        let api: Api<Pod> = Api::namespaced(client.clone(), &gateway.namespace);
         let params = DeleteParams {
             grace_period_seconds: Some(0),
             preconditions: Some(Preconditions {
@@ -231,9 +237,18 @@ impl GatewayProber {
         let metrics = Arc::clone(&self.metrics);
         Box::pin(async move {
             let silent_millis = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
-            let deleted = tokio::time::timeout(DELETE_LIMIT, api.delete(&gateway.name, &params)).await;
-            match deleted {
-                Ok(Ok(_)) => {
+            let deletion = async {
+                if let Some(claim) = &last.claim
+                    && !claim.take(&client, &gateway.namespace, &gateway.uid).await?
+                {
+                    return Ok(false);
+                }
+                api.delete(&gateway.name, &params).await.map(|_| true)
+            };
+            match tokio::time::timeout(DELETE_LIMIT, deletion).await {
+                // Another controller deletes one; the next look tells which.
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => {
                     metrics.silent_gateways.inc();
                     tracing::warn!(
                         namespace = gateway.namespace,
@@ -241,7 +256,7 @@ impl GatewayProber {
                         address = gateway.address,
                         silent_millis,
                         // Whether its node is out of reach or it took the connection and stands still.
-                        last = last.as_ref().map(|error| error as &dyn std::error::Error),
+                        last = last.error.as_ref().map(|error| error as &dyn std::error::Error),
                         "deleted a silent gateway"
                     );
                 }
@@ -260,6 +275,25 @@ impl GatewayProber {
             Ended::Deletion { gateway }
         })
     }
+}
+
+/// The gateways of a gateway's namespace that are there and stay, and who may delete one of them.
+///
+/// The claim is read first: whoever gives one up after that makes it void, and whoever did before is in it.
+async fn look(client: &Client, gateway: &Gateway) -> Result<(Option<Claim>, Vec<Shown>), kube::Error> {
+    let claim = Claim::read(client, &gateway.namespace).await?;
+    let api: Api<Pod> = Api::namespaced(client.clone(), &gateway.namespace);
+    let ours = format!("{}={}", names::LABEL_COMPONENT, names::COMPONENT_GATEWAY);
+    let pods = api.list(&ListParams::default().labels(&ours)).await?;
+    let stays = |other: &Gateway| {
+        other.uid == gateway.uid || claim.as_ref().is_none_or(|claim| claim.leaves(&other.uid))
+    };
+    let shown = pods.items.iter().filter_map(|pod| {
+        let (gateway, version) = (view(pod).filter(stays)?, pod.resource_version()?);
+        Some(Shown { gateway, version })
+    });
+    let shown = shown.collect();
+    Ok((claim, shown))
 }
 
 /// A pod as a gateway; none where it is being deleted.
