@@ -125,9 +125,15 @@ else:
     raise AssertionError("an unknown model was served")
 "#
     );
+    run_python(&script, None).await
+}
+
+/// Runs a script among the clients that `make setup` installs; `root` is the only certificate that it trusts.
+async fn run_python(script: &str, root: Option<&Path>) -> Result<()> {
     let python = cache_folder().join("venv/bin/python");
     let output = tokio::process::Command::new(&python)
-        .args(["-c", &script])
+        .args(["-c", script])
+        .envs(root.map(|root| ("SSL_CERT_FILE", root)))
         .kill_on_drop(true)
         .output()
         .await

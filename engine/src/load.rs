@@ -113,7 +113,8 @@ fn read(
 ) -> Result<Loaded, Fatal> {
     let (began, startup) = (Instant::now(), &status.startup);
     let checkpoint = Checkpoint::open(path)?;
-    // Told before anything is refused, so that whoever plans can say what would fit. A process loads one model.
+    // Told before anything is refused, so that whoever plans can say what would fit. It is set once: a process loads one
+    // model.
     let _ = status.header.set(checkpoint.report(&arguments.model));
     let Checkpoint { config, tensors, .. } = &checkpoint;
     let own = [TensorType::NF4, TensorType::AWQ4];

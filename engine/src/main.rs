@@ -112,6 +112,7 @@ fn report(error: &Fatal, header: Option<&Value>, termination_log: Option<&Path>)
             let _ = writeln!(file, "{message}");
             let memory = matches!(error.exit_code(), ExitCodes::DoesNotFit | ExitCodes::OutOfMemory);
             let header = header.filter(|_| memory).map(|header| format!("header: {header}"));
+            // As above: the reason is in the log, and whoever plans goes on with what it knows.
             if let Some(header) = header.filter(|header| header.len() <= LONGEST_HEADER) {
                 let _ = writeln!(file, "{header}");
             }

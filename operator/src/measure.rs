@@ -2,6 +2,8 @@
 //!
 //! The gateways hear it with every probe, so nobody is asked anew. Processors have no card and tell nothing.
 
+use std::sync::Arc;
+
 use atlas_crds::{AtlasModel, GpuProfile, ModelSource, profile::Backend};
 use atlas_operator_core::vram::{Measured, ModelShape, Setting, estimate};
 use kube::ResourceExt;
@@ -27,7 +29,7 @@ pub struct Measurement {
 pub fn measurements(
     profile: &GpuProfile,
     engines: &[(String, String, GatewayEndpoint)],
-    model: impl Fn(&str, &str) -> Option<std::sync::Arc<AtlasModel>>,
+    model: impl Fn(&str, &str) -> Option<Arc<AtlasModel>>,
     headers: Option<&Headers>,
 ) -> Vec<Measurement> {
     if profile.spec.backend != Backend::Hip {
@@ -45,8 +47,8 @@ pub fn measurements(
             && profile.spec.gfx_target.as_ref() == Some(&vram.gfx_target);
         let read = headers.and_then(|headers| headers.known(&Wanted::of(namespace, &tier.model)));
         let shape = match read.filter(|_| same) {
-            Some(known) => (*known.shape).clone(),
-            None => ModelShape::reported(&model, tier).filter(|_| same)?,
+            Some(known) => Arc::clone(&known.shape),
+            None => Arc::new(ModelShape::reported(&model, tier).filter(|_| same)?),
         };
         let setting = Setting {
             context_tokens: engine.context_tokens?,

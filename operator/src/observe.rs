@@ -228,7 +228,9 @@ pub fn last_end(pod: &Pod) -> Option<Failure> {
     let container = container_at_work(pod)?;
     let of = |state: Option<&ContainerState>| state.and_then(|state| state.terminated.clone());
     let ended = of(container.state.as_ref()).or_else(|| of(container.last_state.as_ref()))?;
+    // An engine that was killed left nothing, which the condition says.
     let said = ended.message.as_deref().unwrap_or_default();
+    // A report that was cut, or that another release wrote, is none.
     let header = said.lines().find_map(|line| line.strip_prefix(HEADER_LINE));
     let reason: Vec<&str> = said.lines().filter(|line| !line.starts_with(HEADER_LINE)).collect();
     Some(Failure {

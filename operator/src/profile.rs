@@ -140,6 +140,7 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
             }
         }
     }
+    // Whatever the API server stores has a uid.
     let uid = object.uid().unwrap_or_default();
     let kept = {
         let mut all = context.profiles.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,7 +172,7 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     };
     let status = compute_profile_status(&before, &seen);
     timer.observe_duration();
-    put_status(&object, &before, &status, edited, &context)
+    put_status((&object, &uid), &before, &status, edited, &context)
         .await
         .map_err(|source| ProfileError::Status { name: name.clone(), source })?;
     mark_nodes(&name, &status, &context)
@@ -192,27 +193,26 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
 
 /// Writes the status where it differs, or where somebody else has changed it, and tells what is new.
 async fn put_status(
-    object: &GpuProfile,
+    (object, uid): (&GpuProfile, &str),
     before: &GpuProfile,
     status: &GpuProfileStatus,
     edited: bool,
     context: &Context,
 ) -> Result<(), kube::Error> {
-    let uid = object.uid().unwrap_or_default();
     let keep = |kept: Kept<GpuProfileStatus>| {
-        context.profiles.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), kept);
+        context.profiles.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), kept);
     };
-    context.stores.told.note(Some(&uid), status);
+    context.stores.told.note(Some(uid), status);
     if object.status.as_ref() == Some(status) {
         keep(Kept::of(status.clone(), object, object.status.as_ref()));
         return Ok(());
     }
     // A profile that is seen late shows an earlier status.
-    let known = context.profiles.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&uid);
+    let known = context.profiles.lock().unwrap_or_else(PoisonError::into_inner).contains_key(uid);
     if known && before.status.as_ref() == Some(status) && !edited {
         return Ok(());
     }
-    if let Some(kept) = context.profiles.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&uid) {
+    if let Some(kept) = context.profiles.lock().unwrap_or_else(PoisonError::into_inner).get_mut(uid) {
         kept.forget_version();
     }
     let api: Api<GpuProfile> = Api::all(context.client.clone());
@@ -222,10 +222,11 @@ async fn put_status(
         Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
         Err(error) => return Err(error),
     };
-    context.stores.told.note(Some(&uid), &written.status);
+    context.stores.told.note(Some(uid), &written.status);
     keep(Kept::of(status.clone(), &written, written.status.as_ref()));
-    let before = before.status.as_ref().map(|status| status.conditions.as_slice());
-    let mut events = build_profile_events(before.unwrap_or_default(), &status.conditions);
+    // A new profile had no conditions, so each is news.
+    let before = before.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let mut events = build_profile_events(before, &status.conditions);
     events.extend(edited.then(build_status_event));
     context.events.publish_all(object.object_ref(&()), events);
     Ok(())

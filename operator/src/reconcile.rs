@@ -146,6 +146,7 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let Memory { status: remembered, mut heard, .. } = context.memory_of(&uid);
     // After a restart headers are read anew: what was told of this very specification stays true until they are.
     let restarted = remembered.is_none();
+    // A new model has no status, and all that is found is news.
     let previous = remembered.map(|kept| kept.status).or_else(|| object.status.clone()).unwrap_or_default();
     let mut reported = Reports::of(&previous);
     heard.take_ends(&tiers, &mut reported);
@@ -301,6 +302,7 @@ async fn put_status(
     namespace: &str,
 ) -> Result<Written, kube::Error> {
     let uid = object.metadata.uid.as_deref();
+    // Whatever the API server stores has a uid.
     let kept = context.memory_of(uid.unwrap_or_default()).status;
     let known = kept.as_ref().is_some_and(|kept| kept.status == status);
     let edited = kept.as_ref().is_some_and(|kept| kept.is_edited(object, object.status.as_ref()));

@@ -1,7 +1,8 @@
 //! What engines tell: how far they are, and what their models' headers say where nobody else can read those.
 //!
-//! That is so of files on nodes and claims and of closed sources. An engine that runs is asked once, one that starts is asked anyway, and one that ended for want of memory left it in
-//! its termination message. What was told is kept in the model's status, so that it outlives pods and operator.
+//! That is so of files on nodes and claims and of closed sources. An engine that runs is asked once, one that starts is
+//! asked anyway, and one that ended for want of memory left it in its termination message. What was told is kept in the
+//! model's status, so that it outlives pods and operator.
 
 use std::collections::BTreeMap;
 
@@ -139,9 +140,11 @@ pub async fn ask_starting(tiers: &mut [TierPods]) {
     let asked = tiers
         .iter_mut()
         .flat_map(|tier| tier.pods.iter_mut())
-        .filter(|pod| !pod.ready && !pod.terminating && pod.address.is_some())
+        .filter(|pod| !pod.ready && !pod.terminating)
         .map(|pod| async move {
-            pod.engine = ask_engine(pod.address.as_deref().unwrap_or_default()).await;
+            if let Some(address) = &pod.address {
+                pod.engine = ask_engine(address).await;
+            }
         });
     futures::future::join_all(asked).await;
 }

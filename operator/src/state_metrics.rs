@@ -50,7 +50,8 @@ impl Collector for StateMetrics {
         if self.leader.get() == 0 {
             return Vec::new();
         }
-        // Each scrape has its own, so that two at once do not fill and empty the same ones.
+        // Each scrape has its own, so that two at once do not fill and empty the same ones. Their names were accepted when
+        // this was made, so there is no error to show.
         families()
             .map(|families| fill(&families, &self.models.state(), &self.profiles.state()))
             .unwrap_or_default()
@@ -84,6 +85,7 @@ fn fill(
     profiles: &[Arc<GpuProfile>],
 ) -> Vec<MetricFamily> {
     for model in models {
+        // It is namespaced, so it has one.
         let (namespace, name) = (model.namespace().unwrap_or_default(), model.name_any());
         for Condition { type_, status, reason, .. } in
             model.status.iter().flat_map(|status| &status.conditions)

@@ -40,6 +40,7 @@ where
     if shown(&written) == Some(status) {
         return Ok(written);
     }
+    // Statuses are plain data and always have a form; nothing is taken out of one without.
     let wanted = serde_json::to_value(status).unwrap_or_default();
     let found = shown(&written).and_then(|status| serde_json::to_value(status).ok()).unwrap_or_default();
     let mut extra = Vec::new();
@@ -52,6 +53,7 @@ where
     let mut steps =
         vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": written.resource_version()})];
     steps.extend(extra.iter().map(|path| json!({"op": "remove", "path": path})));
+    // These steps are of JSON patch's form; if they were not, what was applied would stand all the same.
     let Ok(patch) = serde_json::from_value(Value::Array(steps)) else { return Ok(written) };
     match api.patch_status(&name, &PatchParams::default(), &Patch::<Value>::Json(patch)).await {
         Ok(mended) => Ok(mended),

@@ -4,14 +4,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use atlas_tests::{
-    assets::cache_folder,
     support::wait_until,
     tour::{MODEL, NAMESPACE, stage::Stage},
 };
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::{PATIENCE, apply, condition, drain::drain};
+use super::{PATIENCE, apply, condition, drain::drain, run_python};
 
 const GATEWAYS: &str = "app.kubernetes.io/component=gateway";
 
@@ -104,14 +103,5 @@ answer = client.chat.completions.create(model="code", max_tokens=8, temperature=
 assert answer.choices[0].message.content.strip(), answer
 "#
     );
-    let python = cache_folder().join("venv/bin/python");
-    let output = Command::new(&python)
-        .args(["-c", &script])
-        .env("SSL_CERT_FILE", root)
-        .kill_on_drop(true)
-        .output()
-        .await
-        .with_context(|| format!("{}: run `make setup`", python.display()))?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    run_python(&script, Some(root)).await
 }

@@ -8,6 +8,7 @@ use crate::{
     bench::{Bench, tier},
     gateways::FakeGateway,
     inventory::replicas,
+    perturb::CHILDREN,
     scenarios::{pod_status, settle},
 };
 
@@ -276,15 +277,7 @@ pub async fn every_object_of_a_model_goes_with_it(bench: &Bench) -> Result<()> {
     bench.condition(at, "Accepted", "True", "Valid", &[]).await?;
     bench.wait_for("Deployment", (Some(at.0), "atlas-gateway"), |_| Ok(())).await?;
     let mut seen = 0;
-    for kind in [
-        "Deployment",
-        "Service",
-        "ConfigMap",
-        "PodDisruptionBudget",
-        "NetworkPolicy",
-        "ServiceAccount",
-        "RoleBinding",
-    ] {
+    for kind in CHILDREN {
         for object in bench.api(kind, Some(at.0)).list(&ListParams::default()).await? {
             let name = object.metadata.name.clone().unwrap_or_default();
             let owners = object.metadata.owner_references.clone().unwrap_or_default();

@@ -9,7 +9,10 @@ use atlas_tests::support::wait_until;
 use kube::{ResourceExt, api::DeleteParams};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, LONG, tier};
+use crate::{
+    bench::{Bench, LONG, tier},
+    perturb::CHILDREN,
+};
 
 /// Made by others on account of what is ours, or told for a while and then forgotten.
 const OF_OTHERS: [&str; 3] = ["events", "endpointslices", "endpoints"];
@@ -77,16 +80,7 @@ pub async fn no_child_outlives_what_it_was_made_for(bench: &Bench) -> Result<()>
     bench.condition(old, "Accepted", "True", "Valid", &[]).await?;
     bench.wait_for("Deployment", (Some(old.0), "atlas-gateway"), |_| Ok(())).await?;
     let whole = ours(bench, &kinds, old.0).await?;
-    for kind in [
-        "Deployment",
-        "Service",
-        "ConfigMap",
-        "PodDisruptionBudget",
-        "NetworkPolicy",
-        "ServiceAccount",
-        "RoleBinding",
-        "ResourceClaimTemplate",
-    ] {
+    for kind in CHILDREN.into_iter().chain(["ResourceClaimTemplate"]) {
         ensure!(
             whole.keys().any(|name| name.starts_with(&format!("{kind}/"))),
             "no {kind}: {:?}",

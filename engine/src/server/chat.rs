@@ -174,6 +174,7 @@ const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"]
 
 /// What templates get besides the conversation: what the request gives, and how much the model is to think.
 fn variables(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
+    // A request may give none.
     let mut variables = fields.object("chat_template_kwargs")?.map(Fields::into_values).unwrap_or_default();
     let effort =
         fields.read("reasoning_effort", "one of none, minimal, low, medium, high and xhigh", |value| {

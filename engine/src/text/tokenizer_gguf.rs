@@ -53,6 +53,7 @@ impl TextTokenizer {
         end_tokens.extend(vocabulary.ids_of(END_TEXTS));
         end_tokens.sort_unstable();
         end_tokens.dedup();
+        // A model without such a token has no text for it either.
         let text = |id: Option<u32>| {
             id.and_then(|id| vocabulary.tokens.get(id as usize))
                 .map(|text| (*text).to_owned())

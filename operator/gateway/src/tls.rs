@@ -101,8 +101,8 @@ pub struct Identity {
     shown: RwLock<Option<Shown>>,
     /// Why the files cannot be used now.
     problem: RwLock<Option<String>>,
-    /// What was in the files when they were read last.
-    seen: Mutex<Option<Contents>>,
+    /// What was in the files when they were taken last, and when that certificate ends.
+    seen: Mutex<Option<(Contents, Option<jiff::Timestamp>)>>,
 }
 
 impl ResolvesServerCert for Identity {
@@ -183,18 +183,22 @@ impl Identity {
     fn take(&self, contents: Contents, now: jiff::Timestamp) -> Result<(), TlsError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let has_ended = |ends: Option<jiff::Timestamp>| ends.is_some_and(|ends| ends <= now);
-        let offered = certify(&self.files, &contents)?;
-        let expired = offered.ends.filter(|_| has_ended(offered.ends));
-        if seen.as_ref() != Some(&contents) {
-            // One that has ended is better than none: who does not look at its time gets in.
-            let better = self.shown().is_some_and(|shown| !has_ended(shown.ends));
-            if expired.is_none() || !better {
-                *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Some(offered);
-                info!(certificate = %self.files.certificate.display(), "another certificate is shown");
+        let ends = match &*seen {
+            Some((known, ends)) if *known == contents => *ends,
+            _ => {
+                let offered = certify(&self.files, &contents)?;
+                let ends = offered.ends;
+                // One that has ended is better than none: who does not look at its time gets in.
+                let better = self.shown().is_some_and(|shown| !has_ended(shown.ends));
+                if !has_ended(ends) || !better {
+                    *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Some(offered);
+                    info!(certificate = %self.files.certificate.display(), "another certificate is shown");
+                }
+                *seen = Some((contents, ends));
+                ends
             }
-            *seen = Some(contents);
-        }
-        match expired {
+        };
+        match ends.filter(|_| has_ended(ends)) {
             Some(at) => Err(TlsError::Expired { path: self.files.certificate.clone(), at }),
             None => Ok(()),
         }

@@ -195,7 +195,7 @@ async fn a_certificate_that_has_ended_is_told_and_takes_no_better_ones_place() {
     assert!(curl(api.port(), &root, &[]).0.contains(r#""id":"code""#), "the better one stays");
 }
 
-/// A gateway with the files of this folder: its API, its internal port, and what ends it.
+/// A gateway with the files of this folder that knows its model: its API, its internal port, and what ends it.
 async fn start(folder: &Path) -> (SocketAddr, SocketAddr, Guard) {
     let config = config(folder);
     let listeners = Listeners::bind(&config).await.unwrap();
@@ -205,6 +205,12 @@ async fn start(folder: &Path) -> (SocketAddr, SocketAddr, Guard) {
     listed.cancel();
     let guard = Guard { _stop: stop.clone().drop_guard(), _table: table };
     tokio::spawn(serve(config, listeners, view, listed, stop));
+    // It answers before it has taken the first list over, and tells nothing of models until then.
+    until("the model is known", async || {
+        ask(internal, "/internal/status").await.contains(r#""model":"code""#)
+    })
+    .await;
+    until("the list is in", async || !ask(internal, "/readyz").await.contains("the first list")).await;
     (api, internal, guard)
 }
 

@@ -197,6 +197,7 @@ fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
 /// What is wrong with the certificate of the gateways, by the Secret's name.
 fn certificate_problem(observed: &Observed<'_>) -> Option<String> {
     let problem = observed.gateways.iter().find_map(|gateway| gateway.certificate_problem.as_deref())?;
+    // It is namespaced, so it has one.
     let namespace = observed.object.namespace().unwrap_or_default();
     Some(match observed.tls_secret {
         Some(secret) => format!("Secret {namespace}/{secret}: {problem}"),
@@ -225,6 +226,7 @@ fn degraded(observed: &Observed<'_>, active: Option<usize>) -> Draft {
             } else {
                 tier_message(observed, 0).unwrap_or_else(|| waiting_message(observed))
             };
+            // Nothing is said of a certificate that is well.
             let besides = problem.map(|problem| format!("; {problem}")).unwrap_or_default();
             draft(
                 State::True,

@@ -23,6 +23,7 @@ use atlas_tests::api_proxy::{ApiProxy, Fault};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use crate::bench::Bench;
+pub use canonical::CHILDREN;
 use canonical::look;
 use script::{Stage, roll_out_everything};
 
