@@ -3,9 +3,9 @@
 //! It writes nothing but the status, and creates missing default profiles once, at start.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::Path,
-    sync::{Arc, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -36,7 +36,7 @@ use crate::{
     place::names_profile,
     profile_status::{Seen, compute_profile_status},
     reconcile::Context,
-    status_write::{Kept, write_status},
+    status_write::{Kept, Need, write_status},
 };
 
 const CONTROLLER: &str = "gpuprofile";
@@ -143,14 +143,13 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     // Whatever the API server stores has a uid.
     let uid = object.uid().unwrap_or_default();
     let kept = {
-        let mut all = context.profiles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = context.kept_profiles();
         all.retain(|uid, _| profiles.iter().any(|profile| profile.metadata.uid.as_ref() == Some(uid)));
         all.get(&uid).cloned()
     };
-    let edited = kept.as_ref().is_some_and(|kept| kept.is_edited(&*object, object.status.as_ref()));
     // What was found out before lies in the status: as it was written, whatever somebody else made of it.
-    let before = match kept {
-        Some(kept) => Arc::new(GpuProfile { status: Some(kept.status), ..(*object).clone() }),
+    let before = match &kept {
+        Some(kept) => Arc::new(GpuProfile { status: Some(kept.status.clone()), ..(*object).clone() }),
         None => Arc::clone(&object),
     };
     let measurements = measurements(
@@ -172,7 +171,8 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     };
     let status = compute_profile_status(&before, &seen);
     timer.observe_duration();
-    put_status((&object, &uid), &before, &status, edited, &context)
+    let need = Kept::need(kept.as_ref(), &status, &*object, object.status.as_ref());
+    put_status((&object, &uid), &before, &status, need, &context)
         .await
         .map_err(|source| ProfileError::Status { name: name.clone(), source })?;
     mark_nodes(&name, &status, &context)
@@ -191,30 +191,25 @@ pub async fn reconcile(object: Arc<GpuProfile>, context: Arc<Context>) -> Result
     })
 }
 
-/// Writes the status where it differs, or where somebody else has changed it, and tells what is new.
+/// Writes the status where that is needed, and tells what is new.
 async fn put_status(
     (object, uid): (&GpuProfile, &str),
     before: &GpuProfile,
     status: &GpuProfileStatus,
-    edited: bool,
+    need: Need,
     context: &Context,
 ) -> Result<(), kube::Error> {
-    let keep = |kept: Kept<GpuProfileStatus>| {
-        context.profiles.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), kept);
-    };
     context.stores.told.note(Some(uid), status);
-    if object.status.as_ref() == Some(status) {
-        keep(Kept::of(status.clone(), object, object.status.as_ref()));
-        return Ok(());
-    }
-    // A profile that is seen late shows an earlier status.
-    let known = context.profiles.lock().unwrap_or_else(PoisonError::into_inner).contains_key(uid);
-    if known && before.status.as_ref() == Some(status) && !edited {
-        return Ok(());
-    }
-    if let Some(kept) = context.profiles.lock().unwrap_or_else(PoisonError::into_inner).get_mut(uid) {
-        kept.forget_version();
-    }
+    let edited = match need {
+        Need::Nothing => return Ok(()),
+        Need::Keep => {
+            let kept = Kept::of(status.clone(), object, object.status.as_ref());
+            context.kept_profiles().insert(uid.to_owned(), kept);
+            return Ok(());
+        }
+        Need::Write { edited } => edited,
+    };
+    context.kept_profiles().get_mut(uid).into_iter().for_each(Kept::forget_version);
     let api: Api<GpuProfile> = Api::all(context.client.clone());
     context.metrics.writes.with_label_values(&["GpuProfile"]).inc();
     let written = match write_status(&api, object, status, |profile| profile.status.as_ref()).await {
@@ -223,13 +218,21 @@ async fn put_status(
         Err(error) => return Err(error),
     };
     context.stores.told.note(Some(uid), &written.status);
-    keep(Kept::of(status.clone(), &written, written.status.as_ref()));
+    let kept = Kept::of(status.clone(), &written, written.status.as_ref());
+    context.kept_profiles().insert(uid.to_owned(), kept);
     // A new profile had no conditions, so each is news.
     let before = before.status.as_ref().map_or(&[][..], |status| &status.conditions);
     let mut events = build_profile_events(before, &status.conditions);
     events.extend(edited.then(build_status_event));
     context.events.publish_all(object.object_ref(&()), events);
     Ok(())
+}
+
+impl Context {
+    /// The statuses of profiles, by uid.
+    fn kept_profiles(&self) -> MutexGuard<'_, HashMap<String, Kept<GpuProfileStatus>>> {
+        self.profiles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Notes what an engine found about its card, and how it failed.

@@ -33,7 +33,7 @@ use crate::{
     probe::GatewayViews,
     reports::{Heard, Reports, ask_starting},
     status::{Move, MoveKind, Observed, Verdict, compute_status},
-    status_write::{Kept, write_status},
+    status_write::{Kept, Need, write_status},
     stores::{Nodes, Stores},
     validate::{ValidatedModel, check_claims, validate},
     wrong_card::{Tries, choose_retries},
@@ -304,19 +304,16 @@ async fn put_status(
     let uid = object.metadata.uid.as_deref();
     // Whatever the API server stores has a uid.
     let kept = context.memory_of(uid.unwrap_or_default()).status;
-    let known = kept.as_ref().is_some_and(|kept| kept.status == status);
-    let edited = kept.as_ref().is_some_and(|kept| kept.is_edited(object, object.status.as_ref()));
     context.stores.told.note(uid, &status);
-    if object.status.as_ref() == Some(&status) {
-        if !known {
+    let edited = match Kept::need(kept.as_ref(), &status, object, object.status.as_ref()) {
+        Need::Nothing => return Ok(Written { status, edited: false }),
+        Need::Keep => {
             let kept = Kept::of(status.clone(), object, object.status.as_ref());
             context.remember(object, |memory| memory.status = Some(kept));
+            return Ok(Written { status, edited: false });
         }
-        return Ok(Written { status, edited: false });
-    }
-    if known && !edited {
-        return Ok(Written { status, edited });
-    }
+        Need::Write { edited } => edited,
+    };
     context.remember(object, |memory| memory.status.iter_mut().for_each(Kept::forget_version));
     let api: Api<AtlasModel> = Api::namespaced(context.client.clone(), namespace);
     context.metrics.writes.with_label_values(&["AtlasModel"]).inc();

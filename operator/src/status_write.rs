@@ -97,29 +97,62 @@ pub struct Kept<S> {
     /// As it was computed.
     pub status: S,
     /// Version of the object with it; none while that is not known.
-    version: Option<String>,
+    version: Option<u64>,
     /// As the API server showed it in that version.
     shown: Option<S>,
+}
+
+/// What there is to do about a status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing: what was written last stands.
+    Nothing,
+    /// To keep it: the object shows it already.
+    Keep,
+    /// To write it; `edited` says that somebody else has changed it.
+    Write {
+        /// Somebody else has changed it.
+        edited: bool,
+    },
 }
 
 impl<S: Clone + PartialEq> Kept<S> {
     /// What an object shows now.
     pub fn of(status: S, object: &impl ResourceExt, shown: Option<&S>) -> Self {
-        Self { status, version: object.resource_version(), shown: shown.cloned() }
+        Self { status, version: version_of(object), shown: shown.cloned() }
     }
 
-    /// Whether somebody else has changed the status since: an object that is seen late is of an earlier version.
+    /// What there is to do so that `object`, which shows the status `shown`, has `status`; `kept` is of the last time.
     #[must_use]
-    pub fn is_edited(&self, object: &impl ResourceExt, shown: Option<&S>) -> bool {
-        let number = |version: Option<&str>| version.and_then(|version| version.parse::<u64>().ok());
-        let (now, then) = (number(object.resource_version().as_deref()), number(self.version.as_deref()));
-        now.zip(then).is_some_and(|(now, then)| now > then) && shown != self.shown.as_ref()
+    pub fn need(kept: Option<&Self>, status: &S, object: &impl ResourceExt, shown: Option<&S>) -> Need {
+        let stands = shown == Some(status);
+        let Some(kept) = kept else {
+            return if stands { Need::Keep } else { Need::Write { edited: false } };
+        };
+        // The answer to the last write was lost: it may have taken place, and the object may be seen from before it.
+        let Some(then) = kept.version else { return Need::Write { edited: false } };
+        let now = version_of(object);
+        let same = kept.status == *status;
+        // One that is seen late shows an earlier status.
+        if now.is_some_and(|now| now < then) {
+            return if same { Need::Nothing } else { Need::Write { edited: false } };
+        }
+        if stands {
+            return Need::Keep;
+        }
+        let edited = now.is_some_and(|now| now > then) && shown != kept.shown.as_ref();
+        if same && !edited { Need::Nothing } else { Need::Write { edited } }
     }
 
     /// Forgets which version it was: a write is under way, and its answer may be lost.
     pub fn forget_version(&mut self) {
         self.version = None;
     }
+}
+
+/// Versions are numbers that grow.
+fn version_of(object: &impl ResourceExt) -> Option<u64> {
+    object.meta().resource_version.as_ref()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -133,18 +166,50 @@ mod tests {
     }
 
     #[test]
-    fn what_is_seen_late_is_no_edit() {
+    fn a_status_is_written_where_it_is_not_known_to_stand() {
+        const WRITE: Need = Need::Write { edited: false };
+        const EDITED: Need = Need::Write { edited: true };
         let object = |version: &str| {
             let text = format!(r#"{{"metadata": {{"name": "m", "resourceVersion": "{version}"}}}}"#);
             serde_json::from_str::<kube::api::PartialObjectMeta<atlas_crds::AtlasModel>>(&text).unwrap()
         };
-        let mut kept = Kept::of("new", &object("10"), Some(&"new"));
-        assert!(!kept.is_edited(&object("9"), Some(&"old")) && !kept.is_edited(&object("10"), Some(&"new")));
-        // A change of the specification alone, and one of the status.
-        assert!(!kept.is_edited(&object("11"), Some(&"new")));
-        assert!(kept.is_edited(&object("11"), Some(&"other")) && kept.is_edited(&object("11"), None));
-        kept.forget_version();
-        assert!(!kept.is_edited(&object("11"), Some(&"other")));
+        let kept = Kept::of("new", &object("10"), Some(&"new"));
+        let mut lost = kept.clone();
+        lost.forget_version();
+        // What somebody added stays where it cannot be taken out.
+        let more = Kept::of("new", &object("10"), Some(&"more"));
+        let table = [
+            // Nothing was written yet.
+            (None, "new", "10", None, WRITE),
+            (None, "new", "10", Some("old"), WRITE),
+            (None, "new", "10", Some("new"), Need::Keep),
+            // Seen late.
+            (Some(&kept), "new", "9", Some("old"), Need::Nothing),
+            (Some(&kept), "old", "9", Some("old"), WRITE),
+            (Some(&kept), "newer", "9", None, WRITE),
+            // As it was written.
+            (Some(&kept), "new", "10", Some("new"), Need::Keep),
+            (Some(&kept), "newer", "10", Some("new"), WRITE),
+            // After a change of the specification alone.
+            (Some(&kept), "new", "11", Some("new"), Need::Keep),
+            (Some(&kept), "newer", "11", Some("new"), WRITE),
+            // After a change of the status.
+            (Some(&kept), "new", "11", Some("other"), EDITED),
+            (Some(&kept), "new", "11", None, EDITED),
+            (Some(&kept), "newer", "11", Some("other"), EDITED),
+            (Some(&kept), "other", "11", Some("other"), Need::Keep),
+            (Some(&more), "new", "10", Some("more"), Need::Nothing),
+            (Some(&more), "new", "11", Some("more"), Need::Nothing),
+            (Some(&more), "new", "11", Some("most"), EDITED),
+            // Whatever the object shows may be from before the write whose answer was lost.
+            (Some(&lost), "new", "10", Some("new"), WRITE),
+            (Some(&lost), "new", "11", Some("other"), WRITE),
+            (Some(&lost), "other", "11", Some("other"), WRITE),
+        ];
+        for (kept, status, version, shown, expected) in table {
+            let need = Kept::need(kept, &status, &object(version), shown.as_ref());
+            assert_eq!(need, expected, "{kept:?} {status} {version} {shown:?}");
+        }
     }
 
     #[test]
