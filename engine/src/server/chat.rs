@@ -1,6 +1,7 @@
 //! `/v1/chat/completions`, and what the other chat-like APIs share with it: from messages to a running answer.
 
 use super::collect::Answer;
+use super::constraint::{self, Constraint};
 use super::conversation::messages;
 use super::envelope::{Envelope, Kinds};
 use super::fields::Fields;
@@ -8,12 +9,11 @@ use super::generate::{Delta, Finish, Generation, Task, Usage, encode};
 use super::openai::ApiError;
 use super::params::{Params, Resume};
 use super::reply::{Event, InFlight, Origin, Writer, reply};
-use super::tools::{ToolChoice, Tools, response_schema};
-use super::{App, Engine, logprobs};
+use super::tools::{ToolChoice, Tools};
+use super::{App, Engine, logprobs, unserved};
 use crate::text::answer::{AnswerRules, Part, ToolFormat};
 use crate::text::chat_template::Conversation;
-use crate::text::grammar::Grammar;
-use crate::text::schema::close_objects;
+use crate::text::grammar::{Grammar, Language};
 use crate::text::{TextTokenizer, generic_tools};
 use atlas_engine_core::FinishReason;
 use axum::response::Response;
@@ -30,7 +30,7 @@ pub struct ChatRequest {
     /// The conversation as templates read it.
     pub conversation: Conversation,
     tools: Tools,
-    schema: Option<Value>,
+    constraint: Option<Constraint>,
 }
 
 impl ChatRequest {
@@ -39,6 +39,7 @@ impl ChatRequest {
     /// # Errors
     /// A field is wrong or asks for something that this server does not do.
     pub fn read(fields: &Fields) -> Result<Self, ApiError> {
+        unserved::refuse_in_chat(fields)?;
         let mut params = Params::read(fields, None)?;
         params.sampling.top_logprobs = top_logprobs(fields)?;
         for (feature, remedy) in [("audio", "leave it out"), ("web_search_options", "leave it out")] {
@@ -50,7 +51,17 @@ impl ChatRequest {
             return Err(fields.invalid("modalities", "may hold \"text\" only: this model writes text"));
         }
         let tools = Tools::read(fields)?;
-        let schema = response_schema(fields)?;
+        let constraint = constraint::read(fields)?;
+        if let Some(Constraint { place, .. }) = &constraint
+            && tools.forced_schema().is_some()
+            // OpenAI's is for what is said, and calls are not.
+            && place != "response_format"
+        {
+            return Err(ApiError::invalid(
+                Some(place),
+                format!("{place} comes besides a tool_choice that forces a call: leave one of them out"),
+            ));
+        }
         let variables = variables(fields)?;
         let messages = messages(fields)?;
         let continue_last = fields.bool("continue_final_message")?.unwrap_or(false);
@@ -64,7 +75,7 @@ impl ChatRequest {
             continue_last,
             add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
         };
-        Ok(Self { params, conversation, tools, schema })
+        Ok(Self { params, conversation, tools, constraint })
     }
 
     /// The prompt as text.
@@ -95,12 +106,10 @@ impl ChatRequest {
             (None, Some(_)) => Some(ToolFormat::of_template(source).unwrap_or(ToolFormat::Hermes)),
             (None, None) => None,
         };
-        let (place, schema) = match (forced, &self.schema) {
-            (Some(forced), _) => ("tools", Some(forced)),
-            (None, schema) => ("response_format", schema.clone()),
-        };
-        let grammar = match schema {
-            Some(schema) => Some(grammar(engine, place, schema).await?),
+        let forced =
+            forced.map(|schema| Constraint { place: "tools".to_owned(), language: Language::Json(schema) });
+        let grammar = match forced.or_else(|| self.constraint.clone()) {
+            Some(constraint) => Some(constraint.compile(engine).await?),
             None => None,
         };
         let rules = AnswerRules {
@@ -155,19 +164,6 @@ impl ChatRequest {
     pub fn names_a_tool(&self) -> bool {
         matches!(self.tools.choice, ToolChoice::Named(_))
     }
-}
-
-/// Compiles a schema, off the threads that serve others.
-async fn grammar(engine: &Engine, place: &str, schema: Value) -> Result<Grammar, ApiError> {
-    let compiler = engine.grammars.clone();
-    let compile = move || {
-        let mut schema = schema;
-        close_objects(&mut schema);
-        compiler.json(&schema)
-    };
-    let compiled = tokio::task::spawn_blocking(compile).await;
-    let compiled = compiled.map_err(|error| ApiError::internal(error.to_string()))?;
-    compiled.map_err(|error| ApiError::invalid(Some(place), format!("{place}: {error}")))
 }
 
 const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];

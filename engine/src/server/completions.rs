@@ -2,13 +2,14 @@
 
 use super::chat::usage_json;
 use super::collect::Answer;
+use super::constraint;
 use super::envelope::{Envelope, Kinds};
 use super::fields::{Fields, token_ids, wrong};
 use super::generate::{Delta, Finish, Generation, MAX_PROMPTS, Task, Usage, encode};
 use super::openai::ApiError;
 use super::params::{Params, Resume};
 use super::reply::{Event, InFlight, Writer, reply};
-use super::{App, Engine, logprobs};
+use super::{App, Engine, logprobs, unserved};
 use crate::text::TextTokenizer;
 use crate::text::answer::{AnswerRules, Part};
 use atlas_engine_core::sampler::TokenLogprobs;
@@ -38,6 +39,7 @@ pub async fn answer(
     in_flight: InFlight,
     resume: (Resume, Option<u64>),
 ) -> Result<Response, ApiError> {
+    unserved::refuse_in_completions(&fields)?;
     let mut params = Params::read(&fields, Some(DEFAULT_MAX_TOKENS))?;
     params.resume_from(resume);
     // `false` and `true` are what some clients send; OpenAI's own form is a number.
@@ -47,16 +49,11 @@ pub async fn answer(
             value => Some(Some(usize::try_from(value.as_u64()?).ok()?)),
         })?
         .flatten();
-    if let Some(best_of) = fields.count("best_of")?.filter(|best_of| *best_of != params.choices) {
-        let n = params.choices;
-        return Err(
-            fields.invalid("best_of", format!("is {best_of} and n is {n}: this server shows every answer"))
-        );
-    }
     let echo = fields.bool("echo")?.unwrap_or(false);
     params.prompt_logprobs = params.sampling.top_logprobs.filter(|_| echo);
     // Each prompt waits on its own: more than the queue takes could never be served.
     let given = prompts(&fields, MAX_PROMPTS.min(app.queue_limit.max(1)))?;
+    let constraint = constraint::read(&fields)?;
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let prompts = match suffix {
         Some(suffix) => fill_in_the_middle(engine, &fields, given, suffix)?,
@@ -78,16 +75,13 @@ pub async fn answer(
     params.resume.fill_up(prompts.len(), params.choices);
     let resumed = params.resume.from.as_ref().map_or(Vec::new(), |broken| broken.tokens.clone());
     let rules = AnswerRules::default();
-    let operation = "text_completion";
-    let task = Task {
-        prompts,
-        operation,
-        prompt_param: "prompt",
-        params,
-        rules,
-        grammar: None,
-        most_calls: usize::MAX,
+    let grammar = match constraint {
+        Some(constraint) => Some(constraint.compile(engine).await?),
+        None => None,
     };
+    let operation = "text_completion";
+    let task =
+        Task { prompts, operation, prompt_param: "prompt", params, rules, grammar, most_calls: usize::MAX };
     let generation = Generation::start(app, engine, task, in_flight.origin)?;
     writer.begun = generation.begun();
     writer.offsets = vec![0; generation.choices()];

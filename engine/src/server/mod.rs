@@ -8,6 +8,7 @@ mod blocks;
 mod chat;
 mod collect;
 mod completions;
+mod constraint;
 mod conversation;
 mod embeddings;
 mod envelope;
@@ -26,6 +27,7 @@ mod responses_writer;
 mod tokenize;
 mod tools;
 mod trace;
+mod unserved;
 
 use crate::config::Serve;
 use crate::error::Fatal;

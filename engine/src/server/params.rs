@@ -4,6 +4,7 @@
 
 use super::fields::Fields;
 use super::openai::ApiError;
+use super::unserved;
 use atlas_engine_core::request::MAX_CHOICES;
 use atlas_engine_core::{SamplingParams, TokenId};
 use serde_json::Value;
@@ -79,6 +80,7 @@ impl Params {
     /// A field is of the wrong type. Ranges are the core's to check.
     pub fn read(fields: &Fields, default_max_tokens: Option<usize>) -> Result<Self, ApiError> {
         let model = fields.required("model", fields.string("model")?, "the model's id")?;
+        unserved::refuse(fields)?;
         let stream = fields.bool("stream")?.unwrap_or(false);
         let options = fields.object("stream_options")?;
         if options.is_some() && !stream {
@@ -98,9 +100,14 @@ impl Params {
             return Err(fields
                 .invalid("stop", format!("has a string of {long} bytes, and {MAX_STOP_BYTES} are allowed")));
         }
+        let choices = fields.count("n")?.unwrap_or(1);
+        if let Some(best_of) = fields.count("best_of")?.filter(|best_of| *best_of != choices) {
+            let message = format!("is {best_of} and n is {choices}: this server shows every answer");
+            return Err(fields.invalid("best_of", message));
+        }
         Ok(Self {
             model: model.to_owned(),
-            choices: fields.count("n")?.unwrap_or(1),
+            choices,
             stream,
             include_usage: option("include_usage")?,
             continuous_usage: option("continuous_usage_stats")?,

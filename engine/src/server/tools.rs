@@ -1,4 +1,4 @@
-//! The tools that a chat request offers, which of them the model may or must call, and the form of the answer's text.
+//! The tools that a chat request offers, and which of them the model may or must call.
 
 use super::fields::{Fields, wrong};
 use super::openai::ApiError;
@@ -200,27 +200,6 @@ fn read_choice(place: &str, choice: &Value) -> Result<ToolChoice, ApiError> {
     }
 }
 
-/// Reads `response_format`: the schema that the whole answer must hold to, if any.
-///
-/// # Errors
-/// It is of the wrong form.
-pub fn response_schema(fields: &Fields) -> Result<Option<Value>, ApiError> {
-    let Some(format) = fields.object("response_format")? else { return Ok(None) };
-    match format.required("type", format.string("type")?, "text, json_object or json_schema")? {
-        "text" => Ok(None),
-        "json_object" => Ok(Some(json!({"type": "object"}))),
-        "json_schema" => {
-            let given = format.object("json_schema")?;
-            let given = format.required("json_schema", given, "the schema's name and schema")?;
-            let schema = given.read("schema", "a JSON schema", |value| {
-                (value.is_object() || value.is_boolean()).then_some(value)
-            })?;
-            given.required("schema", schema.cloned().map(Some), "a JSON schema")
-        }
-        _ => Err(format.invalid("type", "must be text, json_object or json_schema")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,24 +284,5 @@ mod tests {
         assert_eq!(schema["$defs"]["tool1"]["properties"]["a"]["$ref"], "#/$defs/tool1/$defs/A");
         let auto = read(json!({"tools": [tool("f")]})).unwrap();
         assert_eq!((auto.forced_schema(), auto.choice), (None, ToolChoice::Auto));
-    }
-
-    #[test]
-    fn the_answers_form_is_read() {
-        let read = |body: Value| response_schema(&Fields::new(body.as_object().unwrap().clone()));
-        assert_eq!(read(json!({"response_format": {"type": "text"}})).unwrap(), None);
-        let object = read(json!({"response_format": {"type": "json_object"}})).unwrap();
-        assert_eq!(object, Some(json!({"type": "object"})));
-        for (body, param) in [
-            (json!({"response_format": "json"}), "response_format"),
-            (json!({"response_format": {"type": "xml"}}), "response_format.type"),
-            (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
-            (
-                json!({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}),
-                "response_format.json_schema.schema",
-            ),
-        ] {
-            assert_eq!(read(body.clone()).unwrap_err().body()["error"]["param"], param, "{body}");
-        }
     }
 }

@@ -1,31 +1,73 @@
-//! JSON schemas as token masks, by llguidance over the model's own vocabulary.
+//! Schemas, regular expressions and grammars as token masks, by llguidance over the model's own vocabulary.
 //!
 //! A compiled grammar is cheap to copy, so a request compiles once and every choice gets its own state.
 
 use super::TextTokenizer;
+use super::schema::huge_bound;
 use atlas_engine_core::{BitMask, TokenId, TokenMask};
-use llguidance::api::TopLevelGrammar;
+use llguidance::api::{StopReason, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory, earley::SlicedBiasComputer};
+use llguidance::{Matcher, ParserFactory, earley::SlicedBiasComputer, regex_to_lark};
 use serde_json::{Value, json};
+use std::ops::Range;
 use std::sync::Arc;
 
-/// A schema that cannot be held to.
+/// Texts that an answer may be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Language {
+    /// JSON texts that a schema allows.
+    Json(Value),
+    /// Texts that a regular expression matches as a whole.
+    Regex(String),
+    /// One of these.
+    Choice(Vec<String>),
+    /// Texts of a grammar in Lark's form.
+    Lark(String),
+}
+
+/// A language that cannot be held to.
 #[derive(Debug, thiserror::Error)]
-#[error("the schema cannot be compiled: {reason}")]
-pub struct GrammarError {
-    /// The library's words.
-    pub reason: String,
+pub enum GrammarError {
+    /// The library does not take it.
+    #[error("cannot be compiled: {reason}")]
+    Refused {
+        /// The library's words.
+        reason: String,
+    },
+    /// The library counts in 64 bits.
+    #[error("has the bound {bound}, which is beyond 64 bits")]
+    Huge {
+        /// The bound.
+        bound: String,
+    },
+    /// No text is in it, such as where rules lead to each other only.
+    #[error("allows no answer at all")]
+    Empty,
+}
+
+impl GrammarError {
+    /// Of the library's words, which may span lines and end with its own state, the line that tells the reason.
+    fn refused(words: &str) -> Self {
+        let mut lines = words.lines();
+        let first = lines.next().unwrap_or_default();
+        // Regular expressions are shown over several lines, and what is wrong stands below.
+        let below = lines.find_map(|line| line.strip_prefix("error: ")).filter(|_| first.ends_with(':'));
+        let reason = below.map_or_else(|| first.to_owned(), |below| format!("{first} {below}"));
+        Self::Refused { reason }
+    }
 }
 
 /// Compiles grammars for one vocabulary.
 pub struct GrammarCompiler {
     factory: ParserFactory,
+    words: Range<TokenId>,
     ends: Arc<[TokenId]>,
 }
 
 /// White space between JSON's tokens: some, since models have seen it, and not without end.
 const WHITE_SPACE: &str = r"[ \n\r\t]{1,16}";
+/// `\d` and `\w`, as the library names them.
+const ASCII_CLASSES: &str = "dw";
 
 impl GrammarCompiler {
     /// A compiler for a model's vocabulary.
@@ -40,31 +82,62 @@ impl GrammarCompiler {
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(TokTrie::from(&info, &words)));
         let slices = SlicedBiasComputer::general_slices();
         let factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices);
-        let mut factory = factory.map_err(|error| GrammarError { reason: error.to_string() })?;
+        let mut factory = factory.map_err(|error| GrammarError::refused(&error.to_string()))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory, ends })
+        Ok(Self { factory, words: 0..words.len() as u32, ends })
     }
 
-    /// The grammar of all JSON texts that a schema allows.
+    /// The grammar of a language.
     ///
     /// # Errors
-    /// The schema is not valid, too large, or uses what cannot be held to.
-    pub fn json(&self, schema: &Value) -> Result<Grammar, GrammarError> {
-        let mut schema = match schema {
-            Value::Object(fields) => fields.clone(),
-            // `true` and `false` are schemas too.
-            other => json!({"allOf": [other]}).as_object().cloned().unwrap_or_default(),
+    /// It is not valid, too large, allows nothing, or uses what cannot be held to.
+    pub fn compile(&self, language: &Language) -> Result<Grammar, GrammarError> {
+        let grammar = match language {
+            Language::Json(schema) => {
+                if let Some(bound) = huge_bound(schema) {
+                    return Err(GrammarError::Huge { bound: bound.to_string() });
+                }
+                TopLevelGrammar::from_json_schema(with_white_space(schema))
+            }
+            // Digits and word characters are ASCII's, as in schemas: nobody expects another script's figures.
+            Language::Regex(regex) => {
+                TopLevelGrammar::from_lark(format!("start: /{}/", regex_to_lark(regex, ASCII_CLASSES)))
+            }
+            Language::Choice(choices) => {
+                let quoted: Vec<String> =
+                    choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
+                TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
+            }
+            Language::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
         };
-        schema.insert("x-guidance".into(), json!({"whitespace_pattern": WHITE_SPACE}));
-        let grammar = TopLevelGrammar::from_json_schema(Value::Object(schema));
         let matcher = Matcher::new(self.factory.create_parser(grammar));
-        match matcher.get_error() {
-            // Its errors may span lines and end with its own state.
-            Some(error) => Err(GrammarError { reason: error.lines().next().unwrap_or_default().to_owned() }),
-            None => Ok(Grammar { matcher, ends: self.ends.clone() }),
+        if let Some(error) = matcher.get_error() {
+            return Err(GrammarError::refused(&error));
         }
+        // What leads nowhere shows at the first mask.
+        let mut first = matcher.deep_clone();
+        let allowed = match first.compute_mask_or_eos() {
+            Ok(allowed) => allowed,
+            Err(_) if first.stop_reason() == StopReason::NoExtensionBias => return Err(GrammarError::Empty),
+            Err(error) => return Err(GrammarError::refused(&error.to_string())),
+        };
+        let mut begins = self.words.clone().filter(|id| allowed.is_allowed(*id) && !self.ends.contains(id));
+        if begins.next().is_none() && !first.is_accepting().unwrap_or(false) {
+            return Err(GrammarError::Empty);
+        }
+        Ok(Grammar { matcher, ends: self.ends.clone() })
     }
+}
+
+fn with_white_space(schema: &Value) -> Value {
+    let mut schema = match schema {
+        Value::Object(fields) => fields.clone(),
+        // `true` and `false` are schemas too.
+        other => json!({"allOf": [other]}).as_object().cloned().unwrap_or_default(),
+    };
+    schema.insert("x-guidance".into(), json!({"whitespace_pattern": WHITE_SPACE}));
+    Value::Object(schema)
 }
 
 /// A token's bytes as the library wants them: control tokens are no text, which a leading 0xff marks.

@@ -6,6 +6,7 @@ pub mod answer;
 pub mod chat_template;
 pub mod choice;
 pub mod detokenizer;
+pub mod gbnf;
 pub mod generic_tools;
 pub mod grammar;
 mod json_scan;

@@ -7,7 +7,9 @@ const NAMED: &[&str] = &["properties", "patternProperties", "$defs", "definition
 /// Keywords whose value is a schema.
 const SINGLE: &[&str] = &["items", "additionalProperties", "contains", "propertyNames"];
 /// Keywords whose value is an array of schemas.
-const LISTED: &[&str] = &["anyOf", "oneOf", "prefixItems", "items"];
+const LISTED: &[&str] = &["anyOf", "oneOf", "allOf", "prefixItems", "items"];
+/// Keywords whose value is a number that others are compared with.
+const BOUNDS: &[&str] = &["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
 /// Keywords that look at an object together with other schemas: closing it for one closes it for all of them.
 const COMBINING: &[&str] = &[
     "allOf",
@@ -37,6 +39,14 @@ pub fn move_references(schema: &mut Value, place: &str) {
         Value::Array(values) => values.iter_mut().for_each(|value| move_references(value, place)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
+}
+
+/// A bound of numbers that 64 bits do not hold.
+pub fn huge_bound(schema: &Value) -> Option<&Value> {
+    let fields = schema.as_object()?;
+    let own = BOUNDS.iter().filter_map(|name| fields.get(*name));
+    let huge = |bound: &&Value| bound.as_f64().is_some_and(|bound| bound.abs() >= i64::MAX as f64);
+    own.into_iter().find(huge).or_else(|| children(fields).find_map(huge_bound))
 }
 
 /// Lets objects have no other properties than those that are named, where the schema leaves it open: models otherwise
@@ -83,6 +93,19 @@ fn close(schema: &mut Value) {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_bound_beyond_64_bits_is_found_wherever_it_stands() {
+        let bound = json!(-1e30);
+        for (schema, found) in [
+            (json!({"minimum": bound}), true),
+            (json!({"properties": {"a": {"items": [{"exclusiveMaximum": bound}]}}}), true),
+            (json!({"minimum": -5, "maximum": 9_007_199_254_740_993_i64}), false),
+            (json!({"properties": {"minimum": {"const": bound}}}), false),
+        ] {
+            assert_eq!(huge_bound(&schema).is_some(), found, "{schema}");
+        }
+    }
 
     #[test]
     fn open_objects_are_closed_where_nothing_else_looks_at_them() {
