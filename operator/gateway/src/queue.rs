@@ -21,9 +21,12 @@ struct State {
     capacity: Option<usize>,
     running: usize,
     queued: usize,
-    waiting: BTreeMap<String, VecDeque<oneshot::Sender<Place>>>,
+    /// Who waits, by key and then in the order of their numbers.
+    waiting: BTreeMap<String, BTreeMap<u64, oneshot::Sender<Place>>>,
     /// Keys that wait, the next one first.
     turns: VecDeque<String>,
+    /// Number of the next one that waits.
+    next_number: u64,
 }
 
 /// More requests wait already than may.
@@ -67,7 +70,7 @@ impl FairQueue {
     ///
     /// `most` requests wait already.
     pub async fn enter(self: &Arc<Self>, key: &str, most: usize) -> Result<Place, Full> {
-        let turn = {
+        let (turn, _waits) = {
             let mut state = self.lock();
             if state.has_room() && state.queued == 0 {
                 state.running += 1;
@@ -77,12 +80,14 @@ impl FairQueue {
                 return Err(Full { queued: state.queued });
             }
             let (sender, turn) = oneshot::channel();
+            let number = state.next_number;
+            state.next_number += 1;
             state.queued += 1;
             if !state.waiting.contains_key(key) {
                 state.turns.push_back(key.to_owned());
             }
-            state.waiting.entry(key.to_owned()).or_default().push_back(sender);
-            turn
+            state.waiting.entry(key.to_owned()).or_default().insert(number, sender);
+            (turn, Waits { queue: self, key, number })
         };
         // The sender is dropped with the queue only, and this holds the queue.
         turn.await.map_err(|_| Full { queued: self.queued() })
@@ -100,7 +105,7 @@ impl FairQueue {
                 state.running += 1;
                 next
             };
-            // Not under the lock: a place that nobody takes any more is given back at once.
+            // Not under the lock: a place whose request ends at this very moment is given back at once.
             let _ = next.send(Place { queue: Arc::clone(self) });
         }
     }
@@ -118,14 +123,39 @@ impl State {
     fn next(&mut self) -> Option<oneshot::Sender<Place>> {
         let key = self.turns.pop_front()?;
         let of_key = self.waiting.get_mut(&key)?;
-        let next = of_key.pop_front();
+        let next = of_key.pop_first();
         if of_key.is_empty() {
             self.waiting.remove(&key);
         } else {
             self.turns.push_back(key);
         }
         self.queued -= 1;
-        next
+        next.map(|(_, sender)| sender)
+    }
+
+    fn leave(&mut self, key: &str, number: u64) {
+        let Some(of_key) = self.waiting.get_mut(key) else { return };
+        if of_key.remove(&number).is_none() {
+            return;
+        }
+        self.queued -= 1;
+        if of_key.is_empty() {
+            self.waiting.remove(key);
+            self.turns.retain(|turn| turn != key);
+        }
+    }
+}
+
+/// A request that waits: once it is dropped, nobody waits behind it in vain.
+struct Waits<'w> {
+    queue: &'w FairQueue,
+    key: &'w str,
+    number: u64,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.queue.lock().leave(self.key, self.number);
     }
 }
 
@@ -172,6 +202,27 @@ mod tests {
         let mut waits = Box::pin(queue.enter("b", 10));
         assert!((&mut waits).now_or_never().is_none());
         drop(gone);
+        drop(first);
+        assert!(waits.now_or_never().is_some_and(|place| place.is_ok()));
+        assert_eq!(queue.lock().running, 0);
+    }
+
+    #[tokio::test]
+    async fn clients_that_went_away_take_nobodys_room_in_the_queue() {
+        let queue = Arc::new(FairQueue::default());
+        queue.set_capacity(Some(1));
+        let first = queue.enter("a", 0).await.unwrap();
+        // As many as a queue may hold: ending them one within the other would use up the stack.
+        let most = 1 << 16;
+        let mut gone: Vec<_> = (0..most).map(|at| Box::pin(queue.enter(["a", "b"][at % 2], most))).collect();
+        for waits in &mut gone {
+            assert!(waits.now_or_never().is_none());
+        }
+        assert!(queue.enter("c", most).now_or_never().is_some_and(|full| full.is_err()));
+        drop(gone);
+        assert_eq!((queue.queued(), queue.lock().turns.len()), (0, 0));
+        let mut waits = Box::pin(queue.enter("c", 1));
+        assert!((&mut waits).now_or_never().is_none(), "there is room for one");
         drop(first);
         assert!(waits.now_or_never().is_some_and(|place| place.is_ok()));
         assert_eq!(queue.lock().running, 0);
