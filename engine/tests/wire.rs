@@ -88,3 +88,24 @@ fn a_request_whose_end_is_uncertain_is_refused_and_ends_its_connection() {
     assert_eq!(text.matches("HTTP/1.").count(), 1, "{text}");
     assert_eq!(request(&engine.api, "POST", "/v1/completions", body).0, 200);
 }
+
+#[test]
+fn a_client_that_sends_too_much_reads_why_and_may_go_on() {
+    let engine = Engine::start(&[]);
+    // More than the buffers of both sides hold, so that the client still writes when it is refused.
+    let body = vec![b'x'; 32 << 20];
+    for (address, path, expected) in [
+        (&engine.api, "/v1/chat/completions", "HTTP/1.1 413 "),
+        (&engine.internal, "/v1/chat/completions", "HTTP/1.1 413 "),
+        (&engine.api, "/upload", "HTTP/1.1 404 "),
+    ] {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len()).unwrap();
+        stream.write_all(&body).expect("all of it is taken");
+        write!(stream, "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with(expected) && text.contains("HTTP/1.1 200 "), "{address} {path}: {text}");
+    }
+}

@@ -4,6 +4,7 @@
 //! only until a timeout.
 
 use super::framing::require_clear_head;
+use super::linger::linger;
 use axum::Router;
 use axum::middleware::from_fn;
 use hyper::server::conn::http1;
@@ -43,7 +44,7 @@ pub async fn serve(
     limits: ConnectionLimits,
     mut stop: watch::Receiver<bool>,
 ) {
-    let router = router.layer(from_fn(require_clear_head));
+    let router = router.layer(from_fn(linger)).layer(from_fn(require_clear_head));
     let places = Arc::new(Semaphore::new(limits.connections));
     loop {
         let place = tokio::select! {

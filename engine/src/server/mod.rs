@@ -17,6 +17,7 @@ mod framing;
 mod generate;
 mod health;
 pub mod internal;
+mod linger;
 pub mod listen;
 mod logprobs;
 mod openai;

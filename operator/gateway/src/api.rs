@@ -20,6 +20,7 @@ use crate::{
     headers::{self, Wishes},
     identify::{self, BodyHead, HostNames},
     limits::{self, Reached, Usage},
+    linger::Lingering,
     metrics::Metrics,
     registry::{Registry, View},
     table::ModelConfig,
@@ -85,6 +86,7 @@ impl Api {
         let received = Instant::now();
         let (head, incoming) = request.into_parts();
         headers::check_clear(&head)?;
+        let incoming = Lingering::new(&head.headers, incoming);
         let path = head.uri.path();
         let Some(path) = path.strip_prefix("/v1/") else {
             return Err(ApiError::PathNotFound { path: path.to_owned() });
@@ -154,7 +156,11 @@ struct Admitted {
     running: Option<limits::Running>,
 }
 
-async fn read_body(incoming: Incoming, limit_bytes: usize, timing: Timing) -> Result<bytes::Bytes, ApiError> {
+async fn read_body(
+    incoming: Lingering,
+    limit_bytes: usize,
+    timing: Timing,
+) -> Result<bytes::Bytes, ApiError> {
     if incoming.size_hint().lower() > limit_bytes as u64 {
         return Err(ApiError::BodyTooLarge { limit_bytes });
     }

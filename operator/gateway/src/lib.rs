@@ -30,6 +30,7 @@ mod identify;
 mod internal;
 mod keys;
 mod limits;
+mod linger;
 mod metrics;
 mod model;
 mod pool;

@@ -175,3 +175,33 @@ async fn a_head_without_an_end_is_refused() {
     assert!(text.is_empty() || text.starts_with("HTTP/1.1 431 "), "{text}");
     assert!(engine.seen.lock().unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_client_that_sends_too_much_reads_why_and_may_go_on() {
+    let (_engine, gateway) = serving(support::timing()).await;
+    // More than the buffers of both sides hold, so that the client still writes when it is refused.
+    let size = 32 << 20;
+    let chunk = format!("{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size));
+    for (path, fields, body, code) in [
+        ("/v1/chat/completions", format!("content-length: {size}\r\n"), "x".repeat(size), "body_too_large"),
+        ("/v1/chat/completions", "transfer-encoding: chunked\r\n".to_owned(), chunk, "body_too_large"),
+        ("/upload", format!("content-length: {size}\r\n"), "x".repeat(size), "path_not_found"),
+    ] {
+        let request = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{fields}\r\n{body}");
+        let next = "GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let mut stream = TcpStream::connect(gateway.api).await.unwrap();
+        stream.write_all(request.as_bytes()).await.expect("all of it is taken");
+        stream.write_all(next.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.contains(code) && text.contains(r#""object":"list""#), "{path} {fields}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_too_much_is_told_no() {
+    let (_engine, gateway) = serving(support::timing()).await;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999\r\n";
+    let text = converse(&gateway, &format!("{head}expect: 100-continue\r\n\r\n")).await;
+    assert!(text.starts_with("HTTP/1.1 413 ") && text.contains("body_too_large"), "{text}");
+}
