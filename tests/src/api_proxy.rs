@@ -1,7 +1,9 @@
 //! A proxy on loopback between one client and an API server: it counts what passes, and breaks one thing as planned.
 //!
 //! It speaks plain HTTP to its client and uses a client of its own towards the server, whose rights it lends.
-//! Which fault comes when is decided by whoever starts it; without a plan everything passes unchanged.
+//! Which fault comes when is decided by whoever starts it, or drawn from a seed; without a plan everything passes unchanged.
+
+mod faults;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,37 +14,15 @@ use futures::StreamExt;
 use http::{Method, Request, Response, header, request::Parts};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
+use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
+pub use faults::Fault;
+use faults::Faults;
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type ProxyBody = UnsyncBoxBody<Bytes, BoxError>;
-
-/// What happens to one write, or to one event of a watch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The write does not take place; this status is the answer.
-    Answer(u16),
-    /// The write takes place, and the connection breaks in place of its answer.
-    LoseAnswer,
-    /// The write takes place, and no answer ever comes.
-    Hang,
-    /// The write waits for [`ApiProxy::release`], even when its client is gone by then.
-    Hold,
-    /// The connection of a watch breaks in place of the event.
-    CutWatch,
-    /// The watch ends with 410 Gone in place of the event.
-    ExpireWatch,
-    /// The event never comes, and the watch goes on as if nothing had been.
-    DropEvent,
-}
-
-impl Fault {
-    /// Whether it strikes events of watches, not writes.
-    pub fn is_of_watches(self) -> bool {
-        matches!(self, Self::CutWatch | Self::ExpireWatch | Self::DropEvent)
-    }
-}
 
 /// A write that reached the API server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +44,7 @@ struct Cut;
 struct Plan {
     /// Namespace whose writes and events count; the cluster's GpuProfiles count too.
     scope: String,
-    /// Which fault, and at which write or event, counted from 1.
-    fault: Option<(Fault, usize)>,
+    faults: Faults,
     writes_begun: usize,
     events: usize,
     struck: bool,
@@ -84,10 +63,9 @@ impl Plan {
     fn strike(&mut self, of_watches: bool) -> Option<Fault> {
         let count = if of_watches { &mut self.events } else { &mut self.writes_begun };
         *count += 1;
-        let (fault, at) = self.fault?;
-        let now = !self.struck && fault.is_of_watches() == of_watches && *count >= at;
-        self.struck |= now;
-        now.then_some(fault)
+        let fault = self.faults.next(of_watches, *count);
+        self.struck |= fault.is_some();
+        fault
     }
 }
 
@@ -159,9 +137,23 @@ impl ApiProxy {
 
     /// Begins anew: counts writes and events of this namespace, and strikes at the one whose turn it is.
     pub fn begin(&self, scope: &str, fault: Option<(Fault, usize)>) {
+        self.begin_with(scope, fault.map_or(Faults::Never, |(fault, at)| Faults::Once(fault, at)));
+    }
+
+    /// Begins anew: writes and events of this namespace meet faults again and again, drawn from a seed.
+    pub fn begin_storm(&self, scope: &str, seed: u64) {
+        self.begin_with(scope, Faults::Storm(Box::new(StdRng::seed_from_u64(seed))));
+    }
+
+    /// Ends every fault that has not begun.
+    pub fn calm(&self) {
+        self.plan().faults = Faults::Never;
+    }
+
+    fn begin_with(&self, scope: &str, faults: Faults) {
         let mut plan = self.plan();
         let lists = std::mem::take(&mut plan.lists);
-        *plan = Plan { scope: scope.to_owned(), fault, lists, ..Plan::default() };
+        *plan = Plan { scope: scope.to_owned(), faults, lists, ..Plan::default() };
     }
 
     /// Waits until the fault has struck.

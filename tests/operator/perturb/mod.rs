@@ -1,7 +1,7 @@
 //! The operator among faults: whatever breaks, the cluster comes to the same rest as without.
 //!
-//! `ATLAS_PERTURB=all` plays every write and every event; without it a sample is drawn, anew for each
-//! `ATLAS_PERTURB_SEED`. `ATLAS_AUDIT_INTERVAL` says how often the operator looks for events that a watch lost; a
+//! `ATLAS_PERTURB=all` plays every write and every event, `ATLAS_PERTURB=storms` storms of many faults and nothing else;
+//! without it a sample is drawn, anew for each `ATLAS_PERTURB_SEED`. `ATLAS_AUDIT_INTERVAL` says how often the operator looks for events that a watch lost; a
 //! short one makes the run of every event shorter.
 
 mod canonical;
@@ -11,6 +11,7 @@ mod properties;
 mod script;
 mod stale;
 mod statuses;
+mod storm;
 
 use std::{
     future::pending,
@@ -68,11 +69,15 @@ pub async fn everything() -> Result<()> {
 }
 
 async fn play_all(bench: &Bench, proxy: &ApiProxy) -> Result<()> {
-    let all = std::env::var("ATLAS_PERTURB").is_ok_and(|value| value == "all");
+    let plan = std::env::var("ATLAS_PERTURB").unwrap_or_default();
+    let all = plan == "all";
     let seed = std::env::var("ATLAS_PERTURB_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
     let mut stage = Stage { bench, proxy, reference: Vec::new() };
     let (writes, events) = without_faults(&mut stage).await?;
     println!("without faults: {writes} writes, {events} events");
+    if plan == "storms" {
+        return storm::storms_come_to_the_same_rest(&stage, 40, seed).await;
+    }
     let cases = if all { every_case(writes, events) } else { sample(writes, events, seed) };
     for case in cases {
         play(&stage, case).await?;
@@ -81,6 +86,7 @@ async fn play_all(bench: &Bench, proxy: &ApiProxy) -> Result<()> {
     statuses::statuses_edited_by_hand_are_put_back(&stage).await?;
     properties::what_is_changed_and_reverted_leaves_no_trace(&stage, (!all).then_some(seed)).await?;
     stale::lists_of_the_past_harm_nothing(&stage).await?;
+    storm::storms_come_to_the_same_rest(&stage, if all { 12 } else { 1 }, seed).await?;
     leader::a_deposed_leaders_late_write_is_put_right(&stage).await
 }
 

@@ -65,27 +65,45 @@ pub fn wide(name: &str, profile: &str, context: i32) -> Value {
     tier
 }
 
+/// The tiers at first.
+pub fn first_tiers() -> [Value; 2] {
+    [wide("primary", "big", 4096), wide("fallback", "small", 2048)]
+}
+
+/// What the second step makes of the specification.
+pub fn changed_spec() -> Value {
+    let tiers = [wide("primary", "big", 8192), wide("fallback", "small", 2304)];
+    json!({"tiers": tiers, "aliases": ["gpt-patch"], "requests": {"queue": 7}})
+}
+
 impl Stage<'_> {
     /// Makes the namespace, the model and its pods, as far as the first rest.
     pub async fn create(&self, namespace: &str) -> Result<()> {
+        self.make(namespace).await?;
+        self.rest(namespace, 0).await
+    }
+
+    /// Makes the namespace, the model and its pods.
+    pub async fn make(&self, namespace: &str) -> Result<()> {
         let at = (namespace, "code");
         self.bench.namespace(namespace).await?;
-        let tiers = [wide("primary", "big", 4096), wide("fallback", "small", 2048)];
-        self.bench.model(at, &tiers, json!({})).await?;
+        self.bench.model(at, &first_tiers(), json!({})).await?;
         for (tier, node) in [("primary", "xtx"), ("fallback", "rx")] {
-            let pod = self.bench.engine_pod(at, tier, Some(node)).await?;
-            self.bench
-                .patch_status("Pod", (Some(namespace), &pod), pod_status(true, json!({"running": {}})))
-                .await?;
+            self.serve(namespace, tier, node).await?;
         }
-        self.rest(namespace, 0).await
+        Ok(())
+    }
+
+    /// Makes a tier's pod, which is ready at once.
+    pub async fn serve(&self, namespace: &str, tier: &str, node: &str) -> Result<()> {
+        let pod = self.bench.engine_pod((namespace, "code"), tier, Some(node)).await?;
+        let status = pod_status(true, json!({"running": {}}));
+        self.bench.patch_status("Pod", (Some(namespace), &pod), status).await
     }
 
     /// Changes both tiers and the model's own fields.
     pub async fn change(&self, namespace: &str) -> Result<()> {
-        let tiers = [wide("primary", "big", 8192), wide("fallback", "small", 2304)];
-        let spec = json!({"tiers": tiers, "aliases": ["gpt-patch"], "requests": {"queue": 7}});
-        self.bench.patch("AtlasModel", (namespace, "code"), json!({"spec": spec})).await?;
+        self.bench.patch("AtlasModel", (namespace, "code"), json!({"spec": changed_spec()})).await?;
         self.rest(namespace, 1).await
     }
 
