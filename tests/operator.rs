@@ -37,6 +37,8 @@ mod orphans;
 mod pace;
 #[path = "operator/perturb/mod.rs"]
 mod perturb;
+#[path = "operator/refused.rs"]
+mod refused;
 #[path = "operator/scenarios.rs"]
 mod scenarios;
 #[path = "operator/silence.rs"]
@@ -92,6 +94,20 @@ async fn the_controllers_do_what_the_objects_say() -> Result<()> {
     engine_reports::what_only_an_engine_reads_is_planned_with_its_word(&bench).await?;
     pace::objects_follow_soon_and_then_all_is_quiet(&bench).await?;
     scenarios::a_second_replica_takes_over_at_once(&bench).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_kubernetes_refuses_ends_or_leaves_behind_is_told() -> Result<()> {
+    let bench = Bench::start().await?;
+    for (name, units) in [("xtx", ("24G", "96")), ("xtx-2", ("24G", "96")), ("rx", ("8G", "32"))] {
+        bench.card_node(name, units.0, units.1).await?;
+    }
+    refused::an_object_that_a_policy_refuses_is_told_and_asked_for_again(&bench).await?;
+    refused::pods_that_are_refused_are_told_and_take_a_change_back(&bench).await?;
+    refused::a_model_without_a_gateway_is_not_ready(&bench).await?;
+    refused::what_a_node_ended_is_told_until_another_pod_serves(&bench).await?;
+    refused::a_name_that_comes_again_takes_up_what_was_left(&bench).await?;
+    refused::in_a_namespace_that_is_deleted_nothing_is_made_and_nobody_is_alarmed(&bench).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use kube::{ResourceExt, api::DynamicObject};
 
 use crate::{
-    apply::{Applied, Ownership, is_behind},
+    apply::{Applied, is_behind},
+    context::Context,
     desired::{
         Desired, TEMPLATE_ANNOTATION, build_objects, build_pod_template, excluded_nodes, kept_runtime,
     },
@@ -20,9 +21,10 @@ use crate::{
     headers::Headers,
     kinds::Kind,
     observe::{TierPods, view_rollout},
+    ownership::Ownership,
     plan::{Placement, Plan, PlanInputs, TierState, Word, plan},
     probe::GatewayModel,
-    reconcile::{Context, Inputs},
+    reconcile::Inputs,
     reports::Reports,
     revision::revise,
     stores::Stores,
@@ -124,7 +126,7 @@ pub async fn act(
     }
     let applied = context
         .applier
-        .apply_objects(&desired, Ownership::ControlledBy(&model.uid))
+        .apply_objects(&desired, Ownership::ControlledBy { model: &model.name, uid: &model.uid })
         .await
         .map_err(ReconcileError::Apply)?;
     context

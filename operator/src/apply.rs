@@ -15,81 +15,23 @@ use serde_json::Value;
 
 use crate::{
     desired::{APPLIED_ANNOTATION, Desired, GENERATION_ANNOTATION},
+    error::{ApplyError, RefusedWrite},
     kinds::Kind,
     metrics::Metrics,
+    ownership::{Owned, Ownership},
     stores::{Stores, annotation},
     validate::ValidatedModel,
 };
-
-/// Why an object could not be applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The API server refused or did not answer a read.
-    #[error("{kind} {name} could not be read")]
-    Read {
-        /// Kind of the object.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-        /// The API server's answer.
-        #[source]
-        source: kube::Error,
-    },
-    /// The API server refused or did not answer a write.
-    #[error("{kind} {name} could not be applied")]
-    Write {
-        /// Kind of the object.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-        /// The API server's answer.
-        #[source]
-        source: kube::Error,
-    },
-    /// A leftover could not be deleted.
-    #[error("{kind} {name} could not be deleted")]
-    Delete {
-        /// Kind of the object.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-        /// The API server's answer.
-        #[source]
-        source: kube::Error,
-    },
-}
-
-/// Who an object has to belong to so that it may be changed.
-#[derive(Debug, Clone, Copy)]
-pub enum Ownership<'a> {
-    /// To the model with this uid, as its controller.
-    ControlledBy(&'a str),
-    /// To the operator: it carries its label, or models own it.
-    Operator,
-}
-
-impl Ownership<'_> {
-    fn holds(self, live: &impl ResourceExt) -> bool {
-        let mut owners = live.owner_references().iter();
-        match self {
-            Self::ControlledBy(uid) => owners.any(|owner| owner.uid == uid && owner.controller == Some(true)),
-            // Labels are taken off by hand more easily than owners.
-            Self::Operator => {
-                crate::stores::label(live, names::LABEL_MANAGED_BY) == Some(names::FIELD_MANAGER)
-                    || owners.any(|owner| {
-                        owner.kind == "AtlasModel"
-                            && owner.api_version.split('/').next() == Some(names::GROUP)
-                    })
-            }
-        }
-    }
-}
 
 /// What became of the desired objects; only [`apply_objects`] makes one.
 #[derive(Debug, Default)]
 pub struct Applied {
     /// Objects of a wanted name that belong to somebody else, as `Kind/name`.
     pub taken: Vec<String>,
+    /// Objects of a deleted model of the same name, as `Kind/name`: garbage collection is about to take them.
+    pub leaving: Vec<String>,
+    /// Objects that the API server does not take.
+    pub refused: Vec<RefusedWrite>,
     /// Number of writes.
     pub writes: usize,
     /// Generated files that were changed by hand and put back: name and fields of each.
@@ -119,6 +61,19 @@ enum Outcome {
     Same,
     Written(Option<HandEdit>),
     Taken(String),
+    Leaving(String),
+}
+
+impl Outcome {
+    /// What becomes of an object that may not be changed.
+    fn of_foreign(owned: Owned, kind: Kind, name: &str) -> Option<Self> {
+        let what = || format!("{}/{name}", kind.as_str());
+        match owned {
+            Owned::Ours => None,
+            Owned::Predecessors => Some(Self::Leaving(what())),
+            Owned::Theirs => Some(Self::Taken(what())),
+        }
+    }
 }
 
 impl Applier {
@@ -129,7 +84,7 @@ impl Applier {
     ///
     /// # Errors
     ///
-    /// The first that failed; the others are applied all the same.
+    /// The first that failed; the others are applied all the same. What is refused for good is no failure: it is told.
     pub async fn apply_objects(
         &self,
         objects: &[Desired],
@@ -151,11 +106,17 @@ impl Applier {
                         applied.hand_edits.extend(edit);
                     }
                     Ok(Outcome::Taken(what)) => applied.taken.push(what),
-                    Err(error) => failed = failed.or(Some(error)),
+                    Ok(Outcome::Leaving(what)) => applied.leaving.push(what),
+                    Err(error) => match error.refusal() {
+                        Some(refusal) => applied.refused.push(refusal),
+                        None => failed = failed.or(Some(error)),
+                    },
                 }
             }
         }
         applied.taken.sort();
+        applied.leaving.sort();
+        applied.refused.sort_by(|a, b| a.object.cmp(&b.object));
         failed.map_or(Ok(applied), Err)
     }
 
@@ -165,18 +126,22 @@ impl Applier {
         let known = self.stores.read_child(*kind, namespace, name);
         let edit = known.as_ref().and_then(|live| find_hand_edit(desired, live));
         let params = match known {
-            Some(live) if !ownership.holds(&live) => {
-                return Ok(Outcome::Taken(format!("{}/{name}", kind.as_str())));
+            Some(live) => {
+                if let Some(foreign) = Outcome::of_foreign(ownership.judge(&live), *kind, name) {
+                    return Ok(foreign);
+                }
+                if is_applied(body, &live) {
+                    return Ok(Outcome::Same);
+                }
+                PatchParams::apply(names::FIELD_MANAGER).force()
             }
-            Some(live) if is_applied(body, &live) => return Ok(Outcome::Same),
-            Some(_) => PatchParams::apply(names::FIELD_MANAGER).force(),
             // The watches see labelled objects only, so somebody else's is found by asking.
             None => match api.get_metadata_opt(name).await {
                 Ok(None) => PatchParams::apply(names::FIELD_MANAGER),
                 Ok(Some(live)) => {
                     let live = DynamicObject { types: None, metadata: live.metadata, data: Value::Null };
-                    if !ownership.holds(&live) {
-                        return Ok(Outcome::Taken(format!("{}/{name}", kind.as_str())));
+                    if let Some(foreign) = Outcome::of_foreign(ownership.judge(&live), *kind, name) {
+                        return Ok(foreign);
                     }
                     PatchParams::apply(names::FIELD_MANAGER).force()
                 }
@@ -205,6 +170,7 @@ impl Applier {
         uid: &str,
         desired: &[Desired],
     ) -> Result<(), ApplyError> {
+        let ownership = Ownership::ControlledBy { model, uid };
         for kind in [Kind::Deployment, Kind::Service, Kind::ConfigMap, Kind::ResourceClaimTemplate] {
             for live in self.stores.children_of(kind, namespace, model) {
                 let name = &live.name_any();
@@ -214,7 +180,7 @@ impl Applier {
                         && desired.iter().any(|object| object.body.to_string().contains(name.as_str())));
                 if wanted
                     || live.meta().deletion_timestamp.is_some()
-                    || !Ownership::ControlledBy(uid).holds(&*live)
+                    || ownership.judge(&*live) != Owned::Ours
                 {
                     continue;
                 }
@@ -259,7 +225,7 @@ pub fn is_behind(desired: &[Desired], model: &ValidatedModel, stores: &Stores) -
     desired.iter().filter_map(|object| stores.child(object.kind, &object.namespace, &object.name)).any(
         |live| {
             let written = annotation(&*live, GENERATION_ANNOTATION).and_then(|text| text.parse::<i64>().ok());
-            Ownership::ControlledBy(&model.uid).holds(&*live)
+            Ownership::ControlledBy { model: &model.name, uid: &model.uid }.holds(&*live)
                 && written.is_some_and(|written| written > model.generation)
         },
     )

@@ -1,8 +1,89 @@
-//! What a reconcile can fail with, and when it is tried again.
+//! What a reconcile can fail with, what the API server refuses for good, and when it is tried again.
 
 use std::time::Duration;
 
-use crate::apply::ApplyError;
+/// Characters of a refusal that are told, at most.
+const MAX_SAID: usize = 1024;
+
+/// Why an object could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The API server refused or did not answer a read.
+    #[error("{kind} {name} could not be read")]
+    Read {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The API server's answer.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server refused or did not answer a write.
+    #[error("{kind} {name} could not be applied")]
+    Write {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The API server's answer.
+        #[source]
+        source: kube::Error,
+    },
+    /// A leftover could not be deleted.
+    #[error("{kind} {name} could not be deleted")]
+    Delete {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The API server's answer.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+impl ApplyError {
+    fn parts(&self) -> (&'static str, &str, &kube::Error) {
+        match self {
+            Self::Read { kind, name, source }
+            | Self::Write { kind, name, source }
+            | Self::Delete { kind, name, source } => (kind, name, source),
+        }
+    }
+
+    /// Whether the namespace is being deleted: nothing new is let into it, and all of it goes.
+    #[must_use]
+    pub fn is_of_ending_namespace(&self) -> bool {
+        let (_, _, source) = self.parts();
+        let kube::Error::Api(status) = source else { return false };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    }
+
+    /// What is refused, where asking again changes nothing until somebody changes a policy, a quota or a right.
+    #[must_use]
+    pub fn refusal(&self) -> Option<RefusedWrite> {
+        let (kind, name, source) = self.parts();
+        let kube::Error::Api(status) = source else { return None };
+        let by_webhook = ["failed calling webhook", "denied the request"];
+        let refused = matches!(status.code, 400 | 403 | 405 | 413 | 422)
+            || by_webhook.iter().any(|words| status.message.contains(words));
+        (refused && !self.is_of_ending_namespace()).then(|| RefusedWrite {
+            object: format!("{kind}/{name}"),
+            said: status.message.chars().take(MAX_SAID).collect(),
+        })
+    }
+}
+
+/// An object that the API server does not take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedWrite {
+    /// The object, as `Kind/name`.
+    pub object: String,
+    /// The API server's reason.
+    pub said: String,
+}
 
 /// When a failed reconcile is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +92,8 @@ pub enum Retry {
     Never,
     /// Soon, and later each time.
     Backoff,
+    /// Never, and nobody has to look: the object is gone, or its namespace goes with everything in it.
+    Gone,
 }
 
 /// Why a reconcile failed.
@@ -27,6 +110,9 @@ pub enum ReconcileError {
     /// An object could not be applied.
     #[error("apply failed")]
     Apply(#[source] ApplyError),
+    /// The API server refuses an object, which the status tells.
+    #[error("the API server refuses {}: {}", .0.object, .0.said)]
+    Refused(RefusedWrite),
     /// The status could not be written.
     #[error("the status could not be written")]
     Status(#[source] kube::Error),
@@ -51,6 +137,7 @@ impl ReconcileError {
         match self {
             Self::NotStored { .. } => "not_stored",
             Self::Apply(_) => "apply",
+            Self::Refused(_) => "refused",
             Self::Status(_) => "status",
             Self::Render(_) => "render",
             Self::DeletePod { .. } => "delete_pod",
@@ -63,8 +150,9 @@ impl ReconcileError {
         match self {
             Self::NotStored { .. } | Self::Render(_) => Retry::Never,
             // The object went away meanwhile; its deletion is its own event.
-            Self::Status(kube::Error::Api(status)) if status.code == 404 => Retry::Never,
-            Self::Apply(_) | Self::Status(_) | Self::DeletePod { .. } => Retry::Backoff,
+            Self::Status(kube::Error::Api(status)) if status.code == 404 => Retry::Gone,
+            Self::Apply(error) if error.is_of_ending_namespace() => Retry::Gone,
+            Self::Apply(_) | Self::Refused(_) | Self::Status(_) | Self::DeletePod { .. } => Retry::Backoff,
         }
     }
 }

@@ -10,26 +10,71 @@ use std::{
     time::Duration,
 };
 
+use atlas_crds::names;
+use atlas_operator_core::refusal::remedy;
 use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
-use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use kube::{ResourceExt, api::DynamicObject, runtime::reflector::ObjectRef};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    apply::{ApplyError, Ownership},
+    context::Context,
     desired::{
         Owner,
         gateway::{GatewayInputs, build_gateway},
     },
     drain::last_may_go,
-    error::backoff,
-    observe::view_pod,
-    reconcile::Context,
+    error::{ApplyError, RefusedWrite, backoff},
+    kinds::Kind,
+    observe::{PodView, PodsRefused, find_refusal, is_over, view_pod},
+    ownership::Ownership,
 };
 
 const CONTROLLER: &str = "gateway";
-/// Names that somebody else holds are not watched.
+/// Names that somebody else holds, and policies, are not watched.
 const WHILE_TAKEN: Duration = Duration::from_secs(15);
+
+/// What keeps a namespace's gateways from what they should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GatewayTroubles {
+    /// Their objects that belong to somebody else, as `Kind/name`.
+    pub taken: Vec<String>,
+    /// Their objects that the API server does not take.
+    pub refused: Vec<RefusedWrite>,
+    /// Why no gateway lets clients in, where none does.
+    pub down: Option<String>,
+}
+
+/// Why no gateway lets clients in, where none does and somebody makes them.
+fn find_outage(live: Option<&DynamicObject>, pods: &[PodView]) -> Option<String> {
+    let live = live?;
+    // Before the Deployment controller has looked, or where there is none, nothing is known.
+    let seen = live.data.pointer("/status/observedGeneration").and_then(serde_json::Value::as_i64)?;
+    // Deployment and pods are watched apart: what only one of them shows is about to show in both.
+    let ready =
+        live.data.pointer("/status/readyReplicas").and_then(serde_json::Value::as_i64).unwrap_or(0) > 0;
+    let serves = ready || pods.iter().any(|pod| pod.ready && !pod.terminating);
+    if serves || live.metadata.generation != Some(seen) {
+        return None;
+    }
+    if let Some(refused) = find_refusal(live) {
+        let PodsRefused { said, .. } = refused;
+        return Some(format!("the API server refuses the gateways' pods: {said}: {}", remedy(&said)));
+    }
+    let trouble = |pod: &PodView| {
+        let said = match (&pod.waiting, &pod.failure, &pod.unschedulable) {
+            (Some(waiting), _, _) => waiting.clone(),
+            (_, Some(failure), _) => {
+                format!("it ended with exit code {}: see `kubectl logs --previous` of the pod", failure.code)
+            }
+            (_, _, Some(unschedulable)) => unschedulable.clone(),
+            (None, None, None) => return None,
+        };
+        Some(format!("gateway pod {}: {said}", pod.name))
+    };
+    let told = pods.iter().filter(|pod| !pod.terminating).find_map(trouble);
+    Some(told.unwrap_or_else(|| "no gateway pod is ready yet".to_owned()))
+}
 
 /// Reconciles namespaces as they are triggered, each once for any number of triggers at a time.
 pub async fn run(context: Arc<Context>, mut triggers: UnboundedReceiver<String>, stop: CancellationToken) {
@@ -59,6 +104,7 @@ pub async fn run(context: Arc<Context>, mut triggers: UnboundedReceiver<String>,
                 Ok(false) => {
                     retries.insert(namespace, (0, Instant::now() + WHILE_TAKEN));
                 }
+                Err(error) if error.is_of_ending_namespace() => {}
                 Err(error) => {
                     context.metrics.errors.with_label_values(&[CONTROLLER, "apply"]).inc();
                     tracing::warn!(
@@ -81,7 +127,7 @@ async fn wake(at: Option<Instant>) {
     }
 }
 
-/// Applies a namespace's gateway; `false` where an object of its name is somebody else's.
+/// Applies a namespace's gateway; `false` where an object of it is somebody else's, or refused.
 async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyError> {
     let timer = context.metrics.seconds.with_label_values(&[CONTROLLER]).start_timer();
     context.metrics.reconciles.with_label_values(&[CONTROLLER]).inc();
@@ -98,7 +144,7 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
         .collect();
     owners.sort();
     if owners.is_empty() {
-        context.taken_gateways.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace);
+        context.gateway_troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace);
         return Ok(true);
     }
     let mut first_tier_nodes: Vec<_> = models
@@ -110,7 +156,7 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
         .collect();
     first_tier_nodes.sort_by(|a, b| a.vram_class.cmp(&b.vram_class));
     let pods = context.stores.gateway_pods(namespace);
-    let pods: Vec<_> = pods.iter().map(|pod| view_pod(pod)).collect();
+    let pods: Vec<_> = pods.iter().filter(|pod| !is_over(pod)).map(|pod| view_pod(pod)).collect();
     let last_may_go = last_may_go(&pods, context.settings.gateway_replicas, &context.stores.nodes());
     let inputs = GatewayInputs { namespace: namespace.to_owned(), owners, first_tier_nodes, last_may_go };
     let applied = context
@@ -118,18 +164,32 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
         .apply_objects(&build_gateway(&inputs, &context.settings), Ownership::Operator)
         .await?;
     timer.observe_duration();
-    let free = applied.taken.is_empty();
+    let free = applied.taken.is_empty() && applied.refused.is_empty();
+    let live = context.stores.read_child(Kind::Deployment, namespace, names::GATEWAY_NAME);
+    let troubles = GatewayTroubles {
+        taken: applied.taken,
+        refused: applied.refused,
+        down: find_outage(live.as_ref(), &pods),
+    };
     let before = {
-        let mut all = context.taken_gateways.lock().unwrap_or_else(PoisonError::into_inner);
-        if free { all.remove(namespace) } else { all.insert(namespace.to_owned(), applied.taken.clone()) }
+        let mut all = context.gateway_troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if troubles == GatewayTroubles::default() {
+            all.remove(namespace)
+        } else {
+            all.insert(namespace.to_owned(), troubles.clone())
+        }
     };
     // The models' conditions say so; a model that is told twice writes nothing the second time.
-    if before.unwrap_or_default() != applied.taken {
-        tracing::info!(
-            namespace,
-            taken = applied.taken.join(", "),
-            "names that the gateway needs and others hold"
-        );
+    if before.unwrap_or_default() != troubles {
+        if !free {
+            tracing::warn!(
+                namespace,
+                taken = troubles.taken.join(", "),
+                refused =
+                    troubles.refused.iter().map(|write| write.said.as_str()).collect::<Vec<_>>().join("; "),
+                "objects of the gateway that others hold or the API server refuses"
+            );
+        }
         for model in &models {
             context.stores.trigger_model(ObjectRef::from_obj(&**model));
         }

@@ -15,7 +15,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::{config::NodeMark, reconcile::Context};
+use crate::{config::NodeMark, context::Context};
 
 /// Sets and removes the marks that differ from what the profiles say; `status` is the newest of profile `name`.
 ///

@@ -91,6 +91,26 @@ pub struct Failure {
     pub at: Option<Timestamp>,
     /// What its model's header says, where memory was the reason.
     pub header: Option<HeaderStatus>,
+    /// Whether the kernel ended it, since the container or the node had no memory left.
+    pub oom_killed: bool,
+}
+
+impl Failure {
+    /// The reason of the condition that it becomes.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        if self.oom_killed { "OomKilled" } else { self.exit.reason() }
+    }
+
+    /// What a person does about it.
+    #[must_use]
+    pub const fn remedy(&self) -> &'static str {
+        if self.oom_killed {
+            "the kernel ended it for want of the node's memory, not of the card's: raise limits.memory in engine.resources of the tier, or the default that a LimitRange of the namespace gives, or free memory of the node"
+        } else {
+            self.exit.remedy()
+        }
+    }
 }
 
 /// The pods of one tier.
@@ -102,6 +122,31 @@ pub struct TierPods {
     pub pods: Vec<PodView>,
     /// The pods that keep a warm tier's weights, by name.
     pub weights: Vec<PodView>,
+    /// The last pod of it that its node ended for good, such as one that was evicted; Kubernetes makes another.
+    pub ended: Option<EndedPod>,
+    /// Why Kubernetes makes no pod of it, where pods are missing.
+    pub refused: Option<PodsRefused>,
+}
+
+/// A pod that is over, and stays to be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndedPod {
+    /// Its name.
+    pub name: String,
+    /// Why it ended, in a word of Kubernetes', such as `Evicted`.
+    pub reason: String,
+    /// The same in a sentence.
+    pub said: String,
+    created: Option<Timestamp>,
+}
+
+/// The API server does not take the pods that a Deployment makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodsRefused {
+    /// Why, in the API server's words.
+    pub said: String,
+    /// Since when.
+    pub since: Option<Timestamp>,
 }
 
 impl TierPods {
@@ -115,8 +160,7 @@ impl TierPods {
     #[must_use]
     pub fn occupies_card(pod: &Pod) -> bool {
         let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        bound && !matches!(phase, Some("Succeeded" | "Failed"))
+        bound && !is_over(pod)
     }
 
     /// Number of ready pods.
@@ -144,8 +188,15 @@ impl TierPods {
 pub fn view_tiers(model: &AtlasModel, pods: &[Arc<Pod>]) -> Vec<TierPods> {
     let mut by_tier: BTreeMap<&str, Vec<PodView>> = BTreeMap::new();
     let mut weights = by_tier.clone();
+    let mut ended: BTreeMap<&str, EndedPod> = BTreeMap::new();
     for pod in pods {
-        if let Some(tier) = pod.labels().get(names::LABEL_TIER) {
+        if is_over(pod) {
+            let Some(tier) = pod.labels().get(names::LABEL_TIER) else { continue };
+            let pod = view_ended(pod);
+            if ended.get(tier.as_str()).is_none_or(|last| last.created < pod.created) {
+                ended.insert(tier, pod);
+            }
+        } else if let Some(tier) = pod.labels().get(names::LABEL_TIER) {
             by_tier.entry(tier).or_default().push(view_pod(pod));
         } else if let Some(tier) = pod.labels().get(names::LABEL_WEIGHTS) {
             weights.entry(tier).or_default().push(view_pod(pod));
@@ -162,9 +213,41 @@ pub fn view_tiers(model: &AtlasModel, pods: &[Arc<Pod>]) -> Vec<TierPods> {
                 pods
             };
             let (pods, weights) = (of_tier(&mut by_tier), of_tier(&mut weights));
-            TierPods { tier: tier.name.clone(), pods, weights }
+            let ended = ended.remove(tier.name.as_str());
+            TierPods { tier: tier.name.clone(), pods, weights, ended, refused: None }
         })
         .collect()
+}
+
+/// Whether a pod has ended for good: its node evicted it, was shut down, or had no card for it after all.
+#[must_use]
+pub fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn view_ended(pod: &Pod) -> EndedPod {
+    let status = pod.status.as_ref();
+    let reason = status.and_then(|status| status.reason.clone()).unwrap_or_else(|| "Ended".to_owned());
+    let said = status.and_then(|status| status.message.as_deref()).unwrap_or("its node left no message");
+    EndedPod {
+        name: pod.name_any(),
+        reason,
+        said: said.trim().trim_end_matches('.').chars().take(512).collect(),
+        created: pod.creation_timestamp().map(|time| time.0),
+    }
+}
+
+/// Why the API server does not take the pods of a Deployment, as its condition `ReplicaFailure` tells.
+#[must_use]
+pub fn find_refusal(live: &DynamicObject) -> Option<PodsRefused> {
+    let status = DeploymentStatus::deserialize(live.data.get("status")?).ok()?;
+    let failure =
+        status.conditions?.into_iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True")?;
+    Some(PodsRefused {
+        said: failure.message.unwrap_or_default(),
+        since: failure.last_transition_time.map(|time| time.0),
+    })
 }
 
 /// What matters of a pod.
@@ -239,6 +322,7 @@ pub fn last_end(pod: &Pod) -> Option<Failure> {
         at: ended.finished_at.as_ref().map(|at| at.0).or_else(|| pod.creation_timestamp().map(|at| at.0)),
         message: reason.join("\n").trim().chars().take(512).collect(),
         header: header.and_then(|header| serde_json::from_str(header).ok()),
+        oom_killed: ended.reason.as_deref() == Some("OOMKilled"),
     })
 }
 

@@ -28,6 +28,7 @@ use kube::{
 use serde::Deserialize;
 
 use crate::{
+    context::Context,
     error::backoff,
     events::{build_profile_events, build_status_event},
     measure::measurements,
@@ -35,7 +36,6 @@ use crate::{
     observe::{TierPods, last_end, view_pod},
     place::names_profile,
     profile_status::{Seen, compute_profile_status},
-    reconcile::Context,
     status_write::{Kept, Need, write_status},
 };
 

@@ -2,41 +2,29 @@
 //!
 //! It reads the stores, never the API server, and writes only what differs.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use atlas_crds::{AtlasModel, GpuProfile, profile::GpuProfileStatus, status::AtlasModelStatus};
+use atlas_crds::{AtlasModel, GpuProfile, names, status::AtlasModelStatus};
 use atlas_operator_core::inventory::OtherWorkloads;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Preconditions},
-    runtime::controller::Action,
-};
+use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 
 use crate::{
     act::act,
-    apply::Applier,
     busy::measured,
-    config::NodeMark,
-    desired::Settings,
+    context::{Context, Memory},
     error::{ReconcileError, Retry, backoff},
-    events::{Events, build_edit_event, build_events, build_status_event},
-    headers::Headers,
+    events::{build_edit_event, build_events, build_status_event},
+    kinds::Kind,
     measure::measured_peak,
-    metrics::Metrics,
-    observe::{TierPods, is_past_grace, view_tiers},
-    probe::GatewayViews,
-    reports::{Heard, Reports, ask_starting},
-    status::{Move, MoveKind, Observed, Verdict, compute_status},
+    observe::{TierPods, find_refusal, view_tiers},
+    pod_removal::{delete_lost_pods, end_of_grace, retry_wrong_cards},
+    reports::{Reports, ask_starting},
+    status::{Observed, Verdict, compute_status},
     status_write::{Kept, Need, write_status},
     stores::{Nodes, Stores},
-    validate::{ValidatedModel, check_claims, validate},
-    wrong_card::{Tries, choose_retries},
+    validate::{check_claims, validate},
 };
 
 const CONTROLLER: &str = "atlasmodel";
@@ -47,51 +35,6 @@ const WHILE_TAKEN: Duration = Duration::from_secs(15);
 /// Safety net; every change has a watch.
 const RESYNC: Duration = Duration::from_secs(600);
 
-/// What reconciles share.
-pub struct Context {
-    /// The API server.
-    pub client: Client,
-    /// Reflected copies.
-    pub stores: Arc<Stores>,
-    /// Writer of objects.
-    pub applier: Applier,
-    /// What headers of model files say, where they are read.
-    pub headers: Option<Arc<Headers>>,
-    /// What the gateways say.
-    pub gateways: Arc<GatewayViews>,
-    /// Settings that show in objects.
-    pub settings: Settings,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-    /// Writer of Events.
-    pub events: Events,
-    /// Per model uid, what the stores may not show yet.
-    pub memory: Mutex<HashMap<String, Memory>>,
-    /// Per namespace, the gateway's objects that belong to somebody else, as `Kind/name`.
-    pub taken_gateways: Mutex<HashMap<String, Vec<String>>>,
-    /// Moves before this are an earlier process's news.
-    pub started: Timestamp,
-    /// What nodes with failed cards show.
-    pub mark_nodes: NodeMark,
-    /// Per profile uid, its status as it was written.
-    pub profiles: Mutex<HashMap<String, Kept<GpuProfileStatus>>>,
-}
-
-/// What a model's last reconcile left behind.
-#[derive(Debug, Clone, Default)]
-pub struct Memory {
-    /// The status as it was written.
-    status: Option<Kept<AtlasModelStatus>>,
-    /// Time of the last failback that was told.
-    last_failback: Option<Timestamp>,
-    /// Failures in a row.
-    failures: u32,
-    /// New pods in the place of some that got another card.
-    tries: Tries,
-    /// Engines that have told what their headers say.
-    heard: Heard,
-}
-
 /// Everything that a pass reads.
 pub struct Inputs {
     /// Every profile.
@@ -100,7 +43,8 @@ pub struct Inputs {
     pub nodes: Arc<Nodes>,
     /// What pods of others hold.
     pub others: Arc<OtherWorkloads>,
-    own_pods: Vec<Arc<Pod>>,
+    /// The engine pods of the model.
+    pub own_pods: Vec<Arc<Pod>>,
 }
 
 fn gather(object: &AtlasModel, stores: &Stores) -> Inputs {
@@ -140,6 +84,7 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     }
     let inputs = gather(object, &context.stores);
     let mut tiers = view_tiers(object, &inputs.own_pods);
+    note_refusals(object, &namespace, &mut tiers, &context.stores);
     let validated = validate(object, &inputs.profiles)
         .and_then(|model| check_claims(model, context.stores.serves_claims));
     let gateways = context.gateways.of_model(&namespace, &object.name_any());
@@ -175,12 +120,17 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         context.metrics.note_vram(labels, plan.map(|plan| plan.required), peak);
     }
 
-    // The gateway's names are every model's of the namespace.
+    // The gateway's objects are every model's of the namespace.
+    let gateway = context.gateway_troubles_of(&namespace);
     let mut taken = outcome.as_ref().map(|(_, applied)| applied.taken.clone()).unwrap_or_default();
-    let own_taken = !taken.is_empty();
-    taken.extend(context.gateway_taken(&namespace));
+    let own_taken = outcome.iter().any(|(_, a)| !a.taken.is_empty() || !a.leaving.is_empty());
+    taken.extend(gateway.taken);
+    let own_refused = outcome.as_ref().map(|(_, applied)| applied.refused.clone()).unwrap_or_default();
+    let refused: Vec<_> = own_refused.iter().cloned().chain(gateway.refused).collect();
     let verdict = match (&validated, &outcome) {
-        (Ok(model), Some((plan, _))) => Verdict::Planned { model, plan, taken: &taken },
+        (Ok(model), Some((plan, applied))) => {
+            Verdict::Planned { model, plan, taken: &taken, leaving: &applied.leaving, refused: &refused }
+        }
         (Err(refusals), _) => Verdict::Refused(refusals),
         (Ok(_), None) => Verdict::Refused(&[]),
     };
@@ -197,6 +147,7 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         verdict,
         tiers: &tiers,
         gateways: &gateways,
+        no_gateway: gateway.down.as_deref(),
         reported: &reported,
         scheme: context.settings.scheme(),
         tls_secret: context.settings.gateway_tls_secret.as_deref(),
@@ -211,8 +162,13 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     events.extend(edits.chain(edited.then(build_status_event)));
     context.events.publish_all(object.object_ref(&()), events);
 
+    // All is told; what the API server refuses is asked for again, later each time.
+    if let Some(first) = own_refused.into_iter().next() {
+        return Err(ReconcileError::Refused(first));
+    }
     let starting = tiers.iter().flat_map(TierPods::current).any(|pod| !pod.ready && pod.address.is_some());
-    let stuck = tiers.iter().flat_map(TierPods::current).any(|pod| pod.waiting.is_some());
+    let stuck = tiers.iter().flat_map(TierPods::current).any(|pod| pod.waiting.is_some())
+        || tiers.iter().any(|tier| tier.refused.is_some());
     // What is looked at again because nobody tells of it, and what has a time of its own.
     let looks = [
         // What an engine told is planned with at once.
@@ -225,66 +181,16 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     Ok(Action::requeue(looks.into_iter().flatten().fold(RESYNC, Duration::min)))
 }
 
-/// Time until the first pod outlives its grace; what happens to it before then is told by its watch.
-fn end_of_grace(pods: &[Arc<Pod>], now: Timestamp) -> Option<Duration> {
-    let ends = pods.iter().filter_map(|pod| pod.metadata.deletion_timestamp.as_ref()).map(|at| at.0);
-    let next = ends.filter(|at| *at >= now).min()?;
-    // Timestamps are of whole seconds.
-    Some(next.duration_since(now).unsigned_abs() + Duration::from_secs(1))
-}
-
-/// Deletes pods that outlived their grace on a node that is lost: nobody else does, and a Recreate rollout waits.
-async fn delete_lost_pods(namespace: &str, inputs: &Inputs, context: &Context) -> Result<(), ReconcileError> {
-    let now = Timestamp::now();
-    for pod in inputs.own_pods.iter().filter(|pod| is_past_grace(pod, now)) {
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-        let alive = node.and_then(|node| inputs.nodes.get(node)).is_some_and(|view| view.ready);
-        if alive {
-            continue;
-        }
-        let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-        let params = DeleteParams {
-            grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        match api.delete(&pod.name_any(), &params).await {
-            Ok(_) => {
-                tracing::info!(pod = pod.name_any(), node, "deleted a pod past its grace on a lost node")
-            }
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-            Err(source) => return Err(ReconcileError::DeletePod { pod: pod.name_any(), source }),
+/// Notes for tiers that lack pods why Kubernetes makes none.
+fn note_refusals(object: &AtlasModel, namespace: &str, tiers: &mut [TierPods], stores: &Stores) {
+    for tier in tiers {
+        let name = names::tier_object_name(&object.name_any(), &tier.tier);
+        let Some(live) = stores.child(Kind::Deployment, namespace, &name) else { continue };
+        let pods = i32::try_from(tier.current().count()).unwrap_or(i32::MAX);
+        if pods < live.replicas() {
+            tier.refused = find_refusal(&live.read());
         }
     }
-    Ok(())
-}
-
-/// Deletes pods that got another card of a node with several kinds, so that their successors may get the right one.
-async fn retry_wrong_cards(
-    object: &AtlasModel,
-    model: &ValidatedModel,
-    inputs: &Inputs,
-    tiers: &[TierPods],
-    context: &Context,
-) -> Result<(), ReconcileError> {
-    let mut chosen = Vec::new();
-    context.remember(object, |memory| {
-        let profile_of = |index: usize| model.tiers.get(index).map(|tier| tier.profile.as_ref());
-        chosen = choose_retries(tiers, profile_of, &inputs.nodes, &mut memory.tries, Timestamp::now());
-    });
-    for pod in chosen {
-        let api: Api<Pod> = Api::namespaced(context.client.clone(), &model.namespace);
-        let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: pod.uid.clone(), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        match api.delete(&pod.name, &params).await {
-            Ok(_) => tracing::info!(pod = pod.name, node = pod.node, "made a pod anew that got another card"),
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-            Err(source) => return Err(ReconcileError::DeletePod { pod: pod.name.clone(), source }),
-        }
-    }
-    Ok(())
 }
 
 /// A status that stands.
@@ -325,58 +231,25 @@ async fn put_status(
     Ok(Written { status, edited })
 }
 
-impl Context {
-    fn memory_of(&self, uid: &str) -> Memory {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned().unwrap_or_default()
-    }
-
-    fn gateway_taken(&self, namespace: &str) -> Vec<String> {
-        let all = self.taken_gateways.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(namespace).cloned().unwrap_or_default()
-    }
-
-    fn remember(&self, object: &AtlasModel, change: impl FnOnce(&mut Memory)) {
-        let Some(uid) = object.uid() else { return };
-        change(self.memory.lock().unwrap_or_else(PoisonError::into_inner).entry(uid).or_default());
-    }
-
-    /// Forgets models that are gone, whichever way they were deleted.
-    pub fn forget_gone(&self) {
-        if !self.stores.take_models_gone() {
-            return;
-        }
-        let models = self.stores.models.state();
-        let uids: HashSet<&str> = models.iter().filter_map(|model| model.metadata.uid.as_deref()).collect();
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.retain(|uid, _| uids.contains(uid.as_str()));
-        drop(memory);
-        self.metrics.forget_models(|namespace, name| {
-            models.iter().any(|m| m.metadata.namespace.as_deref() == Some(namespace) && m.name_any() == name)
-        });
-    }
-
-    /// Moves that were not told yet.
-    fn news(&self, uid: &str, mut moves: Vec<Move>) -> Vec<Move> {
-        let mut all = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let memory = all.entry(uid.to_owned()).or_default();
-        let told = memory.last_failback.unwrap_or(self.started);
-        moves.retain(|m| m.kind == MoveKind::FailedOver || m.at > told);
-        if let Some(last) = moves.iter().filter(|m| m.kind == MoveKind::FailedBack).map(|m| m.at).max() {
-            memory.last_failback = Some(last);
-        }
-        moves
-    }
-}
-
 /// When a failed reconcile is tried again.
 pub fn on_error(object: Arc<AtlasModel>, error: &ReconcileError, context: Arc<Context>) -> Action {
-    context.metrics.errors.with_label_values(&[CONTROLLER, error.label()]).inc();
-    match error.retry() {
+    let retry = error.retry();
+    if retry != Retry::Gone {
+        context.metrics.errors.with_label_values(&[CONTROLLER, error.label()]).inc();
+    }
+    match retry {
         Retry::Never => {
             tracing::error!(
                 model = object.name_any(),
                 error = error as &dyn std::error::Error,
                 "reconcile failed for good"
+            );
+            Action::await_change()
+        }
+        Retry::Gone => {
+            tracing::info!(
+                model = object.name_any(),
+                "it is gone, or goes with its namespace: nothing more is made of it"
             );
             Action::await_change()
         }

@@ -182,7 +182,7 @@ mod tests {
     }
 
     fn tier(pods: Vec<PodView>) -> Vec<TierPods> {
-        vec![TierPods { tier: "a".into(), pods, weights: Vec::new() }]
+        vec![TierPods { tier: "a".into(), pods, ..TierPods::default() }]
     }
 
     #[test]
@@ -195,6 +195,7 @@ mod tests {
                 message: "m".into(),
                 at: at(second),
                 header: Some(header("file:///m", hidden)),
+                oom_killed: false,
             }),
             ..pod("u")
         };

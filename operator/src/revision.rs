@@ -111,10 +111,13 @@ pub fn revise(
 fn troubles(live: &DynamicObject, pods: &TierPods, now: Timestamp) -> Vec<PodTrouble> {
     let pointer = format!("/spec/template/metadata/annotations/{}", TEMPLATE_ANNOTATION.replace('/', "~1"));
     let revision = live.data.pointer(&pointer).and_then(Value::as_str).unwrap_or_default();
-    pods.current()
-        .filter(|pod| !pod.ready && pod.template == revision)
-        .filter_map(|pod| trouble(pod, now))
-        .collect()
+    let mut of_revision = pods.current().filter(|pod| pod.template == revision).peekable();
+    // Where some of its pods are made, what keeps the others away is no fault of the change.
+    let refused = pods.refused.as_ref().filter(|_| of_revision.peek().is_none()).map(|refused| {
+        let age = refused.since.map_or(Duration::ZERO, |at| now.duration_since(at).unsigned_abs());
+        PodTrouble::NotStarted { reason: format!("the API server refuses its pods: {}", refused.said), age }
+    });
+    of_revision.filter(|pod| !pod.ready).filter_map(|pod| trouble(pod, now)).chain(refused).collect()
 }
 
 fn trouble(pod: &PodView, now: Timestamp) -> Option<PodTrouble> {

@@ -73,6 +73,7 @@ mod tests {
                 message: "m".into(),
                 at: Some(at(1000)),
                 header: None,
+                oom_killed: false,
             }),
             ..PodView::default()
         };

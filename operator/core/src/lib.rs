@@ -6,6 +6,7 @@
 pub mod engine_contract;
 pub mod inventory;
 pub mod llm_config;
+pub mod refusal;
 pub mod routing;
 pub mod speed;
 pub mod tiers;

@@ -1,19 +1,24 @@
 //! Every condition of a model, recomputed each time from this one place.
 
+use std::collections::BTreeSet;
+
 use atlas_crds::{ModelCondition, model::Standby};
-use atlas_operator_core::tiers::RolloutStep;
-use kube::ResourceExt;
+use atlas_operator_core::{
+    refusal::{remedy, remedy_of_end},
+    tiers::RolloutStep,
+};
 
 use super::{
     Observed, Verdict,
     cached::{keeping_message, model_cached},
     scheduled::{placement_problem, scheduled},
+    serving::{degraded, serves},
     vram::{memory_advice, stopped_message, vram_draft},
 };
 use crate::{
-    observe::{Failure, PodView, TierPods},
+    error::RefusedWrite,
+    observe::{EndedPod, Failure, PodView, TierPods},
     plan::Plan,
-    probe::{GatewayEndpoint, HEALTHY},
     validate::ValidatedModel,
 };
 
@@ -91,8 +96,31 @@ fn accepted(observed: &Observed<'_>) -> Draft {
                 taken.join(", ")
             ),
         ),
+        Verdict::Planned { refused, .. } if !refused.is_empty() => {
+            draft(State::False, "ObjectRefused", refused_message(refused))
+        }
+        Verdict::Planned { leaving, .. } if !leaving.is_empty() => draft(
+            State::Unknown,
+            "NamesLeaving",
+            format!(
+                "waits until Kubernetes has collected what belongs to a deleted AtlasModel of this name: {}",
+                leaving.join(", ")
+            ),
+        ),
         Verdict::Planned { .. } => draft(State::True, "Valid", "every field is acted on"),
     }
+}
+
+/// What the API server does not take of a model's objects, and what to do; remedies stand once.
+fn refused_message(refused: &[RefusedWrite]) -> String {
+    let mut parts = Vec::new();
+    for remedied in refused.iter().map(|write| remedy(&write.said)).collect::<BTreeSet<_>>() {
+        let said = refused.iter().filter(|write| remedy(&write.said) == remedied);
+        let said: Vec<String> =
+            said.map(|write| format!("the API server refuses {}: {}", write.object, write.said)).collect();
+        parts.push(format!("{}: {remedied}", said.join("; ")));
+    }
+    parts.join("; ")
 }
 
 /// The plan, or the draft of a condition that cannot be told without one.
@@ -126,13 +154,13 @@ pub fn failure_draft((tier, pod, failure): (&TierPods, &PodView, &Failure)) -> D
         if failure.message.is_empty() { "the engine left no message" } else { failure.message.as_str() };
     draft(
         State::False,
-        failure.exit.reason(),
+        failure.reason(),
         format!(
             "tier {}: {said} (pod {}, exit code {}): {}",
             tier.tier,
             pod.name,
             failure.code,
-            failure.exit.remedy()
+            failure.remedy()
         ),
     )
 }
@@ -156,108 +184,6 @@ fn vram_fits(observed: &Observed<'_>) -> Draft {
         return advised(observed, found);
     }
     vram_draft(model, plan, observed.tiers)
-}
-
-fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
-    if let Some(problem) = certificate_problem(observed)
-        && observed.gateways.iter().all(|gateway| gateway.lets_nobody_in)
-    {
-        return draft(State::False, "CertificateUnusable", format!("no client is let in: {problem}"));
-    }
-    match active.and_then(|index| observed.tiers.get(index)) {
-        Some(tier) => {
-            let node =
-                tier.current().find(|pod| pod.ready).and_then(|pod| pod.node.as_deref()).unwrap_or("-");
-            draft(State::True, "Serving", format!("tier {} serves on node {node}", tier.tier))
-        }
-        None if matches!(&observed.verdict, Verdict::Planned { model, .. } if model.suspended) => {
-            draft(State::False, "Suspended", "spec.suspend is true: set it to false to serve")
-        }
-        None => {
-            let why: Vec<String> = observed
-                .tiers
-                .iter()
-                .enumerate()
-                .filter_map(|(index, tier)| {
-                    let message = tier_message(observed, index)?;
-                    // Messages that stand alone elsewhere name their tier already.
-                    let named = message.starts_with("tier ");
-                    Some(if named { message } else { format!("tier {}: {message}", tier.tier) })
-                })
-                .collect();
-            draft(
-                State::False,
-                "NoTierServes",
-                if why.is_empty() { "no tier serves".to_owned() } else { why.join("; ") },
-            )
-        }
-    }
-}
-
-/// What is wrong with the certificate of the gateways, by the Secret's name.
-fn certificate_problem(observed: &Observed<'_>) -> Option<String> {
-    let problem = observed.gateways.iter().find_map(|gateway| gateway.certificate_problem.as_deref())?;
-    // It is namespaced, so it has one.
-    let namespace = observed.object.namespace().unwrap_or_default();
-    Some(match observed.tls_secret {
-        Some(secret) => format!("Secret {namespace}/{secret}: {problem}"),
-        None => problem.to_owned(),
-    })
-}
-
-fn degraded(observed: &Observed<'_>, active: Option<usize>) -> Draft {
-    let problem = certificate_problem(observed).map(|problem| {
-        let nobody = observed.gateways.iter().any(|gateway| gateway.lets_nobody_in);
-        let so = if nobody { "gateways let nobody in" } else { "gateways go on with the last certificate" };
-        format!("{so}: {problem}")
-    });
-    match (active, problem) {
-        (Some(0) | None, Some(problem)) => draft(State::True, "CertificateUnusable", problem),
-        (Some(0), None) => draft(State::False, "FirstTierServes", "the first tier serves"),
-        (None, None) => draft(State::False, "NothingServes", "no tier serves: see condition Ready"),
-        (Some(index), problem) => {
-            let first = observed.tiers.first().map_or("", |tier| tier.tier.as_str());
-            let pinned = match &observed.verdict {
-                Verdict::Planned { model, .. } => model.pinned.is_some(),
-                Verdict::Refused(_) => false,
-            };
-            let why = if pinned {
-                "failover.mode is Pinned".to_owned()
-            } else {
-                tier_message(observed, 0).unwrap_or_else(|| waiting_message(observed))
-            };
-            // Nothing is said of a certificate that is well.
-            let besides = problem.map(|problem| format!("; {problem}")).unwrap_or_default();
-            draft(
-                State::True,
-                "FallbackServing",
-                format!("tier {} serves instead of {first}: {why}{besides}", observed.tiers[index].tier),
-            )
-        }
-    }
-}
-
-/// Why the first tier does not serve although a pod of it is ready.
-///
-/// Kubernetes takes most of a minute to call a pod on a lost node unready; the gateways know within a second, so it is
-/// their word that counts, and without it nothing is claimed.
-fn waiting_message(observed: &Observed<'_>) -> String {
-    let first = observed.tiers.first().map_or("", |tier| tier.tier.as_str());
-    let seen: Vec<&GatewayEndpoint> = observed
-        .gateways
-        .iter()
-        .flat_map(|gateway| &gateway.endpoints)
-        .filter(|endpoint| endpoint.tier == first)
-        .collect();
-    let healthy = seen.iter().any(|endpoint| endpoint.health == HEALTHY);
-    match seen.first() {
-        None => "its pod is ready, but no gateway knows it".to_owned(),
-        Some(_) if healthy => "it is healthy again and waits for failover.failbackAfter".to_owned(),
-        Some(lost) => {
-            let cause = lost.cause.as_deref().unwrap_or("it does not answer");
-            format!("the gateways do not reach it: {cause}")
-        }
-    }
 }
 
 fn progressing(observed: &Observed<'_>) -> Draft {
@@ -308,13 +234,29 @@ fn progressing(observed: &Observed<'_>) -> Draft {
             let phase =
                 tier.current().find_map(|pod| pod.engine.as_ref()).map_or("", |engine| engine.phase.as_str());
             let phase = if phase.is_empty() { String::new() } else { format!(", {phase}") };
-            format!("tier {} ({} of {} ready{phase})", tier.tier, tier.ready(), planned.replicas)
+            let ended = ended_message(tier).map(|ended| format!("; {ended}")).unwrap_or_default();
+            format!("tier {} ({} of {} ready{phase}){ended}", tier.tier, tier.ready(), planned.replicas)
         })
         .collect();
     if !starting.is_empty() {
         return draft(State::True, "Starting", starting.join("; "));
     }
-    draft(State::False, "Settled", "every tier is as the specification wants it")
+    let waits = model.tiers.iter().zip(&plan.tiers).any(|(_, planned)| planned.replicas < planned.wanted);
+    draft(
+        State::False,
+        "Settled",
+        if waits {
+            "no change is on its way; a tier waits for a card: see condition Scheduled"
+        } else {
+            "every tier is as the specification wants it"
+        },
+    )
+}
+
+/// How the last pod of a tier ended that its node ended for good, and what to do.
+fn ended_message(tier: &TierPods) -> Option<String> {
+    let EndedPod { name, reason, said, .. } = tier.ended.as_ref()?;
+    Some(format!("its node ended pod {name} ({reason}: {said}): {}", remedy_of_end(reason)))
 }
 
 /// What keeps a tier from serving; `None` while it is ready.
@@ -350,7 +292,15 @@ pub fn tier_message(observed: &Observed<'_>, index: usize) -> Option<String> {
     let phase = tier.current().find_map(|pod| pod.engine.as_ref()).map(|engine| engine.phase.clone());
     Some(match phase {
         Some(phase) => format!("its engine is {phase}"),
-        None if tier.current().next().is_none() => "it has no pod yet".to_owned(),
-        None => "its pod is not ready".to_owned(),
+        None if tier.current().next().is_none() => {
+            ended_message(tier).unwrap_or_else(|| "it has no pod yet".to_owned())
+        }
+        None => match tier.current().find(|pod| pod.node.is_some() && pod.address.is_none()) {
+            Some(pod) => format!(
+                "its pod is being made on its node: where that lasts, `kubectl describe pod {}` tells what it waits for",
+                pod.name
+            ),
+            None => "its pod is not ready".to_owned(),
+        },
     })
 }

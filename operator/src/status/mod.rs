@@ -6,6 +6,7 @@ mod cached;
 mod conditions;
 mod failover;
 mod scheduled;
+mod serving;
 mod vram;
 
 use atlas_crds::{
@@ -20,6 +21,7 @@ use conditions::{Draft, compute_conditions};
 pub use failover::{Move, MoveKind, fold_switches};
 
 use crate::{
+    error::RefusedWrite,
     fit::TierVram,
     measure::measured_peak,
     observe::TierPods,
@@ -42,6 +44,10 @@ pub enum Verdict<'a> {
         plan: &'a Plan,
         /// Objects of a wanted name that are not ours.
         taken: &'a [String],
+        /// Objects of a deleted model of the same name that are about to go.
+        leaving: &'a [String],
+        /// Objects that the API server does not take.
+        refused: &'a [RefusedWrite],
     },
 }
 
@@ -58,6 +64,8 @@ pub struct Observed<'a> {
     pub tiers: &'a [TierPods],
     /// What each gateway says.
     pub gateways: &'a [GatewayModel],
+    /// Why no gateway lets clients in, where none does.
+    pub no_gateway: Option<&'a str>,
     /// What engines told of headers that nobody else reads.
     pub reported: &'a Reports,
     /// The URL's host.
@@ -112,7 +120,12 @@ pub fn compute_status(observed: &Observed<'_>) -> (AtlasModelStatus, Vec<Move>) 
             tier_status(observed, index, tier, validated(index).and_then(|t| t.available_bytes))
         })
         .collect();
-    let accepted = matches!(&observed.verdict, Verdict::Planned { taken, .. } if taken.is_empty());
+    let accepted = match &observed.verdict {
+        Verdict::Planned { taken, leaving, refused, .. } => {
+            taken.is_empty() && leaving.is_empty() && refused.is_empty()
+        }
+        Verdict::Refused(_) => false,
+    };
     let status = AtlasModelStatus {
         observed_generation: observed.object.metadata.generation,
         url: accepted.then(|| format!("{}://{}:{}/v1", observed.scheme, observed.host, names::GATEWAY_PORT)),

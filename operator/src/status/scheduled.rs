@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use atlas_crds::ModelCondition;
-use atlas_operator_core::{engine_contract::EngineExit, tiers::Admission};
+use atlas_operator_core::{engine_contract::EngineExit, refusal::remedy, tiers::Admission};
 
 use super::{
     Observed,
@@ -155,6 +155,17 @@ pub fn placement_problem(
         | Placement::NoCardOffered
         | Placement::NodesRefused
         | Placement::Possible => {}
+    }
+    if let Some(refused) = tier.refused.as_ref().filter(|_| bound < planned.replicas) {
+        return Some(draft(
+            State::False,
+            "PodsRefused",
+            format!(
+                "tier {name}: the API server refuses its pods: {}: {}",
+                refused.said,
+                remedy(&refused.said)
+            ),
+        ));
     }
     let unschedulable = tier.current().find_map(|pod| Some((pod, pod.unschedulable.as_ref()?)))?;
     Some(draft(

@@ -1,0 +1,84 @@
+//! What to do where Kubernetes refuses an object or a pod: a remedy for each kind of refusal, from its words.
+//!
+//! Quotas, limits, pod security and policies have no codes of their own, so their words are all that tells them apart.
+
+/// What a person does about a refusal of the API server.
+#[must_use]
+pub fn remedy(said: &str) -> &'static str {
+    let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    if has(&["failed quota"]) {
+        "a ResourceQuota of the namespace asks for requests or limits: set engine.resources of the tier, or add a LimitRange with defaults"
+    } else if has(&["exceeded quota"]) {
+        "raise the ResourceQuota of the namespace, or free what others use of it"
+    } else if has(&["violates PodSecurity"]) {
+        "let a GpuProfile with a modelCache other than hostPath be used, or lower the label pod-security.kubernetes.io/enforce of the namespace"
+    } else if has(&["usage per Container", "usage per Pod", "limit to request ratio"]) {
+        "set engine.resources of the tier within the LimitRange of the namespace"
+    } else if has(&["failed calling webhook"]) {
+        "the webhook named above does not answer: mend it, or ask whoever runs it"
+    } else if has(&["denied the request", "denied request"]) {
+        "meet the policy named above, or ask whoever runs it for an exception"
+    } else if has(&["is forbidden: User "]) {
+        "give the operator this right: its ClusterRole comes with the chart of the same release"
+    } else if has(&["PriorityClass"]) {
+        "create the PriorityClass that is named, or let no policy set it"
+    } else {
+        "see the Events of the namespace"
+    }
+}
+
+/// What a person does about a pod that its node ended for good, by the pod's `status.reason`.
+#[must_use]
+pub fn remedy_of_end(reason: &str) -> &'static str {
+    match reason {
+        "Evicted" => "free memory or disk of the node, or raise the requests in engine.resources of the tier",
+        "UnexpectedAdmissionError" => {
+            "the node's device plugin had no card for it: see its logs, and restart it where the card is well"
+        }
+        _ => "`kubectl describe` of that pod tells more, and Kubernetes makes another",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_by_its_words() {
+        // As API servers say them.
+        for (said, remedied) in [
+            (
+                r#"pods "a-1" is forbidden: exceeded quota: none, requested: pods=1, used: pods=0, limited: pods=0"#,
+                "raise the ResourceQuota",
+            ),
+            (
+                r#"pods "a-1" is forbidden: failed quota: q: must specify limits.memory for: engine"#,
+                "set engine.resources",
+            ),
+            (
+                r#"pods "a-1" is forbidden: violates PodSecurity "baseline:latest": hostPath volumes (volume "models")"#,
+                "modelCache other than hostPath",
+            ),
+            (
+                r#"pods "a-1" is forbidden: maximum memory usage per Container is 1Gi, but limit is 2Gi"#,
+                "within the LimitRange",
+            ),
+            (
+                r#"services "a" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'p' denied request: no"#,
+                "meet the policy",
+            ),
+            (r#"admission webhook "w.example" denied the request: no"#, "meet the policy"),
+            (
+                r#"Internal error occurred: failed calling webhook "w.example": connection refused"#,
+                "does not answer",
+            ),
+            (
+                r#"services "a" is forbidden: User "system:serviceaccount:s:o" cannot patch resource "services""#,
+                "give the operator this right",
+            ),
+            ("something else", "see the Events"),
+        ] {
+            assert!(remedy(said).contains(remedied), "{said}: {}", remedy(said));
+        }
+    }
+}
