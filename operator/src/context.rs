@@ -109,7 +109,7 @@ impl Context {
         let memory = all.entry(uid.to_owned()).or_default();
         let told = memory.last_failback.unwrap_or(self.started);
         moves.retain(|m| m.kind == MoveKind::FailedOver || m.at > told);
-        if let Some(last) = moves.iter().filter(|m| m.kind == MoveKind::FailedBack).map(|m| m.at).max() {
+        if let Some(last) = moves.iter().filter(|m| m.kind != MoveKind::FailedOver).map(|m| m.at).max() {
             memory.last_failback = Some(last);
         }
         moves

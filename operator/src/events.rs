@@ -105,13 +105,27 @@ pub fn build_events(previous: &AtlasModelStatus, now: &AtlasModelStatus, moves: 
     events.extend(moves.iter().map(|m| Event {
         type_: match m.kind {
             MoveKind::FailedOver => EventType::Warning,
-            MoveKind::FailedBack => EventType::Normal,
+            MoveKind::FailedBack | MoveKind::Pinned => EventType::Normal,
         },
         reason: match m.kind {
             MoveKind::FailedOver => "FailedOver".into(),
             MoveKind::FailedBack => "FailedBack".into(),
+            MoveKind::Pinned => "Pinned".into(),
         },
-        note: Some(format!("from tier {} to {} after {} ms: {}", m.from, m.to, m.millis, m.cause)),
+        note: Some(match m.kind {
+            MoveKind::FailedOver => {
+                format!("from tier {} to {} after {} ms: {}", m.from, m.to, m.millis, m.cause)
+            }
+            MoveKind::FailedBack => format!(
+                "from tier {} to {}, which was healthy for {} s without a break",
+                m.from,
+                m.to,
+                m.millis / 1_000
+            ),
+            MoveKind::Pinned => {
+                format!("from tier {} to {}: failover.pinnedTier names it", m.from, m.to)
+            }
+        }),
         action: "Switch".into(),
         secondary: None,
     }));

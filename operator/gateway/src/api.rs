@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
+use percent_encoding::percent_decode_str;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -88,14 +89,16 @@ impl Api {
         headers::check_clear(&head)?;
         let incoming = Lingering::new(&head.headers, incoming);
         let path = head.uri.path();
-        let Some(path) = path.strip_prefix("/v1/") else {
+        // Engines have these two beside the API.
+        let beside = || ["/tokenize", "/detokenize"].contains(&path).then(|| &path[1..]);
+        let Some(path) = path.strip_prefix("/v1/").or_else(beside) else {
             return Err(ApiError::PathNotFound { path: path.to_owned() });
         };
         let view = self.registry.view();
         // A target that names a host counts more than the header (RFC 9112, 3.2.2).
         let host = head.uri.host().or_else(|| head.headers.get(header::HOST)?.to_str().ok());
         let named_by_host = identify::by_host(&view.configs, &self.names, host);
-        if head.method == Method::GET
+        if matches!(head.method, Method::GET | Method::HEAD)
             && let Some(response) = list_models(path, &view, named_by_host, &head.headers)
         {
             return response;
@@ -106,7 +109,8 @@ impl Api {
         let body = read_body(incoming, limit, self.timing).await?;
         let (body_head, body) = BodyHead::of(body);
         let id = body_head.model.as_deref();
-        let config = identify::identify(&view.configs, named_by_host, id)?;
+        let config = identify::identify(&view.configs, named_by_host, id)
+            .map_err(|error| identify::not_json(&body).filter(|_| id.is_none()).unwrap_or(error))?;
         let body = if config.client_priority { body } else { body_head.without_priority(body) };
         let needs = Needs::of(&head.method, path, &body_head, &body);
         // Both maps are made from one table, so the model is there.
@@ -196,10 +200,11 @@ fn list_models(
             .collect();
         return Some(Ok(body::json(StatusCode::OK, &json!({"object": "list", "data": ids}))));
     }
-    let id = path.strip_prefix("models/")?;
+    // Clients send an id with a slash in either form.
+    let id = percent_decode_str(path.strip_prefix("models/")?).decode_utf8_lossy();
     Some(
-        identify::identify(&view.configs, named_by_host, Some(id))
+        identify::identify(&view.configs, named_by_host, Some(&id))
             .and_then(|model| auth::authorise(model, &view.keys, headers))
-            .map(|_| body::json(StatusCode::OK, &entry(id))),
+            .map(|_| body::json(StatusCode::OK, &entry(&id))),
     )
 }

@@ -154,6 +154,22 @@ pub enum ApiError {
         /// The model.
         model: String,
     },
+    /// Engine after engine ended the connection on the request.
+    #[error(
+        "{breaks} engines of model {model:?} ended the connection while they worked on this request, so it is sent to no other one: it may be what breaks them"
+    )]
+    EnginesBreak {
+        /// The model.
+        model: String,
+        /// How many.
+        breaks: usize,
+    },
+    /// The request body is no JSON, so that nobody knows what it asks for.
+    #[error("the request body is not valid JSON: {problem}")]
+    NotJson {
+        /// What is wrong with it, and where.
+        problem: String,
+    },
     /// The request took too long.
     #[error("model {model:?} did not answer within {millis} ms")]
     Timeout {
@@ -183,7 +199,10 @@ impl ApiError {
             Self::ModelNotFound { .. } | Self::PathNotFound { .. } => StatusCode::NOT_FOUND,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::Ambiguous { .. } | Self::BodyBroken | Self::BadHeader { .. } => StatusCode::BAD_REQUEST,
+            Self::Ambiguous { .. } | Self::BodyBroken | Self::BadHeader { .. } | Self::NotJson { .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::EnginesBreak { .. } => StatusCode::BAD_GATEWAY,
             Self::NotAuthorised { .. } => StatusCode::UNAUTHORIZED,
             Self::LimitReached { .. } | Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeysNotRead { .. }
@@ -218,6 +237,8 @@ impl ApiError {
             Self::TierTooSmall { .. } => "tier_cannot_serve",
             Self::TooManyHeld { .. } => "too_many_waiting",
             Self::RetriesUsedUp { .. } => "retries_used_up",
+            Self::EnginesBreak { .. } => "engines_break",
+            Self::NotJson { .. } => "invalid_json",
             Self::Timeout { .. } => "timeout",
         }
     }
@@ -288,7 +309,7 @@ impl StreamError {
             Self::TimedOut => (
                 StatusCode::GATEWAY_TIMEOUT,
                 "timeout",
-                "the answer was not finished within the model's requests.timeout".to_owned(),
+                "the answer was not finished within its time (the model's requests.timeout, or x-atlas-timeout-ms)".to_owned(),
             ),
             Self::Refused(status) => {
                 (status, "engine_error", format!("the engine answered {status}: send the request again"))

@@ -26,6 +26,9 @@ use crate::{
 
 /// Attempts of one request, over all endpoints and while it is held.
 const MAX_ATTEMPTS: usize = 16;
+/// Engines that may end the connection of one request without an answer: what broke them all may be the request itself,
+/// and one that is sent on and on would take every tier down.
+const MAX_BREAKS: usize = 3;
 /// Pause before endpoints that refused are asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -89,6 +92,8 @@ fn count(call: &Call, done: &Result<Response<AnswerBody>, ApiError>) {
 struct Attempts {
     tried: Vec<Arc<Endpoint>>,
     count: usize,
+    /// Those that ended in a connection which broke behind the request.
+    breaks: usize,
     last_refusal: Option<Response<AnswerBody>>,
     /// The answer that a context was too short, and that context.
     too_long: Option<(Response<AnswerBody>, u64)>,
@@ -113,11 +118,13 @@ async fn try_all(call: Arc<Call>) -> Result<Response<AnswerBody>, ApiError> {
     drop(waits);
     let mut held = None;
     let mut routes = model.routes();
-    let mut attempts = Attempts { tried: Vec::new(), count: 0, last_refusal: None, too_long: None };
+    let mut attempts =
+        Attempts { tried: Vec::new(), count: 0, breaks: 0, last_refusal: None, too_long: None };
     loop {
         let view = Arc::clone(&routes.borrow_and_update());
         if let (Some(tier), Some(active)) = (&call.required_tier, &view.active_tier)
             && tier != active
+            && !view.serves(tier)
         {
             let (model, reasons) = (config.name.clone(), model.describe_tiers());
             return Err(ApiError::TierNotActive { model, tier: tier.clone(), reasons });
@@ -149,6 +156,11 @@ async fn try_all(call: Arc<Call>) -> Result<Response<AnswerBody>, ApiError> {
                         call.metrics.aborted(&config.name);
                     }
                     note_retry(&call, &endpoint, failure.blame(&call, &endpoint));
+                    attempts.breaks += usize::from(matches!(failure, Failure::Broken));
+                    if attempts.breaks >= MAX_BREAKS {
+                        let (model, breaks) = (config.name.clone(), attempts.breaks);
+                        return Err(ApiError::EnginesBreak { model, breaks });
+                    }
                 }
             }
             attempts.tried.push(endpoint);

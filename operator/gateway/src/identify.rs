@@ -156,6 +156,13 @@ pub fn identify<'t>(
     }
 }
 
+/// What is wrong with a body that is there and no JSON.
+#[must_use]
+pub fn not_json(body: &[u8]) -> Option<ApiError> {
+    let problem = serde_json::from_slice::<IgnoredAny>(body).err().filter(|_| !body.is_empty())?;
+    Some(ApiError::NotJson { problem: problem.to_string() })
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -204,6 +204,20 @@ impl Metrics {
         }
     }
 
+    /// Shows some of a model's tiers no more.
+    pub fn forget_tiers(&self, model: &ModelConfig, gone: impl Fn(&str) -> bool) {
+        for tier in model.tiers.iter().filter(|tier| gone(&tier.name)) {
+            // One that was never shown is no error.
+            let _ = self.active_tier.remove_label_values(&[&model.name, &tier.name]);
+        }
+    }
+
+    /// Shows no more what a model is like now; what was counted stays.
+    pub fn forget_model(&self, model: &ModelConfig) {
+        self.forget_tiers(model, |_| true);
+        let _ = self.retry_budget.remove_label_values(&[&model.name]);
+    }
+
     /// Counts a request for as long as the guard lives.
     #[must_use]
     pub fn begin(&self, model: &str) -> Running {

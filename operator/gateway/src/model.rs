@@ -49,6 +49,12 @@ pub struct Route {
 }
 
 impl Routes {
+    /// Whether a tier has an engine that serves, be it the tier that requests go to or another one.
+    #[must_use]
+    pub fn serves(&self, tier: &str) -> bool {
+        self.order.iter().any(|route| route.healthy && route.endpoint.config.tier == tier)
+    }
+
     /// The best endpoint that `may_try` accepts; `balance` picks among equals.
     #[must_use]
     pub fn choose(&self, needs: &Needs, may_try: impl Fn(&Arc<Endpoint>) -> bool) -> Option<Arc<Endpoint>> {
@@ -107,6 +113,8 @@ struct Memory {
     failback: FailbackState,
     switches: VecDeque<SwitchRecord>,
     seq: u64,
+    /// The model is gone: what still runs of it is not shown any more.
+    retired: bool,
 }
 
 /// One model.
@@ -197,9 +205,26 @@ impl Model {
 
     /// Takes over what the watches say.
     pub fn update(&self, config: Arc<ModelConfig>, endpoints: Vec<Arc<Endpoint>>) {
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        let old = std::mem::replace(
+            &mut *self.config.write().unwrap_or_else(PoisonError::into_inner),
+            Arc::clone(&config),
+        );
         *self.endpoints.write().unwrap_or_else(PoisonError::into_inner) = endpoints;
+        {
+            // Under the lock, behind whoever still shows the old tiers: one that is gone would be shown for ever.
+            let _memory = self.lock();
+            self.metrics.forget_tiers(&old, |tier| !config.tiers.iter().any(|kept| kept.name == tier));
+        }
         self.reroute();
+    }
+
+    /// Ends the model, which is gone from the cluster.
+    pub fn retire(&self) {
+        self.endpoints().iter().for_each(|endpoint| endpoint.remove());
+        // Under the lock, so that no reroute shows it again.
+        let mut memory = self.lock();
+        memory.retired = true;
+        self.metrics.forget_model(&self.config());
     }
 
     /// Applies one event to an endpoint, and moves traffic where that changes something.
@@ -265,6 +290,9 @@ impl Model {
         // the older view must not publish last.
         let mut memory = self.lock();
         let (config, endpoints) = (self.config(), self.endpoints());
+        // Looked at once: what is mended a moment later was the cause of a move all the same.
+        let seen: Vec<(Health, Option<Millis>)> =
+            endpoints.iter().map(|endpoint| endpoint.health_and_trouble()).collect();
         let tiers: Vec<TierView<'_>> = config
             .tiers
             .iter()
@@ -272,7 +300,7 @@ impl Model {
                 name: &tier.name,
                 endpoints: (0..endpoints.len())
                     .filter(|id| endpoints[*id].config.tier == tier.name)
-                    .map(|id| EndpointView { id, health: endpoints[id].health() })
+                    .map(|id| EndpointView { id, health: seen[id].0 })
                     .collect(),
             })
             .collect();
@@ -296,15 +324,21 @@ impl Model {
                 .collect(),
         };
         if let Some(switch) = decision.switch {
-            let (cause, since) = if switch.voluntary {
+            let (cause, since) = if switch.voluntary && config.pinned_tier.as_ref() == Some(&switch.to) {
+                // Nothing was wrong: somebody wanted it so.
+                ("Pinned", None)
+            } else if switch.voluntary {
                 ("FailedBack", memory.failback.healthy_since(&switch.to))
             } else {
-                let of_lost = || endpoints.iter().filter(|endpoint| endpoint.config.tier == switch.from);
-                let cause = of_lost().find_map(|endpoint| match endpoint.health() {
+                let of_lost = || {
+                    let all = endpoints.iter().zip(&seen);
+                    all.filter(|(endpoint, _)| endpoint.config.tier == switch.from).map(|(_, seen)| seen)
+                };
+                let cause = of_lost().find_map(|(health, _)| match health {
                     Health::Unhealthy(cause) => Some(cause.as_str()),
                     Health::Healthy | Health::Unknown => None,
                 });
-                (cause.unwrap_or("Gone"), of_lost().filter_map(|endpoint| endpoint.trouble_since()).min())
+                (cause.unwrap_or("Gone"), of_lost().filter_map(|(_, since)| *since).min())
             };
             memory.seq += 1;
             let record = SwitchRecord {
@@ -324,7 +358,9 @@ impl Model {
             }
         }
         self.queue.set_capacity(capacity(&routes));
-        self.metrics.active_tier(&config, routes.active_tier.as_deref());
+        if !memory.retired {
+            self.metrics.active_tier(&config, routes.active_tier.as_deref());
+        }
         self.routes.send_if_modified(|current| {
             let same = current.active_tier == routes.active_tier
                 && current.order.len() == routes.order.len()

@@ -101,7 +101,7 @@ impl Registry {
         for (name, model) in &old.models {
             if !models.contains_key(name) {
                 info!(model = %name, "model removed");
-                model.endpoints().iter().for_each(|endpoint| endpoint.remove());
+                model.retire();
             }
         }
         *self.view.write().unwrap_or_else(PoisonError::into_inner) =

@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub async fn run(client: Client, namespace: &str, table: watch::Sender<ModelTable>, stop: CancellationToken) {
     let secrets: Api<Secret> = Api::namespaced(client, namespace);
     let mut changes = table.subscribe();
+    let mut failing = BTreeSet::new();
     loop {
         let (wanted, known) = {
             let table = changes.borrow_and_update();
@@ -37,6 +38,21 @@ pub async fn run(client: Client, namespace: &str, table: watch::Sender<ModelTabl
             let read = tokio::select! {
                 () = stop.cancelled() => return,
                 read = fetch(&secrets, &name) => read,
+            };
+            let read = match read {
+                Ok(read) => {
+                    if failing.remove(&name) {
+                        info!(name, "the Secret with API keys can be read again");
+                    }
+                    Some(read)
+                }
+                Err(problem) => {
+                    // Once, and not every three seconds for as long as the API server is away.
+                    if failing.insert(name.clone()) {
+                        warn!(name, problem, "the Secret with API keys cannot be read: the last keys stand");
+                    }
+                    None
+                }
             };
             if let Some(read) = read.or_else(|| known.get(&name).cloned()) {
                 keys.insert(name, read);
@@ -58,17 +74,14 @@ pub async fn run(client: Client, namespace: &str, table: watch::Sender<ModelTabl
     }
 }
 
-/// The keys of a Secret; of one that is missing none, and `None` where nobody knows.
-async fn fetch(secrets: &Api<Secret>, name: &str) -> Option<Arc<Keys>> {
+/// The keys of a Secret, and of one that is missing none; or why nobody knows.
+async fn fetch(secrets: &Api<Secret>, name: &str) -> Result<Arc<Keys>, String> {
     match tokio::time::timeout(PATIENCE, secrets.get_opt(name)).await {
         Ok(Ok(secret)) => {
             let data = secret.and_then(|secret| secret.data).unwrap_or_default();
-            Some(Arc::new(Keys::read(data.iter().map(|(name, value)| (name, value.0.as_slice())))))
+            Ok(Arc::new(Keys::read(data.iter().map(|(name, value)| (name, value.0.as_slice())))))
         }
-        Ok(Err(error)) => {
-            warn!(name, %error, "the Secret with API keys cannot be read");
-            None
-        }
-        Err(_) => None,
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
     }
 }

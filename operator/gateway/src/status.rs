@@ -15,6 +15,8 @@ use crate::{
 #[derive(Debug, Serialize)]
 pub struct Status {
     pod: String,
+    /// What this clock says, so that times of several gateways can be compared.
+    now: jiff::Timestamp,
     models: Vec<ModelStatus>,
 }
 
@@ -75,6 +77,7 @@ struct RequestStatus {
 pub fn compute_status(pod: &str, view: &View, certificate: Option<&CertificateProblem>) -> Status {
     Status {
         pod: pod.to_owned(),
+        now: jiff::Timestamp::now(),
         models: view.models.iter().map(|(name, model)| of_model(name, model, certificate)).collect(),
     }
 }

@@ -151,9 +151,21 @@ impl ModelTable {
         });
         let mut endpoints: Vec<EndpointConfig> = slices.iter().flat_map(|slice| read_slice(slice)).collect();
         // A pod stands in two slices for a moment when they are rewritten: ready in one of them is ready.
-        endpoints
-            .sort_by(|a, b| (&a.model, &a.tier, a.api, b.ready).cmp(&(&b.model, &b.tier, b.api, a.ready)));
-        endpoints.dedup_by(|b, a| (&a.model, &a.tier, a.api) == (&b.model, &b.tier, b.api));
+        // In an order of their own: the slices come in any, and an engine that looks another one each time would be given up
+        // each time.
+        endpoints.sort_by(|a, b| {
+            let place = |e: &EndpointConfig| (e.pod.clone(), e.node.clone(), e.internal);
+            let key = (&a.model, &a.tier, a.api).cmp(&(&b.model, &b.tier, b.api));
+            key.then(b.ready.cmp(&a.ready)).then_with(|| place(b).cmp(&place(a)))
+        });
+        endpoints.dedup_by(|b, a| {
+            let same = (&a.model, &a.tier, a.api) == (&b.model, &b.tier, b.api);
+            if same {
+                a.pod = a.pod.take().or_else(|| b.pod.take());
+                a.node = a.node.take().or_else(|| b.node.take());
+            }
+            same
+        });
         Self { models: models.collect(), endpoints, keys: KeyRing::new() }
     }
 }
@@ -222,6 +234,20 @@ mod tests {
             ready: true,
         };
         assert_eq!(table.endpoints, [expected]);
+    }
+
+    #[test]
+    fn an_engine_that_stands_in_several_slices_looks_the_same_in_whatever_order_they_come() {
+        let bare = slice(json!([{"addresses": ["10.0.0.1"]}]));
+        let full = slice(json!([{"addresses": ["10.0.0.1"], "nodeName": "n1",
+            "targetRef": {"kind": "Pod", "name": "p"}}]));
+        let node =
+            slice(json!([{"addresses": ["10.0.0.1"], "conditions": {"ready": null}, "nodeName": "n1"}]));
+        let orders = [[&bare, &full, &node], [&full, &node, &bare], [&node, &bare, &full]];
+        let tables = orders.map(|order| ModelTable::from_objects(&[], &order.map(Arc::clone)).endpoints);
+        assert_eq!(tables[0].len(), 1);
+        assert_eq!((tables[0][0].pod.as_deref(), tables[0][0].node.as_deref()), (Some("p"), Some("n1")));
+        assert!(tables.iter().all(|table| *table == tables[0]), "{tables:?}");
     }
 
     #[test]

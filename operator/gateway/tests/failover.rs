@@ -7,10 +7,11 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use atlas_gateway::{ModelConfig, ModelTable};
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::BodyExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Engine, Gateway, Script, get, model, table, whole};
 use tokio::sync::Notify;
 
@@ -262,4 +263,72 @@ async fn a_stopping_gateway_finishes_what_runs() {
     tokio::time::timeout(Duration::from_secs(5), unready).await.expect("unready at once");
     go.notify_one();
     assert_eq!(whole(response).await.text, "data: one\n\ndata: two\n\n");
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_every_engine_is_not_sent_on_and_on() {
+    let (primary, fallback, gateway) = two_tiers().await;
+    primary.now(Script::Reset);
+    fallback.now(Script::Reset);
+    let answer = gateway.ask().await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (502, &"engines_break".into()));
+    let sent = primary.seen.lock().unwrap().len() + fallback.seen.lock().unwrap().len();
+    assert_eq!(sent, 3, "three engines are enough to know");
+}
+
+#[tokio::test]
+async fn a_tier_that_is_asked_for_answers_while_another_one_has_the_traffic() {
+    let (_primary, fallback, gateway) = two_tiers().await;
+    let wanted = [("x-atlas-require-tier", "fallback")];
+    assert_eq!(gateway.ask().await.tier(), "primary");
+    assert_eq!(gateway.ask_with(&wanted, "{}").await.tier(), "fallback");
+    fallback.kill().await;
+    let answer = gateway.ask_with(&wanted, "{}").await;
+    assert_eq!(answer.json()["error"]["code"], "tier_not_active", "it is down and another one serves");
+}
+
+#[tokio::test]
+async fn a_pinned_tier_is_no_failback_and_a_tier_that_is_gone_is_not_shown() {
+    let (primary, fallback, gateway) = two_tiers().await;
+    let pinned = ModelConfig { pinned_tier: Some("fallback".into()), ..model(&["primary", "fallback"]) };
+    let endpoints = || vec![primary.endpoint("primary"), fallback.endpoint("fallback")];
+    gateway.table.send_replace(table(pinned, endpoints()));
+    gateway.active(Some("fallback")).await;
+    let status = gateway.status().await;
+    let switch = &status["models"][0]["switches"][0];
+    assert_eq!((&switch["cause"], &switch["millis"]), (&"Pinned".into(), &0.into()), "{switch}");
+
+    let page = async || String::from_utf8(get(gateway.internal, "/metrics").await.1.to_vec()).unwrap();
+    let shown = r#"atlas_gateway_active_tier{model="code",tier="fallback"} 1"#;
+    assert!(page().await.contains(shown));
+    gateway.table.send_replace(table(model(&["primary"]), endpoints()));
+    gateway.active(Some("primary")).await;
+    assert!(!page().await.contains(r#"tier="fallback"} 1"#), "{}", page().await);
+    gateway.table.send_replace(ModelTable::default());
+    let gone = async || {
+        while page().await.contains("atlas_gateway_active_tier{") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone()).await.expect("a model that is gone is not shown");
+}
+
+#[tokio::test]
+async fn clients_find_models_in_every_form_and_learn_what_is_wrong_with_a_body() {
+    let engine = Engine::start(Script::Answer("yes")).await;
+    let with_slash = ModelConfig { aliases: vec!["org/alias".into()], ..model(&["primary"]) };
+    let other = ModelConfig { name: "other".into(), aliases: Vec::new(), ..model(&["primary"]) };
+    let mut view = table(with_slash, vec![engine.endpoint("primary")]);
+    view.models.insert("other".into(), Arc::new(other));
+    let gateway = Gateway::start(view).await;
+    gateway.active(Some("primary")).await;
+    for path in ["/v1/models/org/alias", "/v1/models/org%2Falias"] {
+        let (status, body) = get(gateway.api, path).await;
+        assert_eq!(status, 200, "{path}: {body:?}");
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["id"], "org/alias");
+    }
+    let answer = gateway.ask_with(&[], r#"{"model": "code","#).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (400, &"invalid_json".into()));
+    assert_eq!(gateway.ask_path("/tokenize", r#"{"model": "code"}"#).await.tier(), "primary");
+    assert!(engine.seen.lock().unwrap().last().unwrap().starts_with("POST /tokenize "));
 }

@@ -197,7 +197,7 @@ impl GatewayProber {
 
     fn replace(&self, key: (String, String), status: Option<GatewayStatus>) {
         let namespace = key.0.clone();
-        for changed in self.views.replace(key, status) {
+        for changed in self.views.replace(key, status, jiff::Timestamp::now()) {
             let model = ObjectRef::new(&changed.model).within(&namespace);
             if changed.measured {
                 self.stores.trigger_profiles_of(&model);

@@ -6,12 +6,16 @@ use std::{
 };
 
 use atlas_operator_core::routing::Cause;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 /// Answer of a gateway's `/internal/status`, as far as the controller needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayStatus {
+    /// What its clock says.
+    #[serde(default)]
+    pub now: Option<Timestamp>,
     /// Every model of its namespace.
     #[serde(default)]
     pub models: Vec<GatewayModel>,
@@ -106,7 +110,30 @@ pub struct Switch {
     #[serde(default)]
     pub millis: i64,
     /// When.
-    pub at: jiff::Timestamp,
+    pub at: Timestamp,
+    /// By how much the controller's clock was ahead of the gateway's when the move was heard of first.
+    #[serde(skip)]
+    pub ahead: SignedDuration,
+}
+
+/// Clocks that differ by less than this are the same: a status is on its way for a while.
+const SAME_CLOCK: SignedDuration = SignedDuration::from_secs(1);
+
+impl GatewayStatus {
+    /// Notes how far apart the clocks are. A move keeps what was noted when it was heard of first: it would look like
+    /// another one each time.
+    fn compare_clocks(&mut self, old: Option<&Self>, received: Timestamp) {
+        let ahead = self.now.map_or(SignedDuration::ZERO, |now| received.duration_since(now));
+        let ahead = if ahead.abs() < SAME_CLOCK { SignedDuration::ZERO } else { ahead };
+        for model in &mut self.models {
+            let known = old.and_then(|old| old.models.iter().find(|known| known.model == model.model));
+            for switch in &mut model.switches {
+                let mut known = known.iter().flat_map(|known| &known.switches);
+                let known = known.find(|known| (known.seq, known.at) == (switch.seq, switch.at));
+                switch.ahead = known.map_or(ahead, |known| known.ahead);
+            }
+        }
+    }
 }
 
 /// A model of which a gateway tells something else than before.
@@ -144,8 +171,16 @@ impl GatewayViews {
     }
 
     /// Takes a new answer and names the models whose part of it changed.
-    pub(super) fn replace(&self, key: (String, String), status: Option<GatewayStatus>) -> Vec<Changed> {
+    pub(super) fn replace(
+        &self,
+        key: (String, String),
+        mut status: Option<GatewayStatus>,
+        received: Timestamp,
+    ) -> Vec<Changed> {
         let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(status) = &mut status {
+            status.compare_clocks(views.get(&key), received);
+        }
         let old = match status.clone() {
             Some(status) => views.insert(key, status),
             None => views.remove(&key),
@@ -169,5 +204,36 @@ impl GatewayViews {
     /// Every gateway that is heard of, by namespace and pod.
     pub(super) fn known(&self) -> Vec<(String, String)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::status::fold_switches;
+
+    #[test]
+    fn a_gateway_whose_clock_is_wrong_tells_of_the_same_move_and_not_of_a_new_one_each_time() {
+        let views = GatewayViews::default();
+        let second = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let say = |pod: &str, wrong_by: i64, received: i64| {
+            let status = json!({
+                "now": second(received + wrong_by).to_string(),
+                "models": [{"model": "code", "activeTier": "f", "switches": [
+                    {"seq": 1, "from": "p", "to": "f", "cause": "Silent", "millis": 700, "at": second(wrong_by).to_string()},
+                ]}],
+            });
+            let status = serde_json::from_value(status).unwrap();
+            views.replace(("ns".into(), pod.into()), Some(status), second(received)).len()
+        };
+        assert_eq!((say("right", 0, 1), say("ahead", 600, 2), say("behind", -600, 1)), (1, 1, 1));
+        // Another second of difference, as clocks that are set right have it, is no news.
+        assert_eq!((say("right", 0, 60), say("ahead", 600, 61)), (0, 0));
+        let (status, moves) = fold_switches(None, &views.of_model("ns", "code"), &["p", "f"]);
+        let status = status.unwrap();
+        assert_eq!((status.count, moves.len()), (1, 1), "{moves:?}");
+        assert!((moves[0].at.duration_since(second(0))).abs() <= SignedDuration::from_secs(1));
     }
 }

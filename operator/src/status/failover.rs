@@ -14,6 +14,8 @@ const SAME_MOVE: SignedDuration = SignedDuration::from_secs(3);
 
 /// Cause that a gateway gives for a return to a better tier.
 const FAILED_BACK: &str = "FailedBack";
+/// Cause that a gateway gives for a move that the specification asked for.
+const PINNED: &str = "Pinned";
 
 /// Direction of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub enum MoveKind {
     FailedOver,
     /// To a better tier.
     FailedBack,
+    /// To the one that was pinned.
+    Pinned,
 }
 
 /// A move between tiers.
@@ -42,7 +46,7 @@ pub struct Move {
 }
 
 /// Merges what the gateways say into the failovers so far; returns the moves, oldest first, each once. Of these,
-/// failovers are new; a failback is returned as long as a gateway remembers it.
+/// failovers are new; others are returned as long as a gateway remembers them.
 #[must_use]
 pub fn fold_switches(
     previous: Option<&FailoverStatus>,
@@ -65,7 +69,7 @@ pub fn fold_switches(
     let mut status = previous.cloned();
     let counted = status.as_ref().and_then(|s| s.last_time.as_ref()).map(|time| time.0);
     merged.retain(|m| {
-        m.kind == MoveKind::FailedBack || counted.is_none_or(|last| m.at.duration_since(last) > SAME_MOVE)
+        m.kind != MoveKind::FailedOver || counted.is_none_or(|last| m.at.duration_since(last) > SAME_MOVE)
     });
     for m in merged.iter().filter(|m| m.kind == MoveKind::FailedOver) {
         let status = status.get_or_insert_with(FailoverStatus::default);
@@ -93,6 +97,7 @@ fn moves_of(gateway: &GatewayModel, order: &[&str]) -> Vec<Move> {
             std::cmp::Ordering::Equal => continue,
             // The gateway names its own returns; a tier list that was reordered meanwhile does not make them failovers.
             _ if switch.cause.as_deref() == Some(FAILED_BACK) => MoveKind::FailedBack,
+            _ if switch.cause.as_deref() == Some(PINNED) => MoveKind::Pinned,
             std::cmp::Ordering::Greater => MoveKind::FailedOver,
             std::cmp::Ordering::Less => MoveKind::FailedBack,
         };
@@ -102,7 +107,7 @@ fn moves_of(gateway: &GatewayModel, order: &[&str]) -> Vec<Move> {
             to: to.to_owned(),
             cause: switch.cause.clone().unwrap_or_else(|| "Unknown".to_owned()),
             millis: switch.millis,
-            at: switch.at,
+            at: switch.at.checked_add(switch.ahead).unwrap_or(switch.at),
         });
     }
     moves
@@ -130,6 +135,7 @@ mod tests {
                     cause: Some("ConnectionRefused".into()),
                     millis: *millis,
                     at: Timestamp::from_second(*second).unwrap(),
+                    ahead: SignedDuration::ZERO,
                 })
                 .collect(),
         }
@@ -156,5 +162,9 @@ mod tests {
         returned.switches[0].cause = Some("FailedBack".into());
         let (status, moves) = fold_switches(None, &[returned], &["p", "f"]);
         assert_eq!((status, moves[0].kind), (None, MoveKind::FailedBack));
+        let mut pinned = gateway(&[(p, f, 500, 0)]);
+        pinned.switches[0].cause = Some("Pinned".into());
+        let (status, moves) = fold_switches(None, &[pinned], &["p", "f"]);
+        assert_eq!((status, moves[0].kind), (None, MoveKind::Pinned));
     }
 }

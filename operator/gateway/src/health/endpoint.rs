@@ -79,10 +79,11 @@ impl Endpoint {
         self.lock().health()
     }
 
-    /// First sign of the trouble that is going on.
+    /// What is known of it, and the first sign of the trouble that is going on.
     #[must_use]
-    pub fn trouble_since(&self) -> Option<Millis> {
-        self.lock().trouble_since()
+    pub fn health_and_trouble(&self) -> (Health, Option<Millis>) {
+        let health = self.lock();
+        (health.health(), health.trouble_since())
     }
 
     /// The idle connections to a port.
