@@ -313,7 +313,7 @@ mod tests {
         let cases = [
             (SamplingParams { temperature: f32::NAN, ..greedy() }, "temperature"),
             (SamplingParams { temperature: -0.1, ..greedy() }, "temperature"),
-            (SamplingParams { top_p: 0.0, ..greedy() }, "top_p"),
+            (SamplingParams { top_p: -0.1, ..greedy() }, "top_p"),
             (SamplingParams { min_p: 1.5, ..greedy() }, "min_p"),
             (SamplingParams { typical_p: 0.0, ..greedy() }, "typical_p"),
             (SamplingParams { min_tokens: 10, ..greedy() }, "min_tokens"),

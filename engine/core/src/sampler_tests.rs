@@ -36,6 +36,7 @@ fn cuts_leave_the_right_candidates() {
     // Shares of the largest: 1, 0.37, 0.14, 0.05, 0.02.
     assert_eq!(drawn(&logits, &SamplingParams { min_p: 0.1, ..warm() }), vec![1, 2, 3]);
     // Probabilities: 0.64, 0.23, 0.09, 0.03, 0.01.
+    assert_eq!(drawn(&logits, &SamplingParams { top_p: 0.0, ..warm() }), vec![1]);
     assert_eq!(drawn(&logits, &SamplingParams { top_p: 0.6, ..warm() }), vec![1]);
     assert_eq!(drawn(&logits, &SamplingParams { top_p: 0.7, ..warm() }), vec![1, 2]);
     // Surprises: 0.45, 1.45, 2.45, 3.45, 4.45, expected 1.00: the first and the second are nearly as near.

@@ -82,7 +82,8 @@ impl SamplingParams {
         check_count("top_logprobs", top_logprobs.unwrap_or(0), 0, MAX_TOP_LOGPROBS, "between 0 and 20")?;
         let ranges: [(&'static str, f32, bool, &'static str); 7] = [
             ("temperature", *temperature, (0.0..=2.0).contains(temperature), "between 0 and 2"),
-            ("top_p", *top_p, *top_p > 0.0 && *top_p <= 1.0, "above 0 and at most 1"),
+            // OpenAI takes 0, which leaves the likeliest token.
+            ("top_p", *top_p, (0.0..=1.0).contains(top_p), "between 0 and 1"),
             ("min_p", *min_p, (0.0..=1.0).contains(min_p), "between 0 and 1"),
             ("typical_p", *typical_p, *typical_p > 0.0 && *typical_p <= 1.0, "above 0 and at most 1"),
             (

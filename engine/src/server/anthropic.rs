@@ -49,6 +49,12 @@ pub async fn count_tokens(engine: &Engine, fields: &Fields) -> Result<Value, Api
 
 /// The request as a chat request.
 fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
+    for (name, remedy) in [
+        ("mcp_servers", "this server calls no other servers: offer their tools as tools"),
+        ("container", "this server runs no code"),
+    ] {
+        fields.refuse(name, remedy)?;
+    }
     let mut chat = Map::new();
     for name in [
         "model",
@@ -267,6 +273,7 @@ mod tests {
                 "tool_choice.type",
             ),
             (json!({"messages": [], "thinking": {"type": "perhaps"}}), "thinking.type"),
+            (json!({"messages": [], "mcp_servers": [{"type": "url"}]}), "mcp_servers"),
             (json!({"messages": [], "output_format": {"type": "xml"}}), "output_format.type"),
             (
                 json!({"messages": [], "output_config": {"format": {"type": "json_schema"}}}),

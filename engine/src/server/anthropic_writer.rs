@@ -2,7 +2,7 @@
 
 use super::blocks::{BlockWriter, Blocks, Kind};
 use super::collect::Answer;
-use super::generate::{Finish, Usage};
+use super::delta::{Finish, Usage};
 use super::openai::ApiError;
 use super::params::Params;
 use super::reply::{Event, new_id};
@@ -98,7 +98,7 @@ impl Blocks for Message {
         events.push(Self::event("content_block_delta", json!({"index": self.blocks, "delta": delta})));
     }
 
-    fn close(&mut self, _kind: Kind, events: &mut Vec<Event>) {
+    fn close(&mut self, _kind: Kind, _whole: bool, events: &mut Vec<Event>) {
         events.push(Self::event("content_block_stop", json!({"index": self.blocks})));
         self.blocks += 1;
     }

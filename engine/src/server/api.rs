@@ -10,6 +10,7 @@ use super::{
 };
 use crate::status::Phase;
 use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{Method, Uri, header};
 use axum::middleware::from_fn_with_state;
@@ -151,6 +152,11 @@ async fn answer(
 /// A body within its limits of size and time.
 async fn read_body(app: &App, request: Request) -> Result<Bytes, ApiError> {
     let limit = app.max_body_bytes;
+    if let Some(encoding) =
+        request.headers().get(header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity")
+    {
+        return Err(ApiError::encoded(&String::from_utf8_lossy(encoding.as_bytes())));
+    }
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit as u64) {
         return Err(ApiError::too_large(limit));
@@ -200,8 +206,13 @@ async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     Ok(Json(json!({"object": "list", "data": models})))
 }
 
-async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn model(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
     let engine = serving(&app)?;
+    // Bytes that are no text name no model.
+    let Path(name) = name.unwrap_or_else(|_| Path("\u{fffd}".to_owned()));
     check_model(&app, &name)?;
     Ok(Json(model_object(&app, engine, &name)))
 }

@@ -3,10 +3,12 @@
 //! that is its own.
 
 use super::collect::Answer;
-use super::generate::{Delta, Finish, Usage};
+use super::delta::{Delta, Finish, Usage};
 use super::openai::ApiError;
 use super::reply::{Event, Writer};
 use crate::text::answer::Part;
+use atlas_engine_core::sampler::TokenLogprobs;
+use atlas_engine_core::{FinishReason, TokenId};
 use serde_json::Value;
 
 /// What a block holds.
@@ -26,10 +28,12 @@ pub trait Blocks: Send + 'static {
     fn begin(&mut self, usage: Usage, events: &mut Vec<Event>);
     /// A block begins; `name` is the tool's where it is a call.
     fn open(&mut self, kind: Kind, name: &str, events: &mut Vec<Event>);
+    /// Log-probabilities of the tokens whose text comes next; for APIs that tell them.
+    fn logprobs(&mut self, _logprobs: &[(TokenId, TokenLogprobs)]) {}
     /// More text, or more of a call's arguments, for the open block.
     fn add(&mut self, kind: Kind, text: &str, events: &mut Vec<Event>);
-    /// The open block ends.
-    fn close(&mut self, kind: Kind, events: &mut Vec<Event>);
+    /// The open block ends, `whole` or cut by the token limit.
+    fn close(&mut self, kind: Kind, whole: bool, events: &mut Vec<Event>);
     /// The last events, after the last block.
     fn end(&mut self, finish: Option<&Finish>, usage: Usage, events: &mut Vec<Event>);
     /// The last events of an answer that fails, whatever is open.
@@ -59,7 +63,7 @@ impl<B: Blocks> BlockWriter<B> {
     }
 
     fn open(&mut self, kind: Kind, name: &str, events: &mut Vec<Event>) {
-        self.close(events);
+        self.close(true, events);
         self.api.open(kind, name, events);
         self.open = Some(kind);
     }
@@ -71,9 +75,9 @@ impl<B: Blocks> BlockWriter<B> {
         self.api.add(kind, text, events);
     }
 
-    fn close(&mut self, events: &mut Vec<Event>) {
+    fn close(&mut self, whole: bool, events: &mut Vec<Event>) {
         if let Some(kind) = self.open.take() {
-            self.api.close(kind, events);
+            self.api.close(kind, whole, events);
         }
     }
 }
@@ -82,6 +86,7 @@ impl<B: Blocks> Writer for BlockWriter<B> {
     fn events(&mut self, delta: Delta, usage: Usage) -> Vec<Event> {
         let mut events = Vec::new();
         self.begin(usage, &mut events);
+        self.api.logprobs(&delta.logprobs);
         for part in delta.parts {
             match part {
                 Part::Reasoning(text) => self.add(Kind::Reasoning, &text, &mut events),
@@ -97,7 +102,8 @@ impl<B: Blocks> Writer for BlockWriter<B> {
     fn end(&mut self, usage: Usage) -> Vec<Event> {
         let mut events = Vec::new();
         self.begin(usage, &mut events);
-        self.close(&mut events);
+        let cut = self.finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Length);
+        self.close(!cut, &mut events);
         self.api.end(self.finish.as_ref(), usage, &mut events);
         events
     }

@@ -3,9 +3,10 @@
 use super::collect::Answer;
 use super::constraint::{self, Constraint};
 use super::conversation::messages;
+use super::delta::{Delta, Finish, Usage};
 use super::envelope::{Envelope, Kinds};
 use super::fields::Fields;
-use super::generate::{Delta, Finish, Generation, Task, Usage, encode};
+use super::generate::{Generation, Task, encode};
 use super::openai::ApiError;
 use super::params::{Params, Resume};
 use super::reply::{Event, InFlight, Origin, Writer, reply};

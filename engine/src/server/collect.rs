@@ -1,6 +1,6 @@
 //! Whole answers, joined from what came piece by piece.
 
-use super::generate::{Delta, Finish};
+use super::delta::{Delta, Finish};
 use crate::text::answer::Part;
 use atlas_engine_core::sampler::TokenLogprobs;
 use atlas_engine_core::{FinishReason, TokenId};

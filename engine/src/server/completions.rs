@@ -3,9 +3,10 @@
 use super::chat::usage_json;
 use super::collect::Answer;
 use super::constraint;
+use super::delta::{Delta, Finish, Usage};
 use super::envelope::{Envelope, Kinds};
 use super::fields::{Fields, token_ids, wrong};
-use super::generate::{Delta, Finish, Generation, MAX_PROMPTS, Task, Usage, encode};
+use super::generate::{Generation, MAX_PROMPTS, Task, encode};
 use super::openai::ApiError;
 use super::params::{Params, Resume};
 use super::reply::{Event, InFlight, Writer, reply};
@@ -55,6 +56,7 @@ pub async fn answer(
     let given = prompts(&fields, MAX_PROMPTS.min(app.queue_limit.max(1)))?;
     let constraint = constraint::read(&fields)?;
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
+    let as_text: Vec<bool> = given.iter().map(|prompt| matches!(prompt, Prompt::Text(_))).collect();
     let prompts = match suffix {
         Some(suffix) => fill_in_the_middle(engine, &fields, given, suffix)?,
         None => token_prompts(engine, given).await?,
@@ -62,7 +64,7 @@ pub async fn answer(
     let stream = params.stream;
     // With a suffix, the text before the gap is the client's own and what it asks for is the gap.
     let echoed: Vec<Echo> = match echo {
-        true => prompts.iter().map(|prompt| Echo::of(engine, prompt)).collect(),
+        true => prompts.iter().zip(as_text).map(|(prompt, text)| Echo::of(engine, prompt, text)).collect(),
         false => vec![Echo::default(); prompts.len()],
     };
     let echo_only = echo && params.max_tokens == Some(0);
@@ -85,7 +87,7 @@ pub async fn answer(
     let generation = Generation::start(app, engine, task, in_flight.origin)?;
     writer.begun = generation.begun();
     writer.offsets = vec![0; generation.choices()];
-    let characters = |token: &TokenId| logprobs::shown(&engine.tokenizer, *token).chars().count();
+    let characters = |token: &TokenId| logprobs::characters(&engine.tokenizer, *token);
     for (index, tokens) in resumed.iter().enumerate().filter(|(_, tokens)| !tokens.is_empty()) {
         let before = writer.echo(index).tokens.iter();
         writer.offsets[index] = before.chain(tokens).map(characters).sum();
@@ -175,10 +177,11 @@ struct Echo {
 }
 
 impl Echo {
-    /// The prompt without what the tokenizer put in front.
-    fn of(engine: &Engine, prompt: &[TokenId]) -> Self {
+    /// The prompt without what the tokenizer put in front of a text. Ids are told as they came: who sends them counts
+    /// on as many log-probabilities.
+    fn of(engine: &Engine, prompt: &[TokenId], as_text: bool) -> Self {
         let (bos, _) = engine.tokenizer.special_ids();
-        let bos = bos.filter(|_| engine.tokenizer.adds_bos());
+        let bos = bos.filter(|_| as_text && engine.tokenizer.adds_bos());
         let (tokens, follows) = match (prompt, bos) {
             ([first, rest @ ..], Some(bos)) if *first == bos => (rest, true),
             (all, _) => (all, false),

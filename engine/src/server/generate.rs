@@ -2,6 +2,7 @@
 //!
 //! Dropping a [`Generation`] ends its sequences.
 
+use super::delta::{Delta, Finish, Usage};
 use super::openai::ApiError;
 use super::params::Params;
 use super::reply::Origin;
@@ -45,47 +46,6 @@ pub struct Task {
 
 /// Prompts that one request may hold.
 pub const MAX_PROMPTS: usize = 128;
-
-/// New things of one choice.
-#[derive(Debug, Default)]
-pub struct Delta {
-    /// Which choice: those of the first prompt come first.
-    pub index: usize,
-    /// What it shows.
-    pub parts: Vec<Part>,
-    /// Tokens since the choice's last delta, those held back included.
-    pub token_ids: Vec<TokenId>,
-    /// Log-probabilities of these tokens, where asked for.
-    pub logprobs: Vec<(TokenId, TokenLogprobs)>,
-    /// On the choice's first delta, those of the prompt's tokens but the first, where asked for.
-    pub prompt_logprobs: Option<Arc<Vec<TokenLogprobs>>>,
-    /// Set on the choice's last delta.
-    pub finish: Option<Finish>,
-}
-
-/// How a choice ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finish {
-    /// Why.
-    pub reason: FinishReason,
-    /// Whether it calls a tool.
-    pub has_calls: bool,
-    /// The stop string that ended it.
-    pub stopped_by: Option<String>,
-}
-
-/// Token counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// In the prompts.
-    pub prompt_tokens: usize,
-    /// Those of them that needed no computing, since the prefix cache held them.
-    pub cached_tokens: usize,
-    /// In the answers.
-    pub completion_tokens: usize,
-    /// Those of them that are thoughts, with the mark that opens these.
-    pub reasoning_tokens: usize,
-}
 
 struct Running {
     events: Option<UnboundedReceiver<TokenEvent>>,
@@ -145,7 +105,8 @@ impl Generation {
         let Task { prompts, operation, prompt_param, params, rules, grammar, most_calls } = task;
         let Origin { scope, trace, arrived, clock } = origin;
         let started = Instant::now();
-        let refused = |error: RequestError| ApiError::from_request(&error, prompt_param);
+        let limit = [("max_tokens", params.limit_name)];
+        let refused = |error: RequestError| ApiError::from_request(&error, prompt_param).renamed(&limit);
         let choices = params.choices;
         if !(1..=MAX_CHOICES).contains(&choices) {
             let value = choices as f64;

@@ -14,6 +14,11 @@ fn number(logprob: f32) -> Value {
 
 /// The chat API's `logprobs`.
 pub fn chat(tokenizer: &TextTokenizer, tokens: &[(TokenId, TokenLogprobs)]) -> Value {
+    json!({"content": of_tokens(tokenizer, tokens), "refusal": null})
+}
+
+/// Each token with its log-probability and its alternatives.
+pub fn of_tokens(tokenizer: &TextTokenizer, tokens: &[(TokenId, TokenLogprobs)]) -> Vec<Value> {
     let entry = |token: TokenId, logprob: f32| {
         let bytes = tokenizer.shown_bytes(token);
         json!({"token": String::from_utf8_lossy(&bytes), "logprob": number(logprob), "bytes": bytes})
@@ -24,7 +29,7 @@ pub fn chat(tokenizer: &TextTokenizer, tokens: &[(TokenId, TokenLogprobs)]) -> V
         shown["top_logprobs"] = top.collect();
         shown
     });
-    json!({"content": content.collect::<Vec<_>>(), "refusal": null})
+    content.collect()
 }
 
 /// A token's text on its own; what is no character becomes a replacement character.
@@ -32,8 +37,19 @@ pub fn shown(tokenizer: &TextTokenizer, token: TokenId) -> String {
     String::from_utf8_lossy(&tokenizer.shown_bytes(token)).into_owned()
 }
 
-/// The completion API's `logprobs`; `offset` is the length of the text before, in characters, and moves on. The first
-/// token of all has nothing before it and no log-probability.
+/// Characters that begin in a token. A character may reach over several tokens: those that go on with it begin where
+/// it does, as do all places in the text that clients cut at.
+pub fn characters(tokenizer: &TextTokenizer, token: TokenId) -> usize {
+    tokenizer.shown_bytes(token).iter().filter(|byte| begins(**byte)).count()
+}
+
+/// Whether a byte begins a character of UTF-8.
+fn begins(byte: u8) -> bool {
+    byte & 0b1100_0000 != 0b1000_0000
+}
+
+/// The completion API's `logprobs`; `offset` counts the characters that began before, and moves on. The first token of
+/// all has nothing before it and no log-probability.
 pub fn completion(
     tokenizer: &TextTokenizer,
     tokens: &[(TokenId, Option<&TokenLogprobs>)],
@@ -41,18 +57,20 @@ pub fn completion(
 ) -> Value {
     let (mut texts, mut offsets, mut chosen, mut tops) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (token, logprobs) in tokens {
-        let text = shown(tokenizer, *token);
-        offsets.push(*offset);
-        *offset += text.chars().count();
-        texts.push(text);
+        let goes_on = tokenizer.shown_bytes(*token).first().is_some_and(|byte| !begins(*byte));
+        offsets.push(offset.saturating_sub(usize::from(goes_on)));
+        *offset += characters(tokenizer, *token);
+        texts.push(shown(tokenizer, *token));
         chosen.push(logprobs.map_or(Value::Null, |logprobs| number(logprobs.chosen)));
-        tops.push(logprobs.map_or(Value::Null, |logprobs| top(tokenizer, logprobs)));
+        tops.push(logprobs.map_or(Value::Null, |logprobs| top(tokenizer, *token, logprobs)));
     }
     json!({"tokens": texts, "token_logprobs": chosen, "top_logprobs": tops, "text_offset": offsets})
 }
 
-fn top(tokenizer: &TextTokenizer, logprobs: &TokenLogprobs) -> Value {
+/// The likeliest tokens, and the one that was taken, as OpenAI's API always has it among them.
+fn top(tokenizer: &TextTokenizer, token: TokenId, logprobs: &TokenLogprobs) -> Value {
     let mut top = Map::new();
+    top.insert(shown(tokenizer, token), number(logprobs.chosen));
     for (token, logprob) in &logprobs.top {
         // Two tokens may show alike; the likelier one stays.
         top.entry(shown(tokenizer, *token)).or_insert_with(|| number(*logprob));

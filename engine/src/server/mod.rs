@@ -10,6 +10,7 @@ mod collect;
 mod completions;
 mod constraint;
 mod conversation;
+mod delta;
 mod embeddings;
 mod envelope;
 mod fields;

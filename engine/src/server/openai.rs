@@ -79,6 +79,13 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message).code("request_too_large")
     }
 
+    /// The body is compressed, or otherwise written in a way that is not read here.
+    pub fn encoded(encoding: &str) -> Self {
+        let message = format!("the request body has the Content-Encoding {encoding:?}: send it as it is");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+            .code("unsupported_encoding")
+    }
+
     /// The body did not arrive in time.
     pub fn slow_body(seconds: u64) -> Self {
         let message = format!("the request body did not arrive within {seconds} seconds");

@@ -26,6 +26,8 @@ pub struct Params {
     pub priority: i32,
     /// Token limit of the answer.
     pub max_tokens: Option<usize>,
+    /// The field that gave it.
+    pub limit_name: &'static str,
     /// Tell log-probabilities of the prompt, with so many alternatives.
     pub prompt_logprobs: Option<usize>,
     /// How to pick tokens.
@@ -105,6 +107,11 @@ impl Params {
             let message = format!("is {best_of} and n is {choices}: this server shows every answer");
             return Err(fields.invalid("best_of", message));
         }
+        let older = fields.count("max_tokens")?;
+        let (limit, limit_name) = match fields.count("max_completion_tokens")? {
+            None => (older, "max_tokens"),
+            newer => (newer, "max_completion_tokens"),
+        };
         Ok(Self {
             model: model.to_owned(),
             choices,
@@ -112,10 +119,8 @@ impl Params {
             include_usage: option("include_usage")?,
             continuous_usage: option("continuous_usage_stats")?,
             priority: priority(fields)?,
-            max_tokens: fields
-                .count("max_completion_tokens")?
-                .or(fields.count("max_tokens")?)
-                .or(default_max_tokens),
+            max_tokens: limit.or(default_max_tokens),
+            limit_name,
             prompt_logprobs: None,
             sampling: sampling(fields)?,
             stop,

@@ -4,7 +4,8 @@
 //! plain HTTP error, and the gateway can still ask another engine.
 
 use super::collect::Answer;
-use super::generate::{Delta, Generation, Usage};
+use super::delta::{Delta, Usage};
+use super::generate::Generation;
 use super::openai::ApiError;
 use super::trace::TraceContext;
 use super::{App, access};

@@ -5,7 +5,7 @@ use super::conversation::text;
 use super::fields::Fields;
 use super::openai::ApiError;
 use super::reply::InFlight;
-use super::{App, Engine, responses_writer};
+use super::{App, Engine, logprobs, responses_writer};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
@@ -32,7 +32,9 @@ pub async fn answer(
 ) -> Result<Response, ApiError> {
     let request = ChatRequest::read(&Fields::new(translate(&fields)?));
     let request = request.map_err(|error| error.renamed(NAMES))?;
-    let writer = responses_writer::Response::writer(&fields, &request.params);
+    let tokenizer = engine.tokenizer.clone();
+    let tell = move |tokens: &[_]| logprobs::of_tokens(&tokenizer, tokens);
+    let writer = responses_writer::Response::writer(&fields, &request.params, Box::new(tell));
     request.answer(app, engine, in_flight, writer, NAMES).await
 }
 
@@ -42,12 +44,23 @@ fn translate(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
         ("previous_response_id", "nothing is stored here: send the whole conversation as input"),
         ("conversation", "nothing is stored here: send the whole conversation as input"),
         ("background", "leave it out"),
-        ("top_logprobs", "use /v1/chat/completions, which tells them"),
         ("prompt", "send its text as input"),
     ] {
         fields.refuse(name, remedy)?;
     }
+    let known = "\"auto\" or \"disabled\"";
+    // A conversation that is too long is refused in either case: nothing of it is left out unseen.
+    fields.read("truncation", known, |value| {
+        value.as_str().filter(|word| ["auto", "disabled"].contains(word))
+    })?;
     let mut chat = Map::new();
+    if fields.strings("include")?.iter().any(|what| what == "message.output_text.logprobs") {
+        chat.insert("logprobs".into(), true.into());
+    }
+    if let Some(top) = fields.count("top_logprobs")?.filter(|top| *top > 0) {
+        chat.insert("logprobs".into(), true.into());
+        chat.insert("top_logprobs".into(), top.into());
+    }
     // Whatever else is known to both APIs has the same name.
     for name in [
         "model",
@@ -237,6 +250,9 @@ mod tests {
             (json!({"input": "x", "tools": [{"type": "web_search"}]}), "tools[0].type"),
             (json!({"input": "x", "max_output_tokens": "5"}), "max_output_tokens"),
             (json!({"input": "x", "reasoning": "high"}), "reasoning"),
+            (json!({"input": "x", "truncation": "some"}), "truncation"),
+            (json!({"input": "x", "include": [1]}), "include"),
+            (json!({"input": "x", "top_logprobs": "2"}), "top_logprobs"),
         ] {
             assert_eq!(read(body.clone()).unwrap_err().body()["error"]["param"], param, "{body}");
         }

@@ -2,20 +2,26 @@
 
 use super::blocks::{BlockWriter, Blocks, Kind};
 use super::collect::Answer;
+use super::delta::{Finish, Usage};
 use super::fields::Fields;
-use super::generate::{Finish, Usage};
 use super::openai::ApiError;
 use super::params::Params;
 use super::reply::{Event, new_id};
 use super::unix_seconds;
-use atlas_engine_core::FinishReason;
+use atlas_engine_core::sampler::TokenLogprobs;
+use atlas_engine_core::{FinishReason, TokenId};
 use serde_json::{Value, json};
 
 /// The item that is being written.
 struct Open {
     item: Value,
     text: String,
+    /// Log-probabilities of its tokens, where asked for.
+    logprobs: Vec<Value>,
 }
+
+/// Writes log-probabilities of tokens.
+pub type Teller = Box<dyn Fn(&[(TokenId, TokenLogprobs)]) -> Vec<Value> + Send>;
 
 /// Writes a response.
 pub struct Response {
@@ -24,15 +30,18 @@ pub struct Response {
     output: Vec<Value>,
     open: Option<Open>,
     sequence: usize,
+    tell: Teller,
+    /// Log-probabilities of tokens whose text comes next.
+    untold: Vec<Value>,
 }
 
 impl Response {
     /// A writer that repeats what the request asked for, as OpenAI does.
-    pub fn writer(fields: &Fields, params: &Params) -> BlockWriter<Self> {
-        BlockWriter::new(Self::new(fields, params))
+    pub fn writer(fields: &Fields, params: &Params, tell: Teller) -> BlockWriter<Self> {
+        BlockWriter::new(Self::new(fields, params, tell))
     }
 
-    fn new(fields: &Fields, params: &Params) -> Self {
+    fn new(fields: &Fields, params: &Params, tell: Teller) -> Self {
         let given = |name: &str, default: Value| fields.get(name).cloned().unwrap_or(default);
         let effort = fields.get("reasoning").map_or(Value::Null, |reasoning| reasoning["effort"].clone());
         let base = json!({
@@ -43,10 +52,11 @@ impl Response {
             "reasoning": {"effort": effort, "summary": null}, "store": false,
             "temperature": params.sampling.temperature, "text": given("text", json!({"format": {"type": "text"}})),
             "tool_choice": given("tool_choice", "auto".into()), "tools": given("tools", json!([])),
-            "top_p": params.sampling.top_p, "truncation": "disabled", "usage": null,
+            "top_p": params.sampling.top_p, "truncation": given("truncation", "disabled".into()),
+            "top_logprobs": params.sampling.top_logprobs.unwrap_or(0), "usage": null,
             "metadata": given("metadata", json!({})),
         });
-        Self { base, output: Vec::new(), open: None, sequence: 0 }
+        Self { base, output: Vec::new(), open: None, sequence: 0, tell, untold: Vec::new() }
     }
 
     fn event(&mut self, name: &str, mut value: Value) -> Event {
@@ -81,7 +91,8 @@ impl Response {
         }
         response["output"] = self.output.clone().into();
         response["usage"] = json!({
-            "input_tokens": prompt_tokens, "input_tokens_details": {"cached_tokens": cached_tokens},
+            "input_tokens": prompt_tokens, "input_tokens_details":
+                {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
             "output_tokens": completion_tokens, "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
             "total_tokens": prompt_tokens + completion_tokens,
         });
@@ -99,18 +110,19 @@ fn new_item(kind: Kind, name: &str) -> Value {
     }
 }
 
-/// Completes an item with its text.
-fn fill(kind: Kind, item: &mut Value, text: &str) {
+/// Completes an item with its text; what the token limit cut is incomplete.
+fn fill(kind: Kind, item: &mut Value, text: &str, logprobs: &[Value], whole: bool) {
+    let status = if whole { "completed" } else { "incomplete" };
     match kind {
         Kind::Reasoning => item["content"] = json!([{"type": "reasoning_text", "text": text}]),
         Kind::Content => {
             item["content"] =
-                json!([{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]);
-            item["status"] = "completed".into();
+                json!([{"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}]);
+            item["status"] = status.into();
         }
         Kind::Call => {
             item["arguments"] = text.into();
-            item["status"] = "completed".into();
+            item["status"] = status.into();
         }
     }
 }
@@ -133,7 +145,11 @@ impl Blocks for Response {
             let part = json!({"type": "output_text", "text": "", "annotations": [], "logprobs": []});
             events.push(self.part_event("response.content_part.added", &item, json!({"part": part})));
         }
-        self.open = Some(Open { item, text: String::new() });
+        self.open = Some(Open { item, text: String::new(), logprobs: Vec::new() });
+    }
+
+    fn logprobs(&mut self, logprobs: &[(TokenId, TokenLogprobs)]) {
+        self.untold.extend((self.tell)(logprobs));
     }
 
     fn add(&mut self, kind: Kind, text: &str, events: &mut Vec<Event>) {
@@ -143,7 +159,9 @@ impl Blocks for Response {
         events.push(match kind {
             Kind::Reasoning => self.part_event("response.reasoning_text.delta", &open.item, delta),
             Kind::Content => {
-                let delta = json!({"delta": text, "logprobs": []});
+                let logprobs = std::mem::take(&mut self.untold);
+                let delta = json!({"delta": text, "logprobs": logprobs});
+                open.logprobs.extend(logprobs);
                 self.part_event("response.output_text.delta", &open.item, delta)
             }
             Kind::Call => self.call_event("response.function_call_arguments.delta", &open.item, delta),
@@ -151,15 +169,15 @@ impl Blocks for Response {
         self.open = Some(open);
     }
 
-    fn close(&mut self, kind: Kind, events: &mut Vec<Event>) {
-        let Some(Open { mut item, text }) = self.open.take() else { return };
-        fill(kind, &mut item, &text);
+    fn close(&mut self, kind: Kind, whole: bool, events: &mut Vec<Event>) {
+        let Some(Open { mut item, text, logprobs }) = self.open.take() else { return };
+        fill(kind, &mut item, &text, &logprobs, whole);
         match kind {
             Kind::Reasoning => {
                 events.push(self.part_event("response.reasoning_text.done", &item, json!({"text": text})));
             }
             Kind::Content => {
-                let done = json!({"text": text, "logprobs": []});
+                let done = json!({"text": text, "logprobs": logprobs});
                 events.push(self.part_event("response.output_text.done", &item, done));
                 let part = item["content"][0].clone();
                 events.push(self.part_event("response.content_part.done", &item, json!({"part": part})));
@@ -177,6 +195,15 @@ impl Blocks for Response {
     }
 
     fn end(&mut self, finish: Option<&Finish>, usage: Usage, events: &mut Vec<Event>) {
+        if self.output.is_empty() {
+            // Nothing was said, which is a message too, as in a whole answer.
+            self.open(Kind::Content, "", events);
+            self.close(
+                Kind::Content,
+                finish.is_none_or(|finish| finish.reason != FinishReason::Length),
+                events,
+            );
+        }
         let response = self.response(finish, usage);
         let name = format!("response.{}", response["status"].as_str().unwrap_or("completed"));
         events.push(self.event(&name, json!({"response": response})));
@@ -195,19 +222,20 @@ impl Blocks for Response {
     }
 
     fn whole(&mut self, answer: Answer, usage: Usage) -> Value {
-        let mut push = |kind: Kind, name: &str, text: &str| {
-            let mut item = new_item(kind, name);
-            fill(kind, &mut item, text);
-            self.output.push(item);
-        };
+        let logprobs = (self.tell)(&answer.logprobs);
+        let mut blocks = Vec::new();
         if !answer.reasoning.is_empty() {
-            push(Kind::Reasoning, "", &answer.reasoning);
+            blocks.push((Kind::Reasoning, "", answer.reasoning.as_str()));
         }
         if !answer.content.is_empty() || answer.calls.is_empty() {
-            push(Kind::Content, "", &answer.content);
+            blocks.push((Kind::Content, "", answer.content.as_str()));
         }
-        for (name, arguments) in &answer.calls {
-            push(Kind::Call, name, arguments);
+        blocks.extend(answer.calls.iter().map(|(name, text)| (Kind::Call, name.as_str(), text.as_str())));
+        let (last, cut) = (blocks.len() - 1, answer.finish.reason == FinishReason::Length);
+        for (index, (kind, name, text)) in blocks.into_iter().enumerate() {
+            let mut item = new_item(kind, name);
+            fill(kind, &mut item, text, &logprobs, !cut || index < last);
+            self.output.push(item);
         }
         self.response(Some(&answer.finish), usage)
     }
@@ -215,7 +243,7 @@ impl Blocks for Response {
 
 #[cfg(test)]
 mod tests {
-    use super::super::generate::Delta;
+    use super::super::delta::Delta;
     use super::super::reply::Writer;
     use super::*;
     use crate::text::answer::Part;
@@ -224,7 +252,7 @@ mod tests {
     fn an_answer_that_fails_keeps_what_was_finished() {
         let fields = Fields::parse(br#"{"model": "m", "input": "x"}"#).unwrap();
         let params = Params::read(&fields, None).unwrap();
-        let mut writer = Response::writer(&fields, &params);
+        let mut writer = Response::writer(&fields, &params, Box::new(|_| Vec::new()));
         let parts = vec![Part::Reasoning("so".into()), Part::Content("he".into())];
         let mut events = writer.events(Delta { parts, ..Delta::default() }, Usage::default());
         events.extend(writer.failed(&ApiError::timeout(5)));

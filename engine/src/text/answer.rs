@@ -151,6 +151,10 @@ impl AnswerParser {
             State::Name(name) => parts.push(Part::Content(name + &held)),
             State::Between | State::Arguments(_) => {}
         }
+        // The beginning of a call that was forced and cut is nothing that the model says.
+        if self.rules.tools == Some(ToolFormat::Array) {
+            parts.clear();
+        }
         // White space around calls is no content.
         parts.retain(|part| !matches!(part, Part::Content(text) if self.called && text.trim().is_empty()));
         join(parts)

@@ -100,6 +100,15 @@ fn text_around_calls_stays_and_white_space_does_not() {
 }
 
 #[test]
+fn a_forced_call_that_was_cut_is_no_content() {
+    let forced = rules(false, Some(ToolFormat::Array));
+    for text in ["", "[", "[{\"na", "[{\"name\": \"f\""] {
+        check(&forced, text, &[]);
+    }
+    check(&forced, "[{\"name\": \"f\", \"arguments\": {\"a", &call("f", "{\"a"));
+}
+
+#[test]
 fn the_format_comes_from_the_template() {
     for (source, expected) in [
         ("{{ messages }}", None),
