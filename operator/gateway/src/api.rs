@@ -104,13 +104,26 @@ impl Api {
             return response;
         }
 
+        // The only model that it can mean: who may not use it is told so before anything of a body is kept.
+        let meant =
+            named_by_host.or_else(|| view.configs.values().next().filter(|_| view.configs.len() == 1));
+        if let Some(config) = meant
+            && let Err(error) = auth::authorise(config, &view.keys, &head.headers)
+        {
+            if let Some(model) = view.models.get(&config.name) {
+                model.count(|counts| &counts.total);
+            }
+            self.metrics.answered(&config.name, None, error.status());
+            return Err(error);
+        }
         let largest = || view.configs.values().map(|model| model.max_body_bytes).max().unwrap_or_default();
         let limit = named_by_host.map_or_else(largest, |model| model.max_body_bytes);
         let body = read_body(incoming, limit, self.timing).await?;
         let (body_head, body) = BodyHead::of(body);
         let id = body_head.model.as_deref();
         let config = identify::identify(&view.configs, named_by_host, id)
-            .map_err(|error| identify::not_json(&body).filter(|_| id.is_none()).unwrap_or(error))?;
+            .map_err(|error| identify::not_json(&body).filter(|_| id.is_none()).unwrap_or(error))
+            .map_err(|error| only_seen(error, &view, &head.headers))?;
         let body = if config.client_priority { body } else { body_head.without_priority(body) };
         let needs = Needs::of(&head.method, path, &body_head, &body);
         // Both maps are made from one table, so the model is there.
@@ -160,6 +173,15 @@ struct Admitted {
     running: Option<limits::Running>,
 }
 
+/// The error without the ids of models that the caller may not use.
+fn only_seen(mut error: ApiError, view: &View, headers: &HeaderMap) -> ApiError {
+    if let ApiError::ModelNotFound { available, .. } = &mut error {
+        let may_see = |model: &ModelConfig| auth::authorise(model, &view.keys, headers).is_ok();
+        available.retain(|id| view.configs.values().any(|model| model.answers_to(id) && may_see(model)));
+    }
+    error
+}
+
 async fn read_body(
     incoming: Lingering,
     limit_bytes: usize,
@@ -204,6 +226,7 @@ fn list_models(
     let id = percent_decode_str(path.strip_prefix("models/")?).decode_utf8_lossy();
     Some(
         identify::identify(&view.configs, named_by_host, Some(&id))
+            .map_err(|error| only_seen(error, view, headers))
             .and_then(|model| auth::authorise(model, &view.keys, headers))
             .map(|_| body::json(StatusCode::OK, &entry(&id))),
     )

@@ -182,7 +182,7 @@ pub enum ApiError {
 
 fn describe_not_found(id: Option<&str>, available: &[String]) -> String {
     let list = match available {
-        [] => "there are no models in this namespace yet".to_owned(),
+        [] => "there is none here yet, or none for this caller's API key".to_owned(),
         ids => format!("available here: {}", ids.join(", ")),
     };
     match id {

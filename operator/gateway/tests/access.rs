@@ -7,10 +7,14 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use atlas_gateway::Keys;
+use atlas_gateway::{Keys, ModelConfig};
 use http::StatusCode;
 use support::{Answer, Engine, Gateway, Script, get, model, table, whole};
-use tokio::sync::Notify;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Notify,
+};
 
 /// One tier behind keys.
 async fn keyed(script: Script, entries: &[(&str, &str)]) -> (Engine, Gateway) {
@@ -53,6 +57,42 @@ async fn only_holders_of_a_key_are_answered_and_the_engine_never_sees_it() {
     assert!(!engine.seen.lock().unwrap().join("").contains("sk-alice"));
     let list = get(gateway.api, "/v1/models").await.1;
     assert!(!String::from_utf8_lossy(&list).contains("code"), "who may not use it does not see it");
+}
+
+#[tokio::test]
+async fn without_a_key_no_body_is_waited_for() {
+    let (_engine, gateway) = keyed(Script::Answer("yes"), &[("alice", "sk-alice")]).await;
+    let mut stream = TcpStream::connect(gateway.api).await.unwrap();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: code\r\ncontent-length: 60000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_exact(&mut status));
+    read.await.expect("the answer does not wait for the body").unwrap();
+    assert_eq!(&status, b"HTTP/1.1 401");
+}
+
+#[tokio::test]
+async fn an_error_names_no_model_that_the_caller_may_not_use() {
+    let (engine, gateway) = keyed(Script::Answer("yes"), &[("alice", "sk-alice")]).await;
+    let mut view = gateway.table.borrow().clone();
+    let open = ModelConfig { name: "open".into(), aliases: Vec::new(), ..model(&["primary"]) };
+    view.models.insert("open".into(), Arc::new(open));
+    gateway.table.send_replace(view);
+    let told = async |headers: &[(&str, &str)]| {
+        let answer = gateway.ask_with(headers, r#"{"model": "nope"}"#).await;
+        answer.json()["error"]["message"].as_str().unwrap().to_owned()
+    };
+    let wait = async || {
+        while !told(&[]).await.ends_with("available here: open") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), wait()).await.expect("only what is open is named");
+    let all = told(&[("authorization", "Bearer sk-alice")]).await;
+    assert!(all.ends_with("available here: code, gpt-patch, open"), "{all}");
+    let one = get(gateway.api, "/v1/models/nope").await.1;
+    assert!(!String::from_utf8_lossy(&one).contains("gpt-patch"), "{one:?}");
+    assert!(engine.seen.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
