@@ -169,7 +169,9 @@ impl Fatal {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Fetch(error) => error.exit_code(),
-            Self::Open { .. } => ExitCode::ModelUnavailable,
+            Self::Open { .. } | Self::Checkpoint(CheckpointError::NoConfig { .. }) => {
+                ExitCode::ModelUnavailable
+            }
             Self::Model(ModelError::Device(error)) | Self::Device(error) => error.exit_code(),
             Self::Hang { .. } => ExitCode::Hang,
             Self::Card { source, .. } => source.exit_code(),

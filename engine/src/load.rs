@@ -142,7 +142,7 @@ fn read(
     }
     let (bos, eos) = tokenizer.special_texts();
     let template = chat_template.as_deref().or(checkpoint.chat_template.as_deref());
-    let template = template.map(|source| ChatTemplate::compile(source, bos, eos)).transpose()?;
+    let template = template.map(|source| ChatTemplate::compile(source, &bos, &eos)).transpose()?;
     let grammars = GrammarCompiler::new(&tokenizer)?;
     let devices = select(arguments, tensors, config, shape)?;
     startup.set_layers(0, config.layers);

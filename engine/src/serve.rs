@@ -116,6 +116,8 @@ async fn run(
                 () = drained(app) => Ok(()),
                 () = tokio::time::sleep(arguments.drain_timeout) => {
                     tracing::warn!(requests = api::in_flight(app), "the drain timeout ended requests");
+                    // Each client is told so, as long as the servers are given time to.
+                    app.cut_off.send_replace(true);
                     Ok(())
                 }
             }

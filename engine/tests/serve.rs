@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::process::Output;
 use std::time::Instant;
-use support::{Engine, PATIENCE, chat, command, model, prompt, request};
+use support::{Engine, PATIENCE, chat, command, events, model, prompt, request};
 
 /// What a build says without a card, and what one without kernels for cards says.
 const NO_HIP: &str = if cfg!(feature = "hip") { "amdgpu driver" } else { "no HIP backend" };
@@ -124,6 +124,48 @@ fn running_requests_finish_when_the_engine_is_told_to_stop() {
         assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(60)));
         let (status, events) = streamed.join().unwrap();
         assert!(status == 200 && events.ends_with("data: [DONE]\n\n"), "{status} {events}");
+    });
+    assert_eq!(engine.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn requests_that_outlast_the_drain_timeout_are_told_so() {
+    let mut engine = Engine::start(&["--drain-timeout", "100ms"]);
+    let body = prompt("Count:", json!({"max_tokens": 500, "ignore_eos": true}));
+    let stream = |path: &str, mut body: Value| {
+        body["stream"] = true.into();
+        request(&engine.api, "POST", path, &body.to_string())
+    };
+    std::thread::scope(|scope| {
+        let whole = scope.spawn(|| engine.post("/v1/completions", &body));
+        let streamed = scope.spawn(|| stream("/v1/completions", body.clone()));
+        let said = json!({"model": "code", "input": "Count:", "ignore_eos": true});
+        let responses = scope.spawn(|| stream("/v1/responses", said));
+        let seen = || {
+            let status = request(&engine.internal, "GET", "/internal/status", "").1;
+            let status: Value = serde_json::from_str(&status).unwrap();
+            let told = |pointer: &str| status.pointer(pointer).unwrap().as_u64().unwrap();
+            (told("/queue/running"), told("/progress/tokensGenerated"))
+        };
+        let began = Instant::now();
+        let wait = |running: u64, tokens: u64| {
+            while seen().0 < running || seen().1 < tokens {
+                assert!(began.elapsed() < PATIENCE && !streamed.is_finished());
+            }
+            seen().1
+        };
+        // A stream that has shown nothing yet would be refused as a whole; some steps later each has.
+        let tokens = wait(3, 0);
+        wait(3, tokens + 60);
+        engine.signal("-TERM");
+        let (status, answer) = whole.join().unwrap();
+        assert_eq!((status, &answer["error"]["code"]), (503, &json!("engine_draining")), "{answer}");
+        let (status, text) = streamed.join().unwrap();
+        let last = events(&text).pop().unwrap();
+        assert_eq!((status, &last["error"]["code"]), (200, &json!("engine_draining")), "{text}");
+        let (status, text) = responses.join().unwrap();
+        let last = events(&text).pop().unwrap();
+        assert_eq!((status, &last["type"]), (200, &json!("response.failed")), "{text}");
     });
     assert_eq!(engine.child.wait().unwrap().code(), Some(0));
 }

@@ -21,6 +21,8 @@ const MAX_TENSORS: u64 = 1 << 20;
 const MAX_KEYS: u64 = 1 << 16;
 /// Longer than any vocabulary; a larger count means a damaged header.
 const MAX_ARRAY: u64 = 1 << 26;
+/// How `version https://git-lfs.github.com/spec/v1` begins.
+const LFS_POINTER: &[u8] = b"vers";
 /// Longer than any chat template.
 const MAX_STRING: u64 = 1 << 26;
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -34,6 +36,15 @@ pub enum GgufError {
         /// The first four bytes.
         found: [u8; 4],
     },
+    /// The file is written for machines that store numbers the other way round.
+    #[error("the GGUF file is big-endian, version {version}: convert it to little-endian")]
+    BigEndian {
+        /// The version as such a machine reads it.
+        version: u32,
+    },
+    /// What stands in for a file that git fetches from elsewhere.
+    #[error("not a GGUF file but the pointer to one that Git LFS keeps: fetch it with `git lfs pull`")]
+    LfsPointer,
     /// The version is not one that this parser knows.
     #[error("GGUF version {version} is not supported: convert the file to version 3 (little-endian)")]
     Version {
@@ -235,11 +246,17 @@ fn bounded(what: &'static str, offset: u64, value: u64, limit: u64) -> Result<u6
 fn parse_header(cursor: &mut Cursor<'_>) -> Result<Gguf, Stop> {
     let magic = cursor.take(4)?;
     if magic != MAGIC {
+        if magic == LFS_POINTER {
+            return Err(GgufError::LfsPointer.into());
+        }
         let mut found = [0; 4];
         found.copy_from_slice(magic);
         return Err(GgufError::Magic { found }.into());
     }
     let version = cursor.u32()?;
+    if (1..=3).contains(&version.swap_bytes()) {
+        return Err(GgufError::BigEndian { version: version.swap_bytes() }.into());
+    }
     if !(2..=3).contains(&version) {
         return Err(GgufError::Version { version }.into());
     }

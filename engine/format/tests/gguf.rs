@@ -121,7 +121,8 @@ fn wrong_headers_are_refused_with_what_is_wrong() {
     let wraps = 1_u64 << 33;
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (b"PK\x03\x04".to_vec(), "not a GGUF file"),
-        (big_endian, "GGUF version 50331648 is not supported"),
+        (b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "Git LFS"),
+        (big_endian, "is big-endian, version 3"),
         (alignment(0), "general.alignment is 0, expected a power of two"),
         (alignment(12), "general.alignment is 12"),
         (alignment(4), "general.alignment is 4"),

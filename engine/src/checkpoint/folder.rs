@@ -41,7 +41,8 @@ impl TextFiles {
 /// # Errors
 /// A file is missing or wrong, or the model is not one that this engine serves.
 pub fn open(folder: &Path) -> Result<Checkpoint, CheckpointError> {
-    let json = required_json(folder, "config.json")?;
+    let json = optional_json(folder, "config.json")?;
+    let json = json.ok_or_else(|| CheckpointError::NoConfig { folder: folder.to_owned() })?;
     let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let name = name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let described = config::read(&json, name)?;
@@ -213,12 +214,6 @@ fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
 
 fn parse(path: PathBuf, text: &[u8]) -> Result<Value, CheckpointError> {
     serde_json::from_slice(text).map_err(|source| CheckpointError::Json { path, source })
-}
-
-fn required_json(folder: &Path, name: &str) -> Result<Value, CheckpointError> {
-    let path = folder.join(name);
-    let text = read(&path)?;
-    parse(path, &text)
 }
 
 fn optional_json(folder: &Path, name: &str) -> Result<Option<Value>, CheckpointError> {

@@ -150,7 +150,7 @@ fn a_folder_that_is_not_whole_is_refused_with_what_is_missing() {
     let config =
         |text: &'static str| move |folder: &Path| std::fs::write(folder.join("config.json"), text).unwrap();
     let cases: [(Prepare<'_>, &str); 11] = [
-        (&remove("config.json"), "cannot open the model file"),
+        (&remove("config.json"), "has no config.json"),
         (&remove("tokenizer.json"), "tokenizer.json"),
         (&remove(WEIGHTS), "neither model.safetensors nor"),
         (&config("{"), "config.json is not the JSON"),

@@ -89,6 +89,14 @@ fn open_gguf(path: &Path) -> Result<Checkpoint, CheckpointError> {
 /// Why a model's files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// A folder holds no model.
+    #[error(
+        "the folder {folder} has no config.json: name a folder of safetensors with its config.json, or a GGUF file"
+    )]
+    NoConfig {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A file cannot be opened.
     #[error("cannot open the model file {path}")]
     Open {

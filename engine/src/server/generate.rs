@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 
 /// What to answer.
 pub struct Task {
@@ -75,6 +76,7 @@ pub struct Generation {
     metrics: Arc<Metrics>,
     started: Instant,
     timeout: Duration,
+    cut_off: watch::Receiver<bool>,
     usage: Usage,
     aborted: Option<&'static str>,
     /// What each teller told.
@@ -155,6 +157,7 @@ impl Generation {
             metrics: app.metrics.clone(),
             started,
             timeout: app.request_timeout,
+            cut_off: app.cut_off.subscribe(),
             usage: Usage { prompt_tokens, ..Usage::default() },
             aborted: None,
             told: HashMap::new(),
@@ -224,7 +227,7 @@ impl Generation {
     /// What comes next; `None` after the last choice's end.
     ///
     /// # Errors
-    /// The time is over, or the worker failed.
+    /// The time is over, the engine stops, or the worker failed.
     pub async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
         loop {
             if let Some(delta) = self.ready.pop_front() {
@@ -239,7 +242,15 @@ impl Generation {
                 return Ok(None);
             }
             let deadline = (self.started + self.timeout).into();
-            let event = tokio::time::timeout_at(deadline, self.event()).await;
+            let mut cut_off = self.cut_off.clone();
+            let event = tokio::select! {
+                biased;
+                event = tokio::time::timeout_at(deadline, self.event()) => event,
+                _ = cut_off.wait_for(|cut_off| *cut_off) => {
+                    self.aborted = Some("engine");
+                    return Err(ApiError::draining());
+                }
+            };
             let Ok((index, event)) = event else {
                 self.aborted = Some("timeout");
                 return Err(ApiError::timeout(self.timeout.as_secs()));

@@ -44,6 +44,7 @@ use atlas_engine_core::Limits;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What a loaded model brings.
 pub struct Engine {
@@ -85,6 +86,8 @@ pub struct App {
     pub spans: Option<Exporter>,
     /// Requests that are being answered.
     pub in_flight: AtomicU64,
+    /// Set when the time to finish them is over.
+    pub cut_off: watch::Sender<bool>,
     /// Seconds since 1970 at the start of the process.
     pub created: u64,
 }
@@ -117,6 +120,7 @@ impl App {
             cors_origins: arguments.cors_allow_origins.clone(),
             spans,
             in_flight: AtomicU64::new(0),
+            cut_off: watch::Sender::new(false),
             created: unix_seconds(),
         })
     }

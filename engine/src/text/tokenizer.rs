@@ -107,7 +107,6 @@ pub struct TextTokenizer {
     pub(super) eos: Option<u32>,
     pub(super) add_bos: bool,
     pub(super) end_tokens: Vec<u32>,
-    pub(super) texts: (String, String),
     pub(super) label: String,
 }
 
@@ -185,8 +184,10 @@ impl TextTokenizer {
     }
 
     /// Texts of the beginning- and end-of-text tokens, which chat templates write.
-    pub fn special_texts(&self) -> (&str, &str) {
-        (&self.texts.0, &self.texts.1)
+    pub fn special_texts(&self) -> (String, String) {
+        // A model without such a token has no text for it either.
+        let text = |id: Option<u32>| id.map(|id| self.token_text(id)).unwrap_or_default();
+        (text(self.bos), text(self.eos))
     }
 
     /// Model and pre-tokenizer, for people.

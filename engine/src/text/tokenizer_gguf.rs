@@ -53,12 +53,6 @@ impl TextTokenizer {
         end_tokens.extend(vocabulary.ids_of(END_TEXTS));
         end_tokens.sort_unstable();
         end_tokens.dedup();
-        // A model without such a token has no text for it either.
-        let text = |id: Option<u32>| {
-            id.and_then(|id| vocabulary.tokens.get(id as usize))
-                .map(|text| (*text).to_owned())
-                .unwrap_or_default()
-        };
         let fill_in_the_middle = vocabulary.fill_in_the_middle(header)?;
         let control = vocabulary.types.iter().map(|kind| *kind == CONTROL).collect();
         Ok(Self {
@@ -70,7 +64,6 @@ impl TextTokenizer {
             eos,
             add_bos: header.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos_by_default),
             end_tokens,
-            texts: (text(bos), text(eos)),
             label: if model == "gpt2" { format!("{model}, pre {pre}") } else { model.to_owned() },
         })
     }

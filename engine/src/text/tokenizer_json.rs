@@ -76,7 +76,6 @@ impl TextTokenizer {
         end_tokens.retain(in_rows);
         end_tokens.sort_unstable();
         end_tokens.dedup();
-        let text = |id: Option<u32>| id.and_then(|id| texts[id as usize].clone()).unwrap_or_default();
         let find = |text: &&str| tokenizer.token_to_id(text);
         let fill_in_the_middle = FILL_IN_THE_MIDDLE
             .iter()
@@ -88,20 +87,8 @@ impl TextTokenizer {
                 bos.is_some() && with_specials.get_ids().first().copied() == bos
             }
         };
-        let texts = (text(bos), text(eos));
         let label = format!("tokenizer.json, {}", spelling.name());
-        Ok(Self {
-            tokenizer,
-            bytes,
-            control,
-            fill_in_the_middle,
-            bos,
-            eos,
-            add_bos,
-            end_tokens,
-            texts,
-            label,
-        })
+        Ok(Self { tokenizer, bytes, control, fill_in_the_middle, bos, eos, add_bos, end_tokens, label })
     }
 }
 
