@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use atlas_tests::{
     assets::cache_folder,
-    support::{binary, wide_header},
+    support::{binary, header_of_width},
 };
 use serde_json::Value;
 
@@ -131,10 +131,11 @@ fn models_in_buckets_are_planned_and_fetched_with_the_keys_that_may() -> Result<
     let mut server = Server::start()?;
     let folder = tempfile::tempdir()?;
     let path = |name: &str| folder.path().join(name);
-    let mut file = wide_header();
+    let header = header_of_width(48);
+    let mut file = header.clone();
     // Beyond what sockets buffer, so that a cut is one.
     file.extend((0..4_000_000_u32).map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()[3]));
-    let other: Vec<u8> = file.iter().rev().copied().collect();
+    let other: Vec<u8> = header.iter().chain(file[header.len()..].iter().rev()).copied().collect();
     std::fs::write(path("file"), &file)?;
     std::fs::write(path("other"), &other)?;
     let put = |server: &mut Server, verb: &str, name: &str| {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use atlas_format::HeaderWriter;
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -89,8 +90,12 @@ fn fetched(output: &Output) -> Vec<u8> {
     std::fs::read(String::from_utf8_lossy(&output.stdout).trim()).unwrap()
 }
 
+/// A model of 100,000 bytes.
 fn bytes(seed: u8) -> Vec<u8> {
-    (0..100_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8 ^ seed).collect()
+    let mut file = HeaderWriter::default().tensor("t", &[99_000], 24).finish();
+    let data = (0..).map(|index: u32| (index.wrapping_mul(2_654_435_761) >> 24) as u8 ^ seed);
+    file.extend(data.take(100_000 - file.len()));
+    file
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -174,6 +179,46 @@ fn another_file_than_the_checksum_names_is_removed_and_told() {
     assert_eq!(output.status.code(), Some(12), "{said}");
     assert!(said.contains("has the sha256") && said.contains(&"ab".repeat(32)), "{said}");
     assert!(names(cache.path()).is_empty(), "{:?}", names(cache.path()));
+}
+
+#[test]
+fn what_is_sent_in_place_of_a_model_is_told_and_not_kept() {
+    let model = bytes(1);
+    for (sent, says) in [
+        (&b"<html>please log in</html>"[..], "it starts with \"<htm\""),
+        (b"", "it is truncated"),
+        (&model[..50_000], "the file has 50000 bytes and needs"),
+    ] {
+        let cache = tempfile::tempdir().unwrap();
+        let (url, _) = serve(vec![Answer::whole(sent, "\"v1\""), Answer::whole(&model, "\"v2\"")]);
+        let output = fetch(&url, cache.path(), None);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(11), "{said}");
+        assert!(said.contains(says) && said.contains("a login page") && said.contains(&url), "{said}");
+        assert!(names(cache.path()).is_empty(), "{:?}", names(cache.path()));
+        assert_eq!(fetched(&fetch(&url, cache.path(), None)), model);
+    }
+}
+
+#[test]
+fn a_cached_file_that_is_not_the_wanted_one_is_downloaded_anew() {
+    let cache = tempfile::tempdir().unwrap();
+    let (old, new) = (bytes(1), bytes(2));
+    let sum = |file: &[u8]| hex::encode(Sha256::digest(file));
+    let (url, asked) = serve([&old, &new, &new, &old].map(|file| Answer::whole(file, "\"v\"")).to_vec());
+    assert_eq!(fetched(&fetch(&url, cache.path(), Some(&sum(&old)))), old);
+    // The source has another file since, and so has the model.
+    assert_eq!(fetched(&fetch(&url, cache.path(), Some(&sum(&new)))), new);
+    assert_eq!(fetched(&fetch(&url, cache.path(), Some(&sum(&new)))), new);
+    assert_eq!(asked.lock().unwrap().len(), 2);
+    // One that came to harm on the disk.
+    let path = String::from_utf8(fetch(&url, cache.path(), None).stdout).unwrap();
+    std::fs::write(path.trim(), &new[..70_000]).unwrap();
+    assert_eq!(fetched(&fetch(&url, cache.path(), None)), new);
+    // What the source does not have leaves the cache as it was.
+    let output = fetch(&url, cache.path(), Some(&sum(&bytes(3))));
+    assert_eq!(output.status.code(), Some(12), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fetched(&fetch(&url, cache.path(), None)), new);
 }
 
 #[test]

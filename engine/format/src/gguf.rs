@@ -31,7 +31,7 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GgufError {
     /// The first bytes are not GGUF's.
-    #[error("not a GGUF file: it starts with {found:02x?} where \"GGUF\" is expected")]
+    #[error("not a GGUF file: it starts with \"{}\" where \"GGUF\" is expected", found.escape_ascii())]
     Magic {
         /// The first four bytes.
         found: [u8; 4],

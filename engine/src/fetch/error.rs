@@ -2,7 +2,7 @@
 
 use super::http::Interrupted;
 use atlas_engine_core::ExitCode;
-use atlas_format::SafetensorsError;
+use atlas_format::{GgufError, SafetensorsError};
 use atlas_s3::{MissingKey, PlaceError};
 use std::path::PathBuf;
 
@@ -130,6 +130,17 @@ pub enum FetchError {
         #[source]
         source: Interrupted,
     },
+    /// Something else came in place of a model.
+    #[error(
+        "{url} sent no whole model: check the source, and whether a proxy or a login page answers in its place; nothing of it was kept"
+    )]
+    NoModel {
+        /// The address.
+        url: String,
+        /// What shows it.
+        #[source]
+        source: GgufError,
+    },
     /// The HTTP client could not be built.
     #[error("cannot set up the HTTP client")]
     Client(#[source] reqwest::Error),
@@ -156,7 +167,7 @@ impl FetchError {
             }
             Self::Checksum { .. } => ExitCode::ChecksumMismatch,
             Self::Client(_) => ExitCode::Internal,
-            Self::Index { .. } | Self::TooLarge { .. } => ExitCode::ModelInvalid,
+            Self::Index { .. } | Self::TooLarge { .. } | Self::NoModel { .. } => ExitCode::ModelInvalid,
             Self::Missing { .. }
             | Self::Lacks { .. }
             | Self::Listing { .. }

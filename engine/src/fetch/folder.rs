@@ -89,7 +89,7 @@ impl Gathering<'_> {
         let path = self.staging.join(LISTING);
         self.remove(LISTING)?;
         let unseen = Download::default();
-        let expected = Expected { sha256: None, limit: Some(MAX_LISTING) };
+        let expected = Expected { limit: Some(MAX_LISTING), ..Expected::default() };
         download(&self.client, &remote, &path, expected, unseen.file()).await?;
         let listing = Listing::parse(&self.read(LISTING)?, &remote.shown(), &inside)?;
         self.remove(LISTING)?;
@@ -176,7 +176,8 @@ impl Gathering<'_> {
         if !self.is_whole(file) {
             self.remove(&file.name)?;
             let progress = self.progress.file_of(self.total);
-            let expected = Expected { sha256: file.sha256.as_deref(), limit: limit_of(&file.name) };
+            let expected =
+                Expected { sha256: file.sha256.as_deref(), limit: limit_of(&file.name), gguf: false };
             if let Some(bytes) = file.bytes {
                 expected.check_size(&file.remote, bytes)?;
             }

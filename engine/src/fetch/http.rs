@@ -130,6 +130,8 @@ pub struct Expected<'a> {
     pub sha256: Option<&'a str>,
     /// The most bytes it may have.
     pub limit: Option<u64>,
+    /// Whether it is a model in GGUF.
+    pub gguf: bool,
 }
 
 impl Expected<'_> {
@@ -169,7 +171,8 @@ pub async fn download(
         let before = part.len().await;
         let again = match attempt_once(client, (remote, &pass), &part, expected, progress).await? {
             Attempt::Done => {
-                match finish(&part, path, expected.sha256, progress, attempts == 1 && before > 0).await? {
+                let continues_old = attempts == 1 && before > 0;
+                match finish(&part, path, (remote, expected), progress, continues_old).await? {
                     Attempt::Done => return Ok(()),
                     Attempt::Again(reason) => reason,
                 }
@@ -319,12 +322,18 @@ async fn receive(
 async fn finish(
     part: &Part,
     path: &Path,
-    sha256: Option<&str>,
+    (remote, expected): (&Remote, Expected<'_>),
     progress: FileProgress<'_>,
     continues_old: bool,
 ) -> Result<Attempt, FetchError> {
     let failed = |source| FetchError::Cache { path: part.file.clone(), source };
-    if let Some(expected) = sha256 {
+    if expected.gguf
+        && let Some(source) = verify::find_fault(part.file.clone()).await
+    {
+        part.remove().await.map_err(failed)?;
+        return Err(FetchError::NoModel { url: remote.shown(), source });
+    }
+    if let Some(expected) = expected.sha256 {
         let file = part.file.clone();
         let (count, from) = progress.checked();
         let found = tokio::task::spawn_blocking(move || verify::sha256(&file, &count, from)).await;

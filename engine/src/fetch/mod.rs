@@ -66,41 +66,73 @@ pub struct Wanted<'a> {
 pub async fn fetch(wanted: Wanted<'_>, cache: &Path, progress: &Download) -> Result<PathBuf, FetchError> {
     let Wanted { uri, place, sha256 } = wanted;
     let source = Source::parse(uri, place)?;
-    let path = match &source {
-        Source::File(path) => path.clone(),
-        Source::Remote(_) | Source::Folder(_) => cache.join(source::cache_name(uri, place)),
-    };
-    if let (Source::Folder(_), true) = (&source, sha256.is_some()) {
-        return Err(FetchError::FolderChecksum { path: uri.into() });
-    }
-    match (std::fs::metadata(&path), &source) {
-        (Ok(metadata), _) if metadata.is_dir() && sha256.is_some() => {
-            return Err(FetchError::FolderChecksum { path });
+    let cached = || cache.join(source::cache_name(uri, place));
+    match &source {
+        Source::File(path) => {
+            let metadata = std::fs::metadata(path);
+            let metadata = metadata.map_err(|source| FetchError::Missing { path: path.clone(), source })?;
+            if metadata.is_dir() && sha256.is_some() {
+                return Err(FetchError::FolderChecksum { path: path.clone() });
+            }
+            progress.set_done(bytes_of(path));
+            check_sum(path, sha256, progress).await?;
+            Ok(path.clone())
         }
-        (Ok(_), _) => progress.set_done(bytes_of(&path)),
-        (Err(error), Source::File(_)) => return Err(FetchError::Missing { path, source: error }),
-        (Err(_), Source::Remote(_) | Source::Folder(_)) => {
-            // Two processes that share the cache, such as an engine and what keeps its weights warm, take turns.
-            let _turn = lock::take_turn(&path).await;
-            match &source {
-                _ if path.exists() => progress.set_done(bytes_of(&path)),
-                Source::Folder(remote) => folder::fetch(remote, &path, progress).await?,
-                Source::Remote(remote) => {
-                    let expected = http::Expected { sha256, limit: None };
+        Source::Folder(_) if sha256.is_some() => Err(FetchError::FolderChecksum { path: uri.into() }),
+        Source::Folder(folder) => {
+            let path = cached();
+            if !path.exists() {
+                let _turn = lock::take_turn(&path).await;
+                if !path.exists() {
+                    folder::fetch(folder, &path, progress).await?;
+                }
+            }
+            progress.set_done(bytes_of(&path));
+            Ok(path)
+        }
+        Source::Remote(remote) => {
+            let path = cached();
+            if !is_usable(&path, sha256, progress).await? {
+                // Two processes that share the cache, such as an engine and what keeps its weights warm, take turns.
+                let _turn = lock::take_turn(&path).await;
+                if !is_usable(&path, sha256, progress).await? {
+                    let expected = http::Expected { sha256, limit: None, gguf: true };
                     http::download(&http::client(&remote.origin)?, remote, &path, expected, progress.file())
                         .await?;
+                    check_sum(&path, sha256, progress).await?;
                 }
-                Source::File(_) => {}
             }
+            Ok(path)
         }
     }
-    if let Some(expected) = sha256 {
-        let (checked, expected) = (path.clone(), expected.to_owned());
-        let count = progress.checked();
-        let check = tokio::task::spawn_blocking(move || verify::check(&checked, &expected, &count));
-        check.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+}
+
+/// Whether the cache has a file and it is the one that is wanted. One that was given in place of a model, such as a
+/// page of a proxy, or that has another sum than is wanted by now, is downloaded anew.
+async fn is_usable(path: &Path, sha256: Option<&str>, progress: &Download) -> Result<bool, FetchError> {
+    if !path.exists() {
+        return Ok(false);
     }
-    Ok(path)
+    if let Some(error) = verify::find_fault(path.to_owned()).await {
+        tracing::warn!(file = %path.display(), %error, "what the cache has is no model: downloading it anew");
+        return Ok(false);
+    }
+    progress.set_done(bytes_of(path));
+    match check_sum(path, sha256, progress).await {
+        Err(error @ FetchError::Checksum { .. }) => {
+            tracing::warn!(%error, "the cache has another file: downloading it anew");
+            Ok(false)
+        }
+        checked => checked.map(|()| true),
+    }
+}
+
+async fn check_sum(path: &Path, sha256: Option<&str>, progress: &Download) -> Result<(), FetchError> {
+    let Some(expected) = sha256 else { return Ok(()) };
+    let (checked, expected) = (path.to_owned(), expected.to_owned());
+    let count = progress.checked();
+    let check = tokio::task::spawn_blocking(move || verify::check(&checked, &expected, &count));
+    check.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// Bytes of a file, or of the files in a folder; what cannot be looked at counts nothing, and is missed when it is opened.

@@ -1,11 +1,30 @@
-//! Checksums, remembered beside the file so that a restart does not read gigabytes again.
+//! Whether a file is a whole model, and the one that is wanted: checksums are remembered beside the file, so that a
+//! restart does not read gigabytes again.
 
 use super::FetchError;
+use atlas_format::{Gguf, GgufError};
+use atlas_kernels::MappedFile;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What shows that a file is no model as its source has it: another format, or an early end. What else may be wrong with
+/// a header, another download would not mend.
+pub async fn find_fault(path: PathBuf) -> Option<GgufError> {
+    let look = move || {
+        // One that cannot be read is not judged here.
+        let file = MappedFile::open(&path).ok()?;
+        match Gguf::parse_file(&file) {
+            Err(error @ (GgufError::Magic { .. } | GgufError::Truncated { .. })) => Some(error),
+            _ => None,
+        }
+    };
+    tokio::task::spawn_blocking(look)
+        .await
+        .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
 
 /// Checks a file's sha256, or finds that it was checked since it last changed.
 ///

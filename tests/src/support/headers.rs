@@ -14,7 +14,8 @@ pub fn narrow_header() -> Vec<u8> {
     header_of_width(5120)
 }
 
-fn header_of_width(width: u64) -> Vec<u8> {
+/// The same of any width; its data are 73,728 bytes for each.
+pub fn header_of_width(width: u64) -> Vec<u8> {
     let mut header = HeaderWriter::default()
         .text("general.architecture", "llama")
         .number("llama.block_count", 32)

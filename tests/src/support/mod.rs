@@ -5,7 +5,7 @@ mod headers;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use headers::{narrow_header, wide_header};
+pub use headers::{header_of_width, narrow_header, wide_header};
 
 /// How often a condition is looked at; short, since tests wait for it, and cheap against a local API server.
 const POLL: Duration = Duration::from_millis(50);
