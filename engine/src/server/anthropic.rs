@@ -3,8 +3,8 @@
 use super::anthropic_writer::Message;
 use super::chat::ChatRequest;
 use super::conversation::text;
+use super::encode::encode;
 use super::fields::Fields;
-use super::generate::encode;
 use super::openai::ApiError;
 use super::reply::InFlight;
 use super::tokenize::with_model;

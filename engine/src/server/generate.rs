@@ -85,19 +85,6 @@ pub struct Generation {
     spans: Option<Exporter>,
 }
 
-/// Ids of prompts, off the threads that serve others: a prompt of megabytes takes a while.
-///
-/// # Errors
-/// The tokenizer fails.
-pub async fn encode(engine: &Engine, texts: Vec<String>) -> Result<Vec<Vec<TokenId>>, ApiError> {
-    let tokenizer = engine.tokenizer.clone();
-    let encode =
-        move || texts.iter().map(|text| tokenizer.encode_prompt(text)).collect::<Result<Vec<_>, _>>();
-    let encoded = tokio::task::spawn_blocking(encode).await;
-    let encoded = encoded.map_err(|error| ApiError::internal(error.to_string()))?;
-    encoded.map_err(|error| ApiError::internal(error.to_string()))
-}
-
 impl Generation {
     /// Queues a task.
     ///

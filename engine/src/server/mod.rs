@@ -12,6 +12,7 @@ mod constraint;
 mod conversation;
 mod delta;
 mod embeddings;
+mod encode;
 mod envelope;
 mod fields;
 mod framing;

@@ -2,8 +2,8 @@
 
 use super::Engine;
 use super::chat::ChatRequest;
+use super::encode::encode;
 use super::fields::Fields;
-use super::generate::encode;
 use super::openai::ApiError;
 use serde_json::{Map, Value, json};
 

@@ -3,6 +3,7 @@
 //! A pure function of the text so far: cutting the text elsewhere gives the same parts, so a stream that is resumed
 //! goes on where it broke. Whole answers and streams share it.
 
+use super::builtin_call::builtin;
 use super::tool_call::{CallEvent, CallReader};
 
 /// How a model family writes tool calls.
@@ -370,20 +371,6 @@ impl AnswerParser {
             None => parts.push(Part::Content(code.to_owned())),
         }
     }
-}
-
-/// Reads `brave_search.call(query="...")`.
-fn builtin(code: &str) -> Option<(String, String)> {
-    let (name, rest) = code.trim().split_once(".call(")?;
-    let mut rest = rest.strip_suffix(')')?.trim();
-    let mut arguments = serde_json::Map::new();
-    while !rest.is_empty() {
-        let (key, value) = rest.split_once('=')?;
-        let length = super::json_scan::string_length(value)?;
-        arguments.insert(key.trim().to_owned(), serde_json::from_str(&value[..length]).ok()?);
-        rest = value[length..].trim_start().trim_start_matches(',').trim_start();
-    }
-    Some((name.to_owned(), serde_json::Value::Object(arguments).to_string()))
 }
 
 /// Length of the longest end of `text` that may become one of these.

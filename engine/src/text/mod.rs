@@ -3,6 +3,7 @@
 //! Everything comes from the model's files; nothing here knows of requests or of the model's weights.
 
 pub mod answer;
+mod builtin_call;
 pub mod chat_template;
 pub mod choice;
 pub mod detokenizer;
