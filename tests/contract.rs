@@ -12,7 +12,7 @@ use atlas_crds::{ModelSource, status::HeaderStatus};
 use atlas_engine_core::ExitCode;
 use atlas_headers::{Guard, HeaderReader, Limits, Options};
 use atlas_operator_core::engine_contract::EngineExit;
-use atlas_operator_core::vram::{LayerShape, ModelShape, read_safetensors_header};
+use atlas_operator_core::vram::{GGUF_ARCHITECTURES, LayerShape, ModelShape, read_safetensors_header};
 use atlas_tests::{assets::cache_folder, lab::MODEL_FILE, support::binary};
 
 /// The engine's codes; a new one does not compile until it is listed.
@@ -287,6 +287,23 @@ async fn planner_and_engine_read_the_same_folder_behind_the_same_source() -> Res
             let weights = format!(" tensors of {} bytes", planned.shape.weight_bytes() + 2 * vectors);
             ensure!(text.contains(&weights), "{source}: {weights:?} is missing:\n{text}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_planner_plans_the_architectures_that_the_engine_serves() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let others = ["gemma2", "gemma3", "deepseek2", "mamba", "phi3", "qwen2moe", "qwen3moe", "mistral"];
+    for architecture in GGUF_ARCHITECTURES.into_iter().chain(others) {
+        let path = folder.path().join(format!("{architecture}.gguf"));
+        let header = atlas_format::HeaderWriter::default().text("general.architecture", architecture);
+        std::fs::write(&path, header.finish())?;
+        let output = Command::new(binary("atlas-engine")?).arg("inspect").arg(&path).output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(said.contains("cannot be served"), "{architecture}: {said}");
+        let refused = said.contains(&format!("architecture is \"{architecture}\""));
+        ensure!(refused != GGUF_ARCHITECTURES.contains(&architecture), "{architecture}: {said}");
     }
     Ok(())
 }

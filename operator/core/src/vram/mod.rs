@@ -20,7 +20,7 @@ pub use calibration::{
 pub use estimate::{Need, RUNTIME_BYTES, Setting, estimate};
 pub use plan::{Card, Question, VramPlan, plan_vram};
 pub use safetensors::{read_index_bytes, read_safetensors_header};
-pub use shape::{LayerShape, ModelShape, ShapeError};
+pub use shape::{GGUF_ARCHITECTURES, LayerShape, MODEL_TYPES, ModelShape, ShapeError};
 pub use speed::{HOST_BYTES_PER_SECOND, card_bytes_per_second, expected_tokens_per_second};
 
 use atlas_crds::{GpuProfileSpec, Tier, quantity::parse_bytes};

@@ -29,6 +29,23 @@ pub enum ShapeError {
         /// Its type.
         tensor_type: String,
     },
+    /// Others keep another cache, or none, so that no figure of theirs would be right.
+    #[error(
+        "its architecture is {found:?}, and Atlas' engine serves {}: use a model of one of these",
+        GGUF_ARCHITECTURES.join(", ")
+    )]
+    Architecture {
+        /// `general.architecture`, or `model_type` of `config.json`.
+        found: String,
+    },
+    /// A mixture of experts, which the engine does not serve.
+    #[error(
+        "it is a mixture of {experts} experts, which Atlas' engine does not serve: use a model without experts"
+    )]
+    Experts {
+        /// How many there are.
+        experts: u32,
+    },
     /// One part of a model that is split over several files.
     #[error("the file is part {part} of {parts}: merge the parts into one GGUF file")]
     Split {
@@ -37,6 +54,16 @@ pub enum ShapeError {
         /// How many there are.
         parts: u32,
     },
+}
+
+/// Architectures that the engine serves, as `general.architecture` of a GGUF file names them.
+pub const GGUF_ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "qwen3"];
+/// The same as `model_type` of a `config.json` names them.
+pub const MODEL_TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+
+fn served(found: &str, served: &[&str]) -> Result<(), ShapeError> {
+    let architecture = || ShapeError::Architecture { found: found.to_owned() };
+    served.contains(&found).then_some(()).ok_or_else(architecture)
 }
 
 /// One transformer layer.
@@ -97,7 +124,11 @@ impl ModelShape {
             return Err(ShapeError::Split { part, parts });
         }
         let architecture = header.require_str("general.architecture")?.to_owned();
+        served(&architecture, &GGUF_ARCHITECTURES)?;
         let key = |name: &str| format!("{architecture}.{name}");
+        if let Some(experts) = header.u32(&key("expert_count"))?.filter(|experts| *experts > 0) {
+            return Err(ShapeError::Experts { experts });
+        }
         let layer_count = bounded(&key("block_count"), header.require_u32(&key("block_count"))?, MAX_LAYERS)?;
         let hidden =
             bounded(&key("embedding_length"), header.require_u32(&key("embedding_length"))?, MAX_WIDTH)?;
@@ -168,6 +199,8 @@ impl ModelShape {
     ///
     /// A number is missing or impossible.
     pub fn from_config(config: &Json, bytes_by_type: BTreeMap<String, u64>) -> Result<Self, ShapeError> {
+        let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or("unknown");
+        served(model_type, &MODEL_TYPES)?;
         let optional = |key: &str, limit: u64| match config.get(key) {
             None | Some(Json::Null) => Ok(None),
             Some(value) => match value.as_u64() {
@@ -219,7 +252,7 @@ impl ModelShape {
             value_elements: kv_heads * head_size,
         };
         Ok(Self {
-            architecture: config.get("model_type").and_then(Json::as_str).unwrap_or("unknown").to_owned(),
+            architecture: model_type.to_owned(),
             quantization,
             parameters,
             layers: vec![layer; usize::try_from(layer_count).unwrap_or(0)],

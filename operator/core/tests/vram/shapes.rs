@@ -65,6 +65,32 @@ fn what_cannot_be_planned_says_why() {
     check(zero, "llama.block_count is 0");
 }
 
+/// Sliding windows, compressed caches, states instead of caches, experts: a figure of any of them would be wrong.
+#[test]
+fn what_the_engine_does_not_serve_gets_no_figure() {
+    let architectures =
+        ["gemma2", "gemma3", "deepseek2", "mamba", "jamba", "phi3", "qwen2moe", "qwen3moe", "mistral", ""];
+    for found in architectures {
+        let key = |name: &str| format!("{found}.{name}");
+        let header = HeaderWriter::default()
+            .text("general.architecture", found)
+            .number(&key("block_count"), 2)
+            .number(&key("context_length"), 512)
+            .number(&key("embedding_length"), 64)
+            .number(&key("attention.head_count"), 4);
+        let error = read(&header).unwrap_err();
+        assert_eq!(error, ShapeError::Architecture { found: found.to_owned() });
+        assert!(error.to_string().contains("llama, qwen2, qwen3"), "{error}");
+    }
+    let mixtral = small().number("llama.expert_count", 8);
+    assert_eq!(read(&mixtral).unwrap_err(), ShapeError::Experts { experts: 8 });
+    assert!(read(&small().number("llama.expert_count", 0)).is_ok());
+    for config in [json!({"model_type": "mixtral", "num_local_experts": 8}), json!({"hidden_size": 64})] {
+        let error = ModelShape::from_config(&config, BTreeMap::new()).unwrap_err();
+        assert!(matches!(error, ShapeError::Architecture { .. }), "{error}");
+    }
+}
+
 #[test]
 fn a_safetensors_model_plans_like_the_same_gguf() {
     let config = json!({
@@ -112,8 +138,8 @@ fn a_quantized_folder_is_planned_as_the_engine_keeps_it() {
 fn a_model_stretched_by_yarn_is_planned_with_the_context_that_engines_serve() {
     let config = |scaling: serde_json::Value| {
         let config = json!({
-            "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96,
-            "vocab_size": 40, "max_position_embeddings": 32768, "rope_scaling": scaling,
+            "model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
+            "intermediate_size": 96, "vocab_size": 40, "max_position_embeddings": 32768, "rope_scaling": scaling,
         });
         ModelShape::from_config(&config, BTreeMap::new()).unwrap().trained_context
     };
@@ -134,8 +160,10 @@ fn a_model_stretched_by_yarn_is_planned_with_the_context_that_engines_serve() {
 
 #[test]
 fn a_config_without_a_number_names_it() {
-    let error = ModelShape::from_config(&json!({"num_hidden_layers": 32}), BTreeMap::new()).unwrap_err();
+    let error =
+        ModelShape::from_config(&json!({"model_type": "llama", "num_hidden_layers": 32}), BTreeMap::new())
+            .unwrap_err();
     assert!(error.to_string().contains("config.json: hidden_size"), "{error}");
-    let huge = json!({"num_hidden_layers": 1e12 as u64});
+    let huge = json!({"model_type": "llama", "num_hidden_layers": 1e12 as u64});
     assert!(ModelShape::from_config(&huge, BTreeMap::new()).is_err());
 }

@@ -45,7 +45,7 @@ impl Drop for Server {
     }
 }
 
-const CONFIG: &str = r#"{"num_hidden_layers":2,"hidden_size":64,"num_attention_heads":4,"intermediate_size":128,
+const CONFIG: &str = r#"{"model_type":"llama","num_hidden_layers":2,"hidden_size":64,"num_attention_heads":4,"intermediate_size":128,
     "vocab_size":100,"max_position_embeddings":512}"#;
 const LIST: &str =
     r#"[{"type":"file","path":"a.Q4_K_M.gguf","size":40},{"type":"file","path":"a.Q2_K.gguf","size":20}]"#;
