@@ -55,6 +55,9 @@ use tokio_util::sync::CancellationToken;
 /// Longest wait for the API server to answer what is not a watch; it gives its own answers up after a minute.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// Longest silence of the API server towards a gateway.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+
 /// Threads of the controllers at most: they wait for the API server most of their time, and each thread of a large
 /// machine would keep memory of its own.
 const CONTROLLER_THREADS: usize = 4;
@@ -83,10 +86,21 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
                 kube::Client::try_from(with_deadline(config)).context("no client of the API server")?;
             controller::run(*args, controller::Clients { watching: client, asking }, stop).await?;
         }
-        Command::Gateway(args) => atlas_gateway::run(gateway_config(args), client, stop).await?,
+        Command::Gateway(args) => {
+            let client =
+                kube::Client::try_from(with_patience(config)).context("no client of the API server")?;
+            atlas_gateway::run(gateway_config(args), client, stop).await?;
+        }
     }
     tracing::info!("stopped as asked");
     Ok(())
+}
+
+/// For gateways: their watches end after 20 s, so a connection that is silent for longer is one to a server that is gone.
+fn with_patience(mut config: kube::Config) -> kube::Config {
+    config.read_timeout = Some(SILENT_FOR);
+    config.reset_reader_on_write = true;
+    config
 }
 
 /// For questions and writes: an API server that stays silent must not hold a reconcile for ever.

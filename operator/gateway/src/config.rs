@@ -58,6 +58,9 @@ pub struct Timing {
     pub head_timeout: Duration,
     /// Distance of two looks at the listener's certificate.
     pub tls_reload: Duration,
+    /// Seconds after which the API server ends a watch, to be begun again where it was. One whose server is gone without a word
+    /// is noticed five seconds later, and until then nothing new is seen.
+    pub watch_seconds: u32,
     /// Largest answer that is held back until it is whole.
     pub max_buffered_answer_bytes: usize,
 }
@@ -83,6 +86,7 @@ impl Timing {
             drain_timeout: Duration::from_secs(30),
             head_timeout: Duration::from_secs(10),
             tls_reload: Duration::from_secs(1),
+            watch_seconds: 20,
             max_buffered_answer_bytes: 64 << 20,
         }
     }

@@ -56,6 +56,7 @@ use std::{
     },
 };
 
+use kube::Api;
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -101,11 +102,18 @@ pub async fn run(
     let (writer, table) = watch::channel(ModelTable::default());
     let (listed, watching) = (CancellationToken::new(), CancellationToken::new());
     let listeners = Listeners::bind(&config).await?;
-    let namespace = config.namespace.clone();
+    let (namespace, watch_seconds) = (config.namespace.clone(), config.timing.watch_seconds);
     let (first_lists, stop) = (listed.clone(), watching.clone());
     let watcher = tokio::spawn(async move {
         tokio::join!(
-            health::watch::run(client.clone(), &namespace, writer.clone(), first_lists, stop.clone()),
+            health::watch::run(
+                Api::namespaced(client.clone(), &namespace),
+                Api::namespaced(client.clone(), &namespace),
+                watch_seconds,
+                writer.clone(),
+                first_lists,
+                stop.clone()
+            ),
             secrets::run(client, &namespace, writer, stop),
         );
     });
