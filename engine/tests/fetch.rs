@@ -186,6 +186,7 @@ fn what_is_sent_in_place_of_a_model_is_told_and_not_kept() {
     let model = bytes(1);
     for (sent, says) in [
         (&b"<html>please log in</html>"[..], "it starts with \"<htm\""),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"", "it is truncated"),
         (&model[..50_000], "the file has 50000 bytes and needs"),
     ] {

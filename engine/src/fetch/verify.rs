@@ -17,7 +17,9 @@ pub async fn find_fault(path: PathBuf) -> Option<GgufError> {
         // One that cannot be read is not judged here.
         let file = MappedFile::open(&path).ok()?;
         match Gguf::parse_file(&file) {
-            Err(error @ (GgufError::Magic { .. } | GgufError::Truncated { .. })) => Some(error),
+            Err(error @ (GgufError::Magic { .. } | GgufError::LfsPointer | GgufError::Truncated { .. })) => {
+                Some(error)
+            }
             _ => None,
         }
     };
