@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
+/// Whom a gateway let in: it keeps their key to itself.
+const CALLER: &str = "x-atlas-caller";
 /// How long a file's keys are taken as they are before it is looked at again.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -85,14 +87,16 @@ fn key(headers: &HeaderMap) -> Option<&str> {
     bearer.or_else(|| headers.get("x-api-key")?.to_str().ok())
 }
 
-/// Whose cached prefixes a request may use: those of its own key for this model, so that nobody can find out what
-/// others asked from how fast an answer begins.
+/// Whose cached prefixes a request may use: those of its own key, or of the caller that a gateway names, for this
+/// model, so that nobody can find out what others asked from how fast an answer begins.
 pub fn scope(headers: &HeaderMap, model: &str) -> Scope {
     let mut digest = Sha256::new();
-    // The length keeps model and key apart.
-    digest.update(model.len().to_le_bytes());
-    digest.update(model);
-    digest.update(key(headers).unwrap_or_default());
+    let caller = headers.get(CALLER).map(HeaderValue::as_bytes).unwrap_or_default();
+    // The lengths keep them apart.
+    for part in [model.as_bytes(), key(headers).unwrap_or_default().as_bytes(), caller] {
+        digest.update(part.len().to_le_bytes());
+        digest.update(part);
+    }
     let hash: Hash = digest.finalize().into();
     let (first, _) = hash.as_chunks::<16>();
     Scope(u128::from_le_bytes(first[0]))
@@ -137,20 +141,30 @@ pub async fn allow_origins(State(app): State<Arc<App>>, request: Request, next: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::HeaderName;
 
     #[test]
     fn every_key_and_model_has_a_scope_of_its_own() {
-        let with = |key: Option<&'static str>, model: &str| {
-            let headers = key.map(|key| (header::AUTHORIZATION, HeaderValue::from_static(key)));
-            scope(&headers.into_iter().collect(), model)
+        let with = |key: Option<&'static str>, caller: Option<&'static str>, model: &str| {
+            let headers = [(header::AUTHORIZATION, key), (HeaderName::from_static(CALLER), caller)];
+            let given = headers
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, HeaderValue::from_static(value?))));
+            scope(&given.collect(), model)
         };
-        assert_eq!(with(Some("Bearer a"), "m"), with(Some("bearer a"), "m"));
-        let scopes =
-            [(Some("Bearer a"), "m"), (Some("Bearer b"), "m"), (Some("Bearer a"), "ma"), (None, "m")];
-        for (index, (key, model)) in scopes.iter().enumerate() {
-            for (other_key, other_model) in &scopes[..index] {
-                assert_ne!(with(*key, model), with(*other_key, other_model));
-            }
+        assert_eq!(with(Some("Bearer a"), None, "m"), with(Some("bearer a"), None, "m"));
+        let scopes = [
+            with(Some("Bearer a"), None, "m"),
+            with(Some("Bearer b"), None, "m"),
+            with(Some("Bearer a"), None, "ma"),
+            with(None, None, "m"),
+            with(None, Some("a"), "m"),
+            with(None, Some("b"), "m"),
+            with(Some("Bearer a"), Some("a"), "m"),
+            with(Some("Bearer aa"), None, "m"),
+        ];
+        for (index, one) in scopes.iter().enumerate() {
+            assert!(!scopes[..index].contains(one), "{index}");
         }
     }
 

@@ -147,7 +147,7 @@ impl Api {
                     metrics: Arc::clone(&self.metrics),
                     method: head.method,
                     uri: detached::origin_form(&head.uri),
-                    headers: detached::headers(&headers::for_engine(&head.headers)),
+                    headers: detached::headers(&headers::for_engine(&head.headers, &caller)),
                     body,
                     needs,
                     required_tier,

@@ -14,6 +14,8 @@ pub const MODEL: HeaderName = HeaderName::from_static("x-atlas-model");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// An API key in the way of `/v1/messages`.
 pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Whom the gateway let in: engines keep callers' cached prefixes apart by it.
+const CALLER: HeaderName = HeaderName::from_static("x-atlas-caller");
 const REQUIRE_TIER: HeaderName = HeaderName::from_static("x-atlas-require-tier");
 const NO_FALLBACK: HeaderName = HeaderName::from_static("x-atlas-no-fallback");
 const ACROSS_MODELS: HeaderName = HeaderName::from_static("x-atlas-resume-across-models");
@@ -110,10 +112,16 @@ pub fn check_clear(head: &Parts) -> Result<(), ApiError> {
     }
 }
 
-/// The headers of a request as an engine gets them.
+/// The headers of a request as an engine gets them; `caller` is empty where the model asks for no key.
 #[must_use]
-pub fn for_engine(headers: &HeaderMap) -> HeaderMap {
+pub fn for_engine(headers: &HeaderMap, caller: &str) -> HeaderMap {
     let mut passed = pass(headers);
+    // Names of a Secret's entries are always of a header's characters.
+    if let Ok(caller) = HeaderValue::from_str(caller)
+        && !caller.is_empty()
+    {
+        passed.insert(CALLER, caller);
+    }
     // Engines answer with it, and the buffer for the heads of their answers is small.
     if passed.get(REQUEST_ID).is_none_or(|id| id.len() > LONGEST_REQUEST_ID) {
         let id = format!("{:032x}", rand::random::<u128>());
@@ -164,7 +172,7 @@ mod tests {
 
     #[test]
     fn headers_of_the_connection_and_secrets_stay_here() {
-        let passed = for_engine(&map(&[
+        let given = map(&[
             ("connection", "keep-alive, X-Hop"),
             ("x-hop", "1"),
             ("te", "trailers"),
@@ -173,21 +181,24 @@ mod tests {
             ("authorization", "Bearer secret"),
             ("x-api-key", "secret"),
             ("x-atlas-require-tier", "primary"),
+            ("x-atlas-caller", "somebody else"),
             ("x-request-id", "mine"),
             ("traceparent", "00-1-2-01"),
             ("content-type", "application/json"),
-        ]));
+        ]);
+        let passed = for_engine(&given, "");
         let mut names: Vec<&str> = passed.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-type", "traceparent", "x-request-id"]);
         assert_eq!(passed["x-request-id"], "mine");
+        assert_eq!(for_engine(&given, "alice")["x-atlas-caller"], "alice");
     }
 
     #[test]
     fn a_request_without_an_id_or_with_a_long_one_gets_one() {
-        assert_eq!(for_engine(&HeaderMap::new())["x-request-id"].len(), 32);
+        assert_eq!(for_engine(&HeaderMap::new(), "")["x-request-id"].len(), 32);
         for (told, kept) in [(256, 256), (257, 32)] {
-            let passed = for_engine(&map(&[("x-request-id", &"a".repeat(told))]));
+            let passed = for_engine(&map(&[("x-request-id", &"a".repeat(told))]), "");
             assert_eq!(passed["x-request-id"].len(), kept);
         }
     }

@@ -54,7 +54,9 @@ async fn only_holders_of_a_key_are_answered_and_the_engine_never_sees_it() {
     ] {
         assert_eq!(gateway.ask_with(&[header], "{}").await.json()["text"], "yes");
     }
-    assert!(!engine.seen.lock().unwrap().join("").contains("sk-alice"));
+    let seen = engine.seen.lock().unwrap().clone();
+    assert!(!seen.join("").contains("sk-alice"));
+    assert!(seen.iter().all(|head| head.contains("x-atlas-caller: alice")), "{seen:?}");
     let list = get(gateway.api, "/v1/models").await.1;
     assert!(!String::from_utf8_lossy(&list).contains("code"), "who may not use it does not see it");
 }
