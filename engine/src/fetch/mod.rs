@@ -85,6 +85,7 @@ pub async fn fetch(wanted: Wanted<'_>, cache: &Path, progress: &Download) -> Res
                 let _turn = lock::take_turn(&path).await;
                 if !path.exists() {
                     folder::fetch(folder, &path, progress).await?;
+                    return Ok(path);
                 }
             }
             progress.set_done(bytes_of(&path));
