@@ -7,16 +7,23 @@
 
 use atlas_tests::{
     assets::cache_folder,
-    chaos::{Args, Fault, engine::Engine, gateway::Gateway, run},
+    chaos::{
+        Args, Fault,
+        engine::{Engine, free_port},
+        gateway::Gateway,
+        run,
+    },
     lab::MODEL_FILE,
-    support::init_logging,
+    support::{init_logging, wait_until},
 };
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// The small model under two names: what the second one says of the same text is what the first would have said.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -63,6 +70,34 @@ async fn a_stream_goes_on_at_another_model_as_if_it_were_its_own_text() -> anyho
 }
 
 /// The events of an answer as it came; the gateway sends each event in one piece.
+/// From how soon an answer begins, nobody learns what others asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_behind_a_gateway_do_not_find_each_others_cached_prefixes() -> anyhow::Result<()> {
+    init_logging();
+    let engine = Engine::start(&cache_folder().join("models").join(MODEL_FILE)).await?;
+    let nobody = [free_port().await?, free_port().await?];
+    let gateway = Gateway::start([engine.api, engine.internal], nobody).await?;
+    gateway.active("primary").await?;
+    gateway.require_keys(&[("alice", "sk-a"), ("bob", "sk-b")]);
+    let (client, url) = (reqwest::Client::new(), format!("http://{}/v1/chat/completions", gateway.api));
+    let prompt = "Tell me a long story of a fox and a hen. ".repeat(8);
+    let body = json!({"model": "code", "max_tokens": 1, "messages": [{"role": "user", "content": prompt}]});
+    // Before the gateway has taken the keys over, none of them is asked for.
+    wait_until("the gateway to ask for keys", PATIENCE, async || {
+        let answer = client.post(&url).json(&body).send().await.map_err(|error| error.to_string())?;
+        if answer.status() == 401 { Ok(()) } else { Err(answer.status().to_string()) }
+    })
+    .await?;
+    let mut cached = Vec::new();
+    for key in ["sk-a", "sk-a", "sk-b", "sk-b"] {
+        let answer = client.post(&url).bearer_auth(key).json(&body).send().await?.error_for_status()?;
+        let answer: Value = answer.json().await?;
+        cached.push(answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0) > 0);
+    }
+    assert_eq!(cached, [false, true, false, true]);
+    Ok(())
+}
+
 fn events(answer: &str) -> impl Iterator<Item = Value> {
     answer.lines().filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok())
 }

@@ -38,7 +38,7 @@ async fn what_is_deleted_goes_alone_and_what_comes_again_goes_on() -> Result<()>
 async fn scenario(stage: &Stage) -> Result<()> {
     stage.kubectl(&["create", "namespace", NAMESPACE]).await?;
     let kept = model("kept", "rx-7900-xtx");
-    apply(stage, &kept).await?;
+    stage.apply(&kept).await?;
     ready(stage, NAMESPACE, "kept").await?;
     let engines = pods(stage, NAMESPACE).await?;
     a_namespace_goes_in_the_middle_of_a_rollout(stage).await?;
@@ -53,7 +53,7 @@ async fn scenario(stage: &Stage) -> Result<()> {
     }
     stage.kubectl(&["delete", "gpuprofile", "rx-7900-xtx"]).await?;
     reason(stage, "kept", "Accepted", "ProfileNotFound").await?;
-    apply(stage, &profile).await?;
+    stage.apply(&profile).await?;
     reason(stage, "kept", "Accepted", "Valid").await?;
     ready(stage, NAMESPACE, "kept").await?;
 
@@ -61,14 +61,14 @@ async fn scenario(stage: &Stage) -> Result<()> {
     stage
         .kubectl(&["delete", "atlasmodel", "-n", NAMESPACE, "kept", "--cascade=orphan", "--timeout=60s"])
         .await?;
-    apply(stage, &kept).await?;
+    stage.apply(&kept).await?;
     reason(stage, "kept", "Accepted", "Valid").await?;
     ready(stage, NAMESPACE, "kept").await?;
     ensure!(pods(stage, NAMESPACE).await? == engines, "engines were made anew that served");
 
     // One that is replaced within a moment waits for what its predecessor leaves.
     stage.kubectl(&["delete", "atlasmodel", "-n", NAMESPACE, "kept", "--timeout=60s"]).await?;
-    apply(stage, &kept).await?;
+    stage.apply(&kept).await?;
     reason(stage, "kept", "Accepted", "Valid").await?;
     wait_until("engines of the new model alone", PATIENCE, async || {
         let now = pods(stage, NAMESPACE).await.map_err(|error| format!("{error:#}"))?;
@@ -85,7 +85,7 @@ async fn a_namespace_goes_in_the_middle_of_a_rollout(stage: &Stage) -> Result<()
     manifest["metadata"]["namespace"] = GONE.into();
     for again in [false, true] {
         stage.kubectl(&["create", "namespace", GONE]).await?;
-        apply(stage, &manifest).await?;
+        stage.apply(&manifest).await?;
         ready(stage, GONE, "short").await?;
         if !again {
             let change =
@@ -133,11 +133,4 @@ fn model(name: &str, profile: &str) -> Value {
         "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {"rollout": {"drainTimeout": "5s"},
                  "tiers": [{"name": "only", "gpuProfile": profile, "contextTokens": 512, "model": source}]}})
-}
-
-async fn apply(stage: &Stage, manifest: &Value) -> Result<()> {
-    let file = tempfile::Builder::new().suffix(".json").tempfile()?;
-    serde_json::to_writer(file.as_file(), manifest)?;
-    stage.kubectl(&["apply", "-f", &file.path().display().to_string()]).await?;
-    Ok(())
 }

@@ -159,7 +159,7 @@ async fn a_hand_edit_is_put_back(stage: &Stage) -> Result<()> {
 
 async fn a_younger_model_waits_for_the_card(stage: &Stage) -> Result<()> {
     let younger = model("younger", "rx-7900-xtx", "smollm2-135m-primary.gguf", None);
-    apply(stage, &younger).await?;
+    stage.apply(&younger).await?;
     let message = condition(stage, "younger", "Scheduled", "CardInUse").await?;
     ensure!(message.contains("code"), "the holder is not named: {message}");
     stage.kubectl(&["delete", "atlasmodel", "-n", NAMESPACE, "younger"]).await?;
@@ -237,15 +237,13 @@ fn bad_inputs() -> Vec<BadInput> {
 
 impl BadInput {
     async fn check(&self, stage: &Stage, screen: &Screen) -> Result<()> {
-        apply(
-            stage,
-            &json!({"apiVersion": "atlas.gillsystems.com/v1alpha1", "kind": "GpuProfile",
+        stage
+            .apply(&json!({"apiVersion": "atlas.gillsystems.com/v1alpha1", "kind": "GpuProfile",
                 "metadata": {"name": "w7900"},
                 "spec": {"product": "Radeon PRO W7900", "gfxTarget": "gfx1100", "vram": "49136Mi",
-                         "match": {"vramClass": "48G", "computeUnits": 96}}}),
-        )
-        .await?;
-        apply(stage, &self.manifest).await?;
+                         "match": {"vramClass": "48G", "computeUnits": 96}}}))
+            .await?;
+        stage.apply(&self.manifest).await?;
         let name = self.manifest["metadata"]["name"].as_str().unwrap();
         let message = condition(stage, name, self.condition, self.reason).await?;
         screen.detail(&message);
@@ -278,14 +276,12 @@ impl BadInput {
 }
 
 async fn two_profiles_on_one_node(stage: &Stage) -> Result<()> {
-    apply(
-        stage,
-        &json!({"apiVersion": "atlas.gillsystems.com/v1alpha1", "kind": "GpuProfile",
+    stage
+        .apply(&json!({"apiVersion": "atlas.gillsystems.com/v1alpha1", "kind": "GpuProfile",
             "metadata": {"name": "rx-7600-again"},
             "spec": {"product": "Radeon RX 7600", "gfxTarget": "gfx1102", "vram": "8176Mi",
-                     "match": {"vramClass": "8G", "computeUnits": 32}}}),
-    )
-    .await?;
+                     "match": {"vramClass": "8G", "computeUnits": 32}}}))
+        .await?;
     let path = "jsonpath={.status.conditions[?(@.type==\"Unambiguous\")].message}";
     wait_until("the profile to name the other one", PATIENCE, || async {
         match stage.kubectl(&["get", "gpuprofile", "rx-7600-again", "-o", path]).await {
@@ -306,13 +302,6 @@ fn model(name: &str, profile: &str, file: &str, sha256: Option<&str>) -> Value {
         "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {"rollout": {"drainTimeout": "5s"},
                  "tiers": [{"name": "only", "gpuProfile": profile, "contextTokens": 512, "model": source}]}})
-}
-
-async fn apply(stage: &Stage, manifest: &Value) -> Result<()> {
-    let file = tempfile::Builder::new().suffix(".json").tempfile()?;
-    serde_json::to_writer(file.as_file(), manifest)?;
-    stage.kubectl(&["apply", "-f", &file.path().display().to_string()]).await?;
-    Ok(())
 }
 
 /// Waits until the model's condition is False for this reason, and gives its message.

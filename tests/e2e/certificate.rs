@@ -10,7 +10,7 @@ use atlas_tests::{
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::{PATIENCE, apply, condition, drain::drain, run_python};
+use super::{PATIENCE, condition, drain::drain, run_python};
 
 const GATEWAYS: &str = "app.kubernetes.io/component=gateway";
 
@@ -89,7 +89,7 @@ async fn renew(stage: &Stage, root: &Path) -> Result<()> {
     let data = json!({"tls.crt": made.cert.pem(), "tls.key": made.signing_key.serialize_pem()});
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
         "metadata": {"name": "web", "namespace": NAMESPACE}, "stringData": data});
-    apply(stage, &secret).await
+    stage.apply(&secret).await
 }
 
 /// The client that people use, with the certificate as what it trusts.

@@ -11,7 +11,7 @@ use atlas_tests::{
 };
 use serde_json::{Value, json};
 
-use super::{PATIENCE, apply, condition, model, warm::set_cache};
+use super::{PATIENCE, condition, model, warm::set_cache};
 
 pub async fn a_file_on_the_node_is_planned_with_the_engines_word(stage: &Stage) -> Result<()> {
     let file = cache_folder().join("models").join(MODEL_FILE);
@@ -25,13 +25,13 @@ pub async fn a_file_on_the_node_is_planned_with_the_engines_word(stage: &Stage) 
     tier["model"]["source"] = format!("file:///models/{MODEL_FILE}").into();
     // More than any machine has: the engine ends as soon as it has read the header.
     tier["engine"] = json!({"extraArgs": ["--kv-cache-tokens", "60000000000"]});
-    apply(stage, &manifest).await?;
+    stage.apply(&manifest).await?;
     let message = condition(stage, "on-node", "VramFits", "DoesNotFit").await?;
     for part in ["exit code 13", "bytes of KV cache", "as planned it needs ", " of 5,616 MiB of the card"] {
         ensure!(message.contains(part), "{part:?} is not in: {message}");
     }
     manifest["spec"]["tiers"][0]["engine"] = json!({"extraArgs": []});
-    apply(stage, &manifest).await?;
+    stage.apply(&manifest).await?;
     let read = atlas_headers::read_file(&file)?.weight_bytes();
     let expected = format!("{}Mi", read.div_ceil(1 << 20));
     wait_until("the file to be planned and served", PATIENCE, async || {

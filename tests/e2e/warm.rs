@@ -10,7 +10,7 @@ use atlas_tests::{
 };
 use serde_json::json;
 
-use super::{PATIENCE, apply, condition_of, model};
+use super::{PATIENCE, condition_of, model};
 
 /// The file that only the warm tier asks for; the model server loses it once it is kept.
 pub const FILE: &str = "warm.gguf";
@@ -28,7 +28,7 @@ pub async fn a_warm_tier_takes_over_without_a_download(stage: &Stage, served: &P
         tiers.push(fallback);
     }
     manifest["spec"]["failover"] = json!({"failbackAfter": "1s"});
-    apply(stage, &manifest).await?;
+    stage.apply(&manifest).await?;
 
     let get = async |kind: &str, name: &str, path: &str| {
         let path = format!("jsonpath={{{path}}}");

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use atlas_gateway::{
-    EndpointConfig, GatewayConfig, Listeners, ModelConfig, ModelTable, TierConfig, Timing, serve,
+    EndpointConfig, GatewayConfig, Keys, Listeners, ModelConfig, ModelTable, TierConfig, Timing, serve,
 };
 use serde_json::Value;
 use tokio::{
@@ -147,7 +147,7 @@ pub struct Gateway {
     pub api: SocketAddr,
     internal: SocketAddr,
     _stop: DropGuard,
-    _table: watch::Sender<ModelTable>,
+    table: watch::Sender<ModelTable>,
 }
 
 impl Gateway {
@@ -165,7 +165,20 @@ impl Gateway {
         let (listed, stop) = (CancellationToken::new(), CancellationToken::new());
         listed.cancel();
         tokio::spawn(serve(config, listeners, view, listed, stop.clone()));
-        Ok(Self { api, internal, _stop: stop.drop_guard(), _table: table })
+        Ok(Self { api, internal, _stop: stop.drop_guard(), table })
+    }
+
+    /// Lets in only callers with these keys, by their names.
+    pub fn require_keys(&self, callers: &[(&str, &str)]) {
+        let entries: Vec<(String, &[u8])> =
+            callers.iter().map(|(name, key)| ((*name).to_owned(), key.as_bytes())).collect();
+        let keys = Keys::read(entries.iter().map(|(name, key)| (name, *key)));
+        self.table.send_modify(|table| {
+            table.keys = [("keys".to_owned(), Arc::new(keys))].into();
+            for model in table.models.values_mut() {
+                Arc::make_mut(model).api_keys_secret = Some("keys".to_owned());
+            }
+        });
     }
 
     /// What it says about itself.

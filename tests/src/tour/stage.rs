@@ -62,6 +62,18 @@ impl Stage {
         self.tools().kubectl(arguments).await
     }
 
+    /// Applies an object with kubectl.
+    ///
+    /// # Errors
+    ///
+    /// kubectl could not be run or failed.
+    pub async fn apply(&self, manifest: &serde_json::Value) -> anyhow::Result<()> {
+        let file = tempfile::Builder::new().suffix(".json").tempfile()?;
+        serde_json::to_writer(file.as_file(), manifest)?;
+        self.kubectl(&["apply", "-f", &file.path().display().to_string()]).await?;
+        Ok(())
+    }
+
     /// Path of a sample that applies everywhere.
     ///
     /// # Errors
