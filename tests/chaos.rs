@@ -78,6 +78,8 @@ async fn callers_behind_a_gateway_do_not_find_each_others_cached_prefixes() -> a
     let nobody = [free_port().await?, free_port().await?];
     let gateway = Gateway::start([engine.api, engine.internal], nobody).await?;
     gateway.active("primary").await?;
+    // Nothing here is encrypted, and the client asks all the same; another test may have been faster.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     gateway.require_keys(&[("alice", "sk-a"), ("bob", "sk-b")]);
     let (client, url) = (reqwest::Client::new(), format!("http://{}/v1/chat/completions", gateway.api));
     let prompt = "Tell me a long story of a fox and a hen. ".repeat(8);

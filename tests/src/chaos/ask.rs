@@ -120,10 +120,16 @@ pub struct Question<'a> {
 /// Asks once, with the tries that the door allows, and leaves the answer's text in `text`.
 pub async fn ask(door: &Door, question: Question<'_>, text: &mut String, midway: &Midway) -> Sample {
     let mut sample = Sample::begin(question.streams);
+    let began = Instant::now();
     let first = usize::from(rand::random::<u16>());
+    // How each try ended, for requests that are lost in the end.
+    let mut ends = Vec::new();
     let tries = async {
         for at in first.. {
             let done = exchange(door, at, question, &mut sample, text, midway).await;
+            if let Err(error) = &done {
+                ends.push(format!("{error:#} after {} ms", began.elapsed().as_millis()));
+            }
             match &done {
                 Err(error) if at - first + 1 < door.tries && is_severed(error) => {
                     sample.severed += 1;
@@ -142,7 +148,7 @@ pub async fn ask(door: &Door, question: Question<'_>, text: &mut String, midway:
             .expected
             .filter(|expected| *expected != text)
             .map(|expected| format!("the answer differs: {text:?} instead of {expected:?}")),
-        Ok(Err(error)) => Some(format!("{error:#}")),
+        Ok(Err(_)) => Some(ends.join("; ")),
         Err(_) => Some(format!("no end after {PATIENCE:?}")),
     };
     if let Some(why) = failed {
