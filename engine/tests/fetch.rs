@@ -118,6 +118,7 @@ fn a_broken_download_goes_on_where_it_stopped() {
     assert!(asked[2] > asked[1], "{asked:?}");
     let left = names(cache.path());
     assert!(!left.iter().any(|name| name.contains(".part")), "{left:?}");
+    assert!(left.iter().any(|name| name.ends_with(".sha256")), "the next start would sum it again: {left:?}");
 }
 
 #[test]

@@ -180,6 +180,7 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
         }
     };
     // The models' conditions say so; a model that is told twice writes nothing the second time.
+    // What is not kept had no trouble.
     if before.unwrap_or_default() != troubles {
         if !free {
             tracing::warn!(

@@ -245,6 +245,7 @@ pub fn find_refusal(live: &DynamicObject) -> Option<PodsRefused> {
     let failure =
         status.conditions?.into_iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True")?;
     Some(PodsRefused {
+        // Without one, the remedy is to look at the Events.
         said: failure.message.unwrap_or_default(),
         since: failure.last_transition_time.map(|time| time.0),
     })

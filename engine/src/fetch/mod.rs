@@ -100,7 +100,8 @@ pub async fn fetch(wanted: Wanted<'_>, cache: &Path, progress: &Download) -> Res
                     let expected = http::Expected { sha256, limit: None, gguf: true };
                     http::download(&http::client(&remote.origin)?, remote, &path, expected, progress.file())
                         .await?;
-                    check_sum(&path, sha256, progress).await?;
+                    // The download has computed it, and a second time would read gigabytes again.
+                    sha256.into_iter().for_each(|sum| verify::remember(&path, sum));
                 }
             }
             Ok(path)

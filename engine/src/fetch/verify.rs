@@ -49,11 +49,17 @@ pub fn check(path: &Path, expected: &str, checked: &AtomicU64) -> Result<(), Fet
             hint: ": fix --sha256 or remove the file",
         });
     }
+    remember(path, expected);
+    Ok(())
+}
+
+/// Remembers that a file has this sum, as it is now.
+pub fn remember(path: &Path, sha256: &str) {
+    let marker = marker(path);
     // Models often lie on read-only volumes, where the next start has to hash again.
-    if let Err(error) = fs::write(&marker, mark) {
+    if let Err(error) = mark(path, sha256).and_then(|mark| fs::write(&marker, mark)) {
         tracing::debug!(marker = %marker.display(), %error, "the checksum is not remembered");
     }
-    Ok(())
 }
 
 /// The sha256 of a file, in hex; `checked` counts the bytes, on from `from`.

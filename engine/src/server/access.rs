@@ -91,6 +91,7 @@ fn key(headers: &HeaderMap) -> Option<&str> {
 /// model, so that nobody can find out what others asked from how fast an answer begins.
 pub fn scope(headers: &HeaderMap, model: &str) -> Scope {
     let mut digest = Sha256::new();
+    // Without a key or a caller it is the scope of everybody who has none.
     let caller = headers.get(CALLER).map(HeaderValue::as_bytes).unwrap_or_default();
     // The lengths keep them apart.
     for part in [model.as_bytes(), key(headers).unwrap_or_default().as_bytes(), caller] {

@@ -53,6 +53,7 @@ pub fn to_lark(grammar: &str) -> Result<String, GbnfError> {
         reader.skip(true);
         let body = reader.alternatives(false)?;
         let lark = reader.lark_name(&name);
+        // Writing to a text cannot fail.
         let _ = writeln!(rules, "{lark}: {body}");
         given.insert(name);
         reader.skip(true);
@@ -149,6 +150,7 @@ impl Reader<'_> {
                     format!("({last}){}", self.repetition()?)
                 }
                 Some(character) if character.is_ascii_alphanumeric() || matches!(character, '-' | '_') => {
+                    // It begins with a character of names, so there is one.
                     let name = self.name().unwrap_or_default();
                     let lark = self.lark_name(&name);
                     self.used.insert(name);

@@ -215,6 +215,7 @@ impl Metrics {
     /// Shows no more what a model is like now; what was counted stays.
     pub fn forget_model(&self, model: &ModelConfig) {
         self.forget_tiers(model, |_| true);
+        // Nor is a budget that was never shown.
         let _ = self.retry_budget.remove_label_values(&[&model.name]);
     }
 
