@@ -12,7 +12,10 @@ use atlas_tests::{
     chaos::wire::Wire,
     support::{binary, wait_until},
 };
-use kube::{ResourceExt, api::DeleteParams};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, Patch, PatchParams},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -25,6 +28,9 @@ use crate::bench::{Bench, LONG};
 const NAMESPACE: &str = "silence";
 /// For a controller to make up its mind about what it does not hear.
 const CUT_FOR: Duration = Duration::from_secs(2);
+const DEPLOYMENT: &str = "atlas-gateway";
+/// Far below the time that a last knock takes.
+const WRITES_EVERY: Duration = Duration::from_millis(50);
 const DELETED: &str = "atlas_silent_gateways_deleted_total ";
 const STALLED: &str = "atlas_gateway_watch_stalled_seconds_total ";
 
@@ -145,6 +151,43 @@ pub async fn cut_off() -> Result<()> {
     Ok(())
 }
 
+/// The gateways' Deployment, which owns none of the pods here.
+async fn create_deployment(bench: &Bench, annotations: Value) -> Result<()> {
+    let labels = json!({"app": "gateways"});
+    let deployment = json!({
+        "metadata": {"name": DEPLOYMENT, "namespace": NAMESPACE, "annotations": annotations},
+        "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "example/c:t"}]}}},
+    });
+    bench.create("Deployment", Some(NAMESPACE), deployment).await.map(drop)
+}
+
+/// Kubernetes writes to the gateways' Deployment whenever a pod comes or goes, which gives nobody up.
+async fn deletes_while_others_write(bench: &Bench) -> Result<()> {
+    let frozen = Process::start(bench, "gateway-e").await?;
+    create_deployment(bench, json!({})).await?;
+    let deployments = bench.api("Deployment", Some(NAMESPACE));
+    let writes = async {
+        for count in 0.. {
+            let noted =
+                Patch::Merge(json!({"metadata": {"annotations": {"example/count": count.to_string()}}}));
+            deployments.patch(DEPLOYMENT, &PatchParams::default(), &noted).await?;
+            tokio::time::sleep(WRITES_EVERY).await;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let deleted = async {
+        kill(id(&frozen.child)?, Signal::SIGSTOP)?;
+        is_gone(bench, frozen.pod).await
+    };
+    tokio::select! {
+        written = writes => written?,
+        deleted = deleted => deleted?,
+    }
+    deployments.delete(DEPLOYMENT, &DeleteParams::default()).await?;
+    Ok(())
+}
+
 /// Who hears only a gateway that another controller has just given up deletes none, until that did not happen.
 async fn waits_for_another_controller(bench: &Bench, lives: &str) -> Result<()> {
     const GAVE_UP: &str = "atlas.gillsystems.com/gave-up";
@@ -153,21 +196,15 @@ async fn waits_for_another_controller(bench: &Bench, lives: &str) -> Result<()> 
     let uid = async |pod: &str| pods.get(pod).await?.uid().context("a pod without a uid");
     let (lives, frozen_uid) = (uid(lives).await?, uid(frozen.pod).await?);
     let began = jiff::Timestamp::now();
-    let labels = json!({"app": "gateways"});
-    let deployment = json!({
-        "metadata": {"name": "atlas-gateway", "namespace": NAMESPACE, "annotations": {GAVE_UP: format!("{lives} {began}")}},
-        "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {
-            "metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "example/c:t"}]}}},
-    });
-    bench.create("Deployment", Some(NAMESPACE), deployment).await?;
+    create_deployment(bench, json!({GAVE_UP: format!("{lives} {began}")})).await?;
     kill(id(&frozen.child)?, Signal::SIGSTOP)?;
     is_gone(bench, frozen.pod).await?;
-    let deployment = bench.api("Deployment", Some(NAMESPACE)).get("atlas-gateway").await?;
+    let deployment = bench.api("Deployment", Some(NAMESPACE)).get(DEPLOYMENT).await?;
     let said = deployment.annotations().get(GAVE_UP).and_then(|said| said.split_once(' '));
     let (gave_up, at) = said.context("the controller gave nobody up")?;
     let waited = at.parse::<jiff::Timestamp>()?.duration_since(began);
     ensure!(gave_up == frozen_uid && waited.as_secs() >= 5, "{gave_up} after {waited:?}");
-    bench.api("Deployment", Some(NAMESPACE)).delete("atlas-gateway", &DeleteParams::default()).await?;
+    bench.api("Deployment", Some(NAMESPACE)).delete(DEPLOYMENT, &DeleteParams::default()).await?;
     Ok(())
 }
 
@@ -212,6 +249,7 @@ pub async fn silent_and_starved() -> Result<()> {
         bench.api("Pod", Some(NAMESPACE)).get_opt(lives.pod).await?.is_some(),
         "the last one was deleted"
     );
+    deletes_while_others_write(bench).await?;
     waits_for_another_controller(bench, lives.pod).await?;
     bench.remove_pod((NAMESPACE, lives.pod)).await
 }

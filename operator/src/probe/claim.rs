@@ -1,8 +1,7 @@
 //! One silent gateway of a namespace at a time is given up, by one controller: it says so first, on the gateways' Deployment.
 //!
 //! Two controllers that a cut keeps apart may each hear another gateway, and each would take away the one that the other
-//! hears. Of two writes to one version the API server lets the first one through, and who comes later sees at his next look
-//! whom it gave up.
+//! hears. Of two writes to one version the API server lets the first one through, and who comes later sees whom it gave up.
 
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ const HOLDS: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     version: String,
+    said: Option<String>,
     gave_up: Option<String>,
 }
 
@@ -40,12 +40,13 @@ impl Claim {
     }
 
     fn of(object: &impl ResourceExt, now: Timestamp) -> Option<Self> {
-        let said = object.annotations().get(ANNOTATION).and_then(|said| said.split_once(' '));
-        let gave_up = said.and_then(|(uid, at)| {
+        let said = object.annotations().get(ANNOTATION).cloned();
+        let gave_up = said.as_ref().and_then(|said| {
+            let (uid, at) = said.split_once(' ')?;
             let passed = now.duration_since(at.parse().ok()?);
             (passed.unsigned_abs() < HOLDS).then(|| uid.to_owned())
         });
-        Some(Self { version: object.resource_version()?, gave_up })
+        Some(Self { version: object.resource_version()?, said, gave_up })
     }
 
     /// Whether a gateway stays while another one is deleted.
@@ -54,18 +55,29 @@ impl Claim {
         self.gave_up.as_deref() != Some(uid)
     }
 
-    /// Gives a gateway up; whether nobody was faster.
+    /// Gives a gateway up; whether nobody gave one up since this was read.
+    ///
+    /// What others write to the Deployment meanwhile, as Kubernetes does whenever a gateway comes or goes, is no answer, and
+    /// is asked again with the version that it left.
     ///
     /// # Errors
     ///
     /// The API server refused or did not answer.
     pub async fn take(&self, client: &Client, namespace: &str, uid: &str) -> Result<bool, kube::Error> {
         let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-        let patch = Patch::Merge(self.written(uid, Timestamp::now()));
-        match api.patch_metadata(names::GATEWAY_NAME, &PatchParams::default(), &patch).await {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
-            Err(error) => Err(error),
+        let mut latest = self.clone();
+        loop {
+            let patch = Patch::Merge(latest.written(uid, Timestamp::now()));
+            match api.patch_metadata(names::GATEWAY_NAME, &PatchParams::default(), &patch).await {
+                Ok(_) => return Ok(true),
+                Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(error),
+            }
+            match Self::read(client, namespace).await? {
+                Some(read) if read.said == self.said => latest = read,
+                _ => return Ok(false),
+            }
         }
     }
 
