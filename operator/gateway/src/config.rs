@@ -52,10 +52,15 @@ pub struct Timing {
     pub write_timeout: Duration,
     /// How long new connections are still accepted after the stop signal, so that Services notice.
     pub drain_grace: Duration,
+    /// For how long a connection is quiet before it is ended then: a request may be on its way.
+    pub drain_quiet: Duration,
     /// How long running requests may take after that.
     pub drain_timeout: Duration,
     /// How long a client may take for its handshake, and then for the head of a request.
     pub head_timeout: Duration,
+    /// How long a connection may wait for its next request: longer than what is in front of gateways, which would send it
+    /// on a connection that ends at that moment.
+    pub idle_timeout: Duration,
     /// Distance of two looks at the listener's certificate.
     pub tls_reload: Duration,
     /// Seconds after which the API server ends a watch, to be begun again where it was. One whose server is gone without a word
@@ -83,8 +88,10 @@ impl Timing {
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             drain_grace: Duration::from_secs(3),
-            drain_timeout: Duration::from_secs(30),
+            drain_quiet: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(300),
             head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(620),
             tls_reload: Duration::from_secs(1),
             watch_seconds: 20,
             max_buffered_answer_bytes: 64 << 20,

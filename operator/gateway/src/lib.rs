@@ -17,6 +17,7 @@ mod body;
 mod budget;
 mod call;
 mod config;
+mod connection;
 mod crossing;
 mod detached;
 mod dialect;
@@ -204,7 +205,8 @@ pub async fn serve(
         background.spawn(identity.follow(config.timing.tls_reload, stop_all.clone()));
     }
     let door = server::Door { listener: listeners.api, tls };
-    background.spawn(server::accept(door, api, stop_accepting.clone(), running.clone()));
+    let closing = server::Closing { asked: shutdown.clone(), closes: stop_accepting.clone() };
+    let accepting = background.spawn(server::accept(door, api, closing, running.clone()));
 
     tokio::select! {
         () = listed.cancelled() => {
@@ -214,10 +216,14 @@ pub async fn serve(
         }
         () = shutdown.cancelled() => {}
     }
-    // First unready, so that no new connections come; then closed; then what runs is finished.
+    // First unready, so that no new connections come; then closed, behind whoever came all the same; then what runs is
+    // finished.
     internal.stopping.store(true, Ordering::Relaxed);
     tokio::time::sleep(config.timing.drain_grace).await;
     stop_accepting.cancel();
+    if accepting.await.is_err() {
+        warn!("the listener ended by a panic");
+    }
     running.close();
     if tokio::time::timeout(config.timing.drain_timeout, running.wait()).await.is_err() {
         warn!(connections = running.len(), "stopping although requests still run: drain timeout reached");

@@ -16,8 +16,9 @@ use crate::kinds::Kind;
 
 /// How long a gateway stays bound to a node that is not reachable.
 const UNREACHABLE_SECONDS: i64 = 5;
-/// More than the gateway's own drain: 3 s in which clients learn that it goes, 30 s for running answers.
-const GRACE_SECONDS: i64 = 45;
+/// More than the gateway's own drain: 3 s in which clients learn that it goes, 5 s for those that come all the same, and
+/// 300 s for running answers, which is what `requests.timeout` gives them by default. One that has none left ends at once.
+const GRACE_SECONDS: i64 = 315;
 
 /// Where the certificate lies.
 const TLS_DIR: &str = "/etc/atlas/tls";

@@ -302,6 +302,7 @@ pub fn timing() -> Timing {
         hold: Duration::from_secs(2),
         hang_after: Duration::from_millis(300),
         drain_grace: Duration::ZERO,
+        drain_quiet: Duration::from_millis(200),
         drain_timeout: Duration::from_secs(5),
         ..Timing::production()
     }
