@@ -7,7 +7,7 @@ use crate::error::Fatal;
 use crate::fetch::{Wanted, fetch};
 use crate::model::{Loading, Model, ModelConfig, ModelShape};
 use crate::runtime::{Worker, WorkerSettings};
-use crate::server::{App, Engine};
+use crate::server::{App, Encoder, Engine};
 use crate::status::{Phase, Status};
 use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
@@ -72,7 +72,8 @@ pub async fn load(arguments: &Serve, app: &Arc<App>) -> Result<Worker, Fatal> {
     let worker = warm.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     let tokenizer = Arc::new(tokenizer);
     // It refuses a second value only, and a process loads one model, here.
-    let _ = app.engine.set(Engine { handle, tokenizer, template, grammars: Arc::new(grammars), limits });
+    let (encoder, grammars) = (Encoder::new(tokenizer.clone()), Arc::new(grammars));
+    let _ = app.engine.set(Engine { handle, tokenizer, encoder, template, grammars, limits });
     Ok(worker)
 }
 

@@ -132,3 +132,49 @@ fn overload_is_told_with_the_queues_length_and_clients_that_leave_are_counted() 
         assert!(began.elapsed() < PATIENCE, "{}", engine.get("/metrics").1);
     }
 }
+
+/// Kilobytes that the process has held at most.
+fn peak(engine: &Engine) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", engine.child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn texts_far_beyond_the_context_are_refused_before_they_take_memory() {
+    let engine = Engine::start(&["--max-body-bytes", "8388608"]);
+    // A token each: the tokenizer would take two gigabytes.
+    let digits = "7".repeat(6_000_000);
+    let before = peak(&engine);
+    let message = json!([{"role": "user", "content": digits}]);
+    for (path, body, param) in [
+        ("/v1/completions", json!({"model": "code", "prompt": digits}), "prompt"),
+        ("/v1/completions", json!({"model": "code", "prompt": ["a", digits]}), "prompt"),
+        ("/v1/chat/completions", json!({"model": "code", "messages": message}), "messages"),
+        ("/v1/responses", json!({"model": "code", "input": digits}), "input"),
+        ("/v1/messages", json!({"model": "code", "max_tokens": 1, "messages": message}), "messages"),
+        ("/v1/embeddings", json!({"model": "code", "input": digits}), "input"),
+        ("/tokenize", json!({"prompt": digits}), "prompt"),
+        ("/v1/messages/count_tokens", json!({"messages": message}), "messages"),
+    ] {
+        let (status, refused) = engine.post(path, &body);
+        assert_eq!(status, 400, "{path} gave {refused}");
+        let error = &refused["error"];
+        if path != "/v1/messages" && path != "/v1/messages/count_tokens" {
+            assert_eq!(error["param"], param, "{path} gave {refused}");
+        }
+        if !path.contains("token") {
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains("512 tokens") && message.contains("bytes"), "{path} gave {message}");
+        }
+    }
+    let grown = peak(&engine) - before;
+    assert!(grown < 400 << 10, "{grown} kB more");
+    // Many bytes may still be few tokens, and the exact numbers are told near the limit.
+    let spaces = prompt(&" ".repeat(6_000), json!({"max_tokens": 1}));
+    assert_eq!(engine.post("/v1/completions", &spaces).0, 200);
+    let (_, near) = engine.post("/v1/completions", &prompt(&"7".repeat(600), json!({"max_tokens": 1})));
+    assert!(near["error"]["message"].as_str().unwrap().contains("600 in the prompt"), "{near}");
+    let (_, long) = engine.post("/tokenize", &json!({"prompt": "7".repeat(100_000)}));
+    assert_eq!(long["count"], 100_000);
+}

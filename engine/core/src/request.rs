@@ -76,6 +76,17 @@ pub enum RequestError {
         /// Tokens asked for.
         completion: usize,
     },
+    /// The prompt is so much longer than the context that its tokens were not counted.
+    #[error(
+        "this model's maximum context length is {context} tokens, and the prompt's {bytes} bytes have more than twice as \
+         many: shorten the prompt"
+    )]
+    FarTooLong {
+        /// The limit.
+        context: usize,
+        /// Bytes of the prompt's text.
+        bytes: usize,
+    },
     /// A number is out of its range.
     #[error("{param} is {value}, expected {expected}")]
     OutOfRange {
@@ -119,7 +130,7 @@ impl RequestError {
     #[must_use]
     pub fn param(&self) -> Option<&'static str> {
         match self {
-            Self::EmptyPrompt | Self::ContextLength { .. } => None,
+            Self::EmptyPrompt | Self::ContextLength { .. } | Self::FarTooLong { .. } => None,
             Self::OutOfRange { param, .. } | Self::UnknownToken { param, .. } => Some(param),
             Self::ResumedChoices { .. } | Self::ResumedLength { .. } => Some("resume_tokens"),
         }

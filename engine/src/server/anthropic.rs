@@ -3,7 +3,7 @@
 use super::anthropic_writer::Message;
 use super::chat::ChatRequest;
 use super::conversation::text;
-use super::encode::encode;
+use super::encode::{Front, encode_any};
 use super::fields::Fields;
 use super::openai::ApiError;
 use super::reply::InFlight;
@@ -43,7 +43,7 @@ pub async fn answer(
 pub async fn count_tokens(engine: &Engine, fields: &Fields) -> Result<Value, ApiError> {
     let request = ChatRequest::read(&Fields::new(translate(&with_model(fields))?));
     let prompt = request.map_err(|error| error.renamed(NAMES))?.prompt(engine)?;
-    let ids = encode(engine, vec![prompt]).await?.pop().unwrap_or_default();
+    let ids = encode_any(engine, prompt, Front::AsPrompt, "messages").await?;
     Ok(json!({"input_tokens": ids.len()}))
 }
 

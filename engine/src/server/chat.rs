@@ -4,7 +4,7 @@ use super::collect::Answer;
 use super::constraint::{self, Constraint};
 use super::conversation::messages;
 use super::delta::{Delta, Finish, Usage};
-use super::encode::encode;
+use super::encode::{Front, encode};
 use super::envelope::{Envelope, Kinds};
 use super::fields::Fields;
 use super::generate::{Generation, Task};
@@ -131,7 +131,7 @@ impl ChatRequest {
     pub async fn start(self, app: &App, engine: &Engine, origin: Origin) -> Result<Generation, ApiError> {
         let prompt = self.prompt(engine)?;
         let (rules, grammar) = self.rules(engine, &prompt).await?;
-        let prompts = encode(engine, vec![prompt]).await?;
+        let prompts = encode(engine, vec![prompt], Front::AsPrompt, "messages").await?;
         let most_calls = self.tools.most_calls();
         let task = Task {
             prompts,

@@ -4,7 +4,7 @@ use super::chat::usage_json;
 use super::collect::Answer;
 use super::constraint;
 use super::delta::{Delta, Finish, Usage};
-use super::encode::encode;
+use super::encode::{Front, encode};
 use super::envelope::{Envelope, Kinds};
 use super::fields::{Fields, token_ids, wrong};
 use super::generate::{Generation, MAX_PROMPTS, Task};
@@ -59,8 +59,8 @@ pub async fn answer(
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let as_text: Vec<bool> = given.iter().map(|prompt| matches!(prompt, Prompt::Text(_))).collect();
     let prompts = match suffix {
-        Some(suffix) => fill_in_the_middle(engine, &fields, given, suffix)?,
-        None => token_prompts(engine, given).await?,
+        Some(suffix) => fill_in_the_middle(engine, &fields, given, suffix).await?,
+        None => token_prompts(engine, given, Front::AsPrompt).await?,
     };
     let stream = params.stream;
     // With a suffix, the text before the gap is the client's own and what it asks for is the gap.
@@ -126,12 +126,16 @@ fn prompts(fields: &Fields, most: usize) -> Result<Vec<Prompt>, ApiError> {
     }
 }
 
-async fn token_prompts(engine: &Engine, given: Vec<Prompt>) -> Result<Vec<Vec<TokenId>>, ApiError> {
+async fn token_prompts(
+    engine: &Engine,
+    given: Vec<Prompt>,
+    front: Front,
+) -> Result<Vec<Vec<TokenId>>, ApiError> {
     let texts = given.iter().filter_map(|prompt| match prompt {
         Prompt::Text(text) => Some(text.clone()),
         Prompt::Tokens(_) => None,
     });
-    let mut encoded = encode(engine, texts.collect()).await?.into_iter();
+    let mut encoded = encode(engine, texts.collect(), front, "prompt").await?.into_iter();
     let ids = given.into_iter().map(|prompt| match prompt {
         Prompt::Text(_) => encoded.next().unwrap_or_default(),
         Prompt::Tokens(ids) => ids,
@@ -140,7 +144,7 @@ async fn token_prompts(engine: &Engine, given: Vec<Prompt>) -> Result<Vec<Vec<To
 }
 
 /// Puts prefix and suffix around the model's marks, so that it writes what is missing between them.
-fn fill_in_the_middle(
+async fn fill_in_the_middle(
     engine: &Engine,
     fields: &Fields,
     given: Vec<Prompt>,
@@ -150,22 +154,16 @@ fn fill_in_the_middle(
     let [prefix, hole, middle] = marks.ok_or_else(|| {
         fields.invalid("suffix", "is not supported: this model was not trained to fill gaps")
     })?;
-    let encode =
-        |text: &str| engine.tokenizer.encode(text).map_err(|error| ApiError::internal(error.to_string()));
-    let suffix = encode(suffix)?;
+    let suffix =
+        encode(engine, vec![suffix.to_owned()], Front::Bare, "suffix").await?.pop().unwrap_or_default();
+    let given = token_prompts(engine, given, Front::Bare).await?;
     let (bos, _) = engine.tokenizer.special_ids();
     let bos = bos.filter(|_| engine.tokenizer.adds_bos());
-    given
-        .into_iter()
-        .map(|prompt| {
-            let before = match prompt {
-                Prompt::Text(text) => encode(&text)?,
-                Prompt::Tokens(ids) => ids,
-            };
-            let start = bos.into_iter().chain([prefix]);
-            Ok(start.chain(before).chain([hole]).chain(suffix.iter().copied()).chain([middle]).collect())
-        })
-        .collect()
+    let around = |before| {
+        let start = bos.into_iter().chain([prefix]);
+        start.chain(before).chain([hole]).chain(suffix.iter().copied()).chain([middle]).collect()
+    };
+    Ok(given.into_iter().map(around).collect())
 }
 
 /// What a prompt's answers begin with.

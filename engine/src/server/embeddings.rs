@@ -1,6 +1,7 @@
 //! `/v1/embeddings`: texts as vectors, from the model's last hidden states.
 
-use super::fields::Fields;
+use super::encode::{Front, encode};
+use super::fields::{Fields, token_ids};
 use super::openai::ApiError;
 use super::reply::Origin;
 use super::trace::{Outcome, Recording, Timeline};
@@ -89,14 +90,13 @@ async fn inputs(engine: &Engine, value: Option<&Value>) -> Result<Vec<Vec<TokenI
     if list.is_empty() || list.len() > MAX_INPUTS {
         return Err(wrong(format!("input has {} texts, and 1 to {MAX_INPUTS} are allowed", list.len())));
     }
-    let tokenizer = engine.tokenizer.clone();
-    let read = move || list.iter().map(|value| ids(&tokenizer, value)).collect::<Vec<_>>();
-    let read = tokio::task::spawn_blocking(read).await;
+    let texts = list.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    let mut encoded = encode(engine, texts, Front::AsPrompt, "input").await?.into_iter();
     let limits = &engine.limits;
-    read.map_err(|error| ApiError::internal(error.to_string()))?
-        .into_iter()
+    list.iter()
         .enumerate()
-        .map(|(index, ids)| {
+        .map(|(index, value)| {
+            let ids = if value.is_string() { encoded.next() } else { token_ids(value) };
             let ids = ids.ok_or_else(forms)?;
             if ids.is_empty() || ids.len() > limits.context_tokens {
                 let (found, most) = (ids.len(), limits.context_tokens);
@@ -110,14 +110,6 @@ async fn inputs(engine: &Engine, value: Option<&Value>) -> Result<Vec<Vec<TokenI
             }
         })
         .collect()
-}
-
-fn ids(tokenizer: &crate::text::TextTokenizer, value: &Value) -> Option<Vec<TokenId>> {
-    match value {
-        Value::String(text) => tokenizer.encode_prompt(text).ok(),
-        Value::Array(ids) => ids.iter().map(|id| id.as_u64()?.try_into().ok()).collect(),
-        _ => None,
-    }
 }
 
 /// The same direction with length 1, as OpenAI's are.

@@ -42,6 +42,7 @@ use crate::text::grammar::GrammarCompiler;
 use crate::text::{ChatTemplate, TextTokenizer};
 use access::ApiKeys;
 use atlas_engine_core::Limits;
+pub use encode::Encoder;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub struct Engine {
     pub handle: EngineHandle,
     /// The model's tokenizer.
     pub tokenizer: Arc<TextTokenizer>,
+    /// Cuts prompts into tokens.
+    pub encoder: Encoder,
     /// The model's chat template, where it has one.
     pub template: Option<ChatTemplate>,
     /// Compiles what answers must hold to.

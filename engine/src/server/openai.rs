@@ -151,7 +151,9 @@ impl ApiError {
     pub fn from_request(error: &RequestError, prompt: &str) -> Self {
         let refused = Self::invalid(Some(error.param().unwrap_or(prompt)), error.to_string());
         match error {
-            RequestError::ContextLength { .. } => refused.code("context_length_exceeded"),
+            RequestError::ContextLength { .. } | RequestError::FarTooLong { .. } => {
+                refused.code("context_length_exceeded")
+            }
             RequestError::EmptyPrompt
             | RequestError::OutOfRange { .. }
             | RequestError::ResumedChoices { .. }

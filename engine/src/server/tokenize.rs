@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::chat::ChatRequest;
-use super::encode::encode;
+use super::encode::{Front, encode_any};
 use super::fields::Fields;
 use super::openai::ApiError;
 use serde_json::{Map, Value, json};
@@ -13,18 +13,14 @@ use serde_json::{Map, Value, json};
 /// Neither is there, or the conversation cannot be written as a prompt.
 pub async fn tokenize(engine: &Engine, fields: &Fields) -> Result<Value, ApiError> {
     let ids = match fields.string("prompt")? {
-        Some(text) if fields.bool("add_special_tokens")?.unwrap_or(true) => {
-            encode(engine, vec![text.to_owned()]).await?.pop().unwrap_or_default()
-        }
         Some(text) => {
-            let (tokenizer, text) = (engine.tokenizer.clone(), text.to_owned());
-            let ids = tokio::task::spawn_blocking(move || tokenizer.encode(&text)).await;
-            let ids = ids.map_err(|error| ApiError::internal(error.to_string()))?;
-            ids.map_err(|error| ApiError::internal(error.to_string()))?
+            let as_prompt = fields.bool("add_special_tokens")?.unwrap_or(true);
+            let front = if as_prompt { Front::AsPrompt } else { Front::Bare };
+            encode_any(engine, text.to_owned(), front, "prompt").await?
         }
         None if fields.get("messages").is_some() => {
             let prompt = ChatRequest::read(&with_model(fields))?.prompt(engine)?;
-            encode(engine, vec![prompt]).await?.pop().unwrap_or_default()
+            encode_any(engine, prompt, Front::AsPrompt, "messages").await?
         }
         None => return Err(fields.invalid("prompt", "is missing: give prompt or messages")),
     };

@@ -31,8 +31,14 @@ pub fn model() -> PathBuf {
 pub fn command(model: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_atlas-engine"));
     command.args(["serve", "--model", model, "--served-model-name", "code", "--served-model-name", "alias"]);
-    command.args(["--host", "127.0.0.1", "--internal-port", "0", "--max-body-bytes", "100000"]);
-    let defaults = [("--backend", "cpu"), ("--port", "0"), ("--context-tokens", "512"), ("--max-batch", "4")];
+    command.args(["--host", "127.0.0.1", "--internal-port", "0"]);
+    let defaults = [
+        ("--backend", "cpu"),
+        ("--port", "0"),
+        ("--context-tokens", "512"),
+        ("--max-batch", "4"),
+        ("--max-body-bytes", "100000"),
+    ];
     for (flag, value) in defaults {
         if !more.contains(&flag) {
             command.args([flag, value]);
