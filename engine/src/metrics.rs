@@ -65,7 +65,7 @@ impl Metrics {
             Opts::new("atlas_engine_requests_total", "Answers to API requests, by path and status code.");
         let aborted = Opts::new(
             "atlas_engine_aborted_requests_total",
-            "Requests that ended before their answer did, by reason: client, timeout or engine.",
+            "Requests that ended before their answer did, by reason: client, timeout, engine or grammar.",
         );
         Ok(Self {
             requests: register(&registry, IntCounterVec::new(requests, &["path", "code"])?)?,

@@ -75,13 +75,17 @@ impl Progress {
         self.steps_begun.fetch_add(1, Relaxed);
     }
 
-    /// The step is done and brought this many tokens.
-    pub fn end_step(&self, tokens: u64, time: Duration) {
-        let now = self.millis();
+    /// A step brought tokens.
+    pub fn count_tokens(&self, tokens: u64) {
         if tokens > 0 {
-            self.last_token.store(now, Relaxed);
+            self.last_token.store(self.millis(), Relaxed);
             self.tokens_generated.fetch_add(tokens, Relaxed);
         }
+    }
+
+    /// The device is done with the step.
+    pub fn end_step(&self, time: Duration) {
+        let now = self.millis();
         let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         self.slowest_step_millis.fetch_max(millis, Relaxed);
         self.last_change.store(now, Relaxed);

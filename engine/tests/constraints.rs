@@ -111,3 +111,38 @@ fn what_cannot_be_held_to_or_done_is_refused_by_its_field() {
     let (status, refused) = engine.post("/v1/chat/completions", &forced);
     assert_eq!((status, &refused["error"]["param"]), (400, &json!("guided_regex")), "{refused}");
 }
+
+/// Each text of it can be read in very many ways, and every token adds to them.
+const AMBIGUOUS: &str = "root ::= s\ns ::= s s s | s s | \"a\" | \"b\" | \"c\"";
+
+#[test]
+fn a_grammar_that_takes_too_long_ends_its_own_answer_and_says_so() {
+    let engine = Engine::start(&[]);
+    let more = json!({"grammar": AMBIGUOUS, "max_tokens": 400, "min_tokens": 400, "temperature": 1, "n": 2});
+    let before = engine.complete(prompt("The answer is", json!({"max_tokens": 20})));
+    let (status, refused) = engine.post("/v1/completions", &prompt("a b c", more.clone()));
+    let error = &refused["error"];
+    assert_eq!(
+        (status, &error["param"], &error["code"]),
+        (400, &json!("grammar"), &json!("grammar_gave_up"))
+    );
+
+    // A stream has begun by then, and its last event tells.
+    let mut streamed = more;
+    streamed["stream"] = json!(true);
+    let (status, stream) = engine.post("/v1/completions", &prompt("a b c", streamed));
+    let told = events(stream.as_str().unwrap());
+    assert_eq!((status, &told.last().unwrap()["error"]["code"]), (200, &json!("grammar_gave_up")));
+    assert!(told.iter().all(|event| event["choices"][0]["finish_reason"].is_null()), "{told:?}");
+
+    // The engine serves on: it did not hang, its pace is what it was, and all blocks are free.
+    assert_eq!(engine.complete(prompt("The answer is", json!({"max_tokens": 20}))), before);
+    let (_, metrics) = support::request(&engine.internal, "GET", "/metrics", "");
+    for line in [
+        "atlas_engine_aborted_requests_total{reason=\"grammar\"} 2",
+        "atlas_engine_kv_used_blocks 0",
+        "atlas_engine_running_requests 0",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+}

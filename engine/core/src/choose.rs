@@ -1,6 +1,6 @@
 //! The tokens that a chunk's logits lead to.
 
-use crate::mask::{BitMask, TokenMask};
+use crate::mask::{BitMask, MaskError, TokenMask};
 use crate::plan::Chunk;
 use crate::sampler::{History, Rules, Sampled, TokenLogprobs, logprobs_of, sample};
 use crate::sequence::{Sequence, TokenId};
@@ -18,14 +18,14 @@ impl Grammar {
         Self { mask, bits: BitMask::new(vocabulary) }
     }
 
-    fn allowed(&mut self, ends: &[TokenId]) -> &[u32] {
+    fn allowed(&mut self, ends: &[TokenId]) -> Result<&[u32], MaskError> {
         self.bits.clear();
-        self.mask.allowed(&mut self.bits);
+        self.mask.allowed(&mut self.bits)?;
         if self.bits.is_empty() {
             // Nothing may come, so the answer ends.
             ends.iter().for_each(|token| self.bits.allow(*token));
         }
-        self.bits.words()
+        Ok(self.bits.words())
     }
 }
 
@@ -38,6 +38,10 @@ impl std::fmt::Debug for Grammar {
 /// Draws the tokens that follow a chunk: one where nothing was drafted, and one more for each drafted token that is
 /// what was drawn. Each is drawn from its own row with its own history, so drafts change no token.
 ///
+/// # Errors
+/// The grammar cannot tell what may come first. Where that happens behind a draft, what was drawn before it is kept and
+/// the next call tells.
+///
 /// # Shapes
 /// `logits`: `[chunk.draw_rows(), vocabulary]`, changed in place.
 pub fn choose(
@@ -46,14 +50,18 @@ pub fn choose(
     sequence: &Sequence,
     end_tokens: &[TokenId],
     mut grammar: Option<&mut Grammar>,
-) -> Vec<Sampled> {
+) -> Result<Vec<Sampled>, MaskError> {
     let (ends, prompt) = (sequence.ends(end_tokens), sequence.prompt());
     let mut generated = sequence.generated().to_vec();
     let drafts = &chunk.tokens[chunk.tokens.len() - chunk.drafted..];
     let vocabulary = logits.len() / chunk.draw_rows().max(1);
     let mut chosen = Vec::new();
     for (row, logits) in logits.chunks_exact_mut(vocabulary.max(1)).enumerate() {
-        let allowed = grammar.as_mut().map(|grammar| grammar.allowed(&ends));
+        let allowed = match grammar.as_mut().map(|grammar| grammar.allowed(&ends)).transpose() {
+            Ok(allowed) => allowed,
+            Err(error) if chosen.is_empty() => return Err(error),
+            Err(_) => break,
+        };
         let history = History { prompt, generated: &generated };
         let sampled = sample(logits, sequence.sampling(), &history, &Rules { ends: &ends, allowed });
         let token = sampled.token;
@@ -68,7 +76,7 @@ pub fn choose(
         }
         generated.push(token);
     }
-    chosen
+    Ok(chosen)
 }
 
 /// What the model thought of the prompt's tokens after a chunk's `prompt_rows`, in order of position.
@@ -129,7 +137,7 @@ mod tests {
             (&[5, 3], &[5, 3, 1], &[5]),
         ] {
             let sequence = sequence(SamplingParams::greedy());
-            let chosen = choose(&chunk(drafts), &mut rows(best), &sequence, &[5], None);
+            let chosen = choose(&chunk(drafts), &mut rows(best), &sequence, &[5], None).unwrap();
             assert_eq!(tokens(&chosen), expected, "{drafts:?} {best:?}");
         }
     }
@@ -161,28 +169,52 @@ mod tests {
         let sampling = SamplingParams { frequency_penalty: 1.5, ..SamplingParams::greedy() };
         let mut logits = rows(&[4, 4]);
         logits[VOCABULARY + 3] = 1.0;
-        let chosen = choose(&chunk(&[4]), &mut logits, &sequence(sampling), &[5], None);
+        let chosen = choose(&chunk(&[4]), &mut logits, &sequence(sampling), &[5], None).unwrap();
         assert_eq!(tokens(&chosen), [4, 3]);
     }
 
-    /// Allows 3 and then 4, and nothing after that.
-    struct ThreeFour(Vec<TokenId>);
+    /// Allows 3 and then 4, and then nothing, or fails.
+    struct ThreeFour {
+        seen: Vec<TokenId>,
+        fails: bool,
+    }
+
+    impl ThreeFour {
+        fn grammar(fails: bool) -> Grammar {
+            Grammar::new(Box::new(Self { seen: Vec::new(), fails }), VOCABULARY)
+        }
+    }
 
     impl TokenMask for ThreeFour {
-        fn allowed(&mut self, mask: &mut BitMask) {
-            [3, 4].get(self.0.len()).into_iter().for_each(|token| mask.allow(*token));
+        fn allowed(&mut self, mask: &mut BitMask) -> Result<(), MaskError> {
+            match [3, 4].get(self.seen.len()) {
+                None if self.fails => return Err(MaskError::Stuck),
+                next => next.into_iter().for_each(|token| mask.allow(*token)),
+            }
+            Ok(())
         }
 
         fn accept(&mut self, token: TokenId) {
-            self.0.push(token);
+            self.seen.push(token);
         }
     }
 
     #[test]
     fn a_grammar_advances_with_every_token_and_ends_the_answer() {
-        let mut grammar = Grammar::new(Box::new(ThreeFour(Vec::new())), VOCABULARY);
+        let mut grammar = ThreeFour::grammar(false);
         let sequence = sequence(SamplingParams::greedy());
         let chosen = choose(&chunk(&[3, 4]), &mut rows(&[1, 1, 1]), &sequence, &[5], Some(&mut grammar));
-        assert_eq!(tokens(&chosen), [3, 4, 5]);
+        assert_eq!(tokens(&chosen.unwrap()), [3, 4, 5]);
+    }
+
+    #[test]
+    fn a_grammar_that_fails_behind_drafts_loses_nothing_before_it_says_so() {
+        let mut grammar = ThreeFour::grammar(true);
+        let sequence = sequence(SamplingParams::greedy());
+        let mut choose = |drafts: &[TokenId], best: &[TokenId]| {
+            choose(&chunk(drafts), &mut rows(best), &sequence, &[5], Some(&mut grammar))
+        };
+        assert_eq!(tokens(&choose(&[3, 4], &[1, 1, 1]).unwrap()), [3, 4]);
+        assert_eq!(choose(&[], &[1]).unwrap_err(), MaskError::Stuck);
     }
 }

@@ -23,7 +23,7 @@ pub mod step;
 pub use backend::{Backend, DeviceError};
 pub use block_pool::Scope;
 pub use exit_code::ExitCode;
-pub use mask::{BitMask, TokenMask};
+pub use mask::{BitMask, MaskError, TokenMask};
 pub use plan::StepPlan;
 pub use request::{Draft, Limits, RequestError, ValidRequest};
 pub use sampling_params::SamplingParams;

@@ -71,13 +71,28 @@ impl BitMask {
     }
 }
 
+/// Why a grammar cannot tell any more what may come next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MaskError {
+    /// It takes more time than others can be made to wait.
+    #[error("finding what may come next takes too long")]
+    TooSlow,
+    /// It grew beyond what its library takes, or a token came that it does not allow, such as one that an answer was
+    /// resumed with.
+    #[error("there are too many ways to go on, or none")]
+    Stuck,
+}
+
 /// The state of one choice's grammar. The worker asks it before every draw and tells it every token that was drawn.
 ///
 /// Tokens that a resumed choice begins with must have been accepted before the mask is handed over. Rejected drafts
 /// are never accepted, so there is no way back.
 pub trait TokenMask: Send {
     /// Writes the tokens that may come next; `mask` is cleared before. A mask without any token ends the answer.
-    fn allowed(&mut self, mask: &mut BitMask);
+    ///
+    /// # Errors
+    /// It cannot tell, now and ever after.
+    fn allowed(&mut self, mask: &mut BitMask) -> Result<(), MaskError>;
 
     /// Goes on by a token that was allowed.
     fn accept(&mut self, token: TokenId);

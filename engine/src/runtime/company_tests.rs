@@ -94,7 +94,7 @@ fn answers(
             break;
         }
         if !stepper.scheduler.is_idle() {
-            for advance in stepper.step().unwrap().advances {
+            for advance in stepper.step(|| ()).unwrap().advances {
                 answers.entry(advance.sequence).or_default().push(advance.sampled.token);
             }
         }
@@ -161,7 +161,7 @@ fn a_vector_does_not_depend_on_chunks_or_company() {
         let mut job = EmbeddingJob::begin(embedding, &mut stepper).ok();
         while let Some(running) = job {
             if company {
-                stepper.step().unwrap();
+                stepper.step(|| ()).unwrap();
             }
             job = running.advance(&mut stepper, budget).unwrap();
         }

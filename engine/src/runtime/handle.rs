@@ -4,7 +4,7 @@ use super::embed::{Embedded, Embedding, Pooling};
 use crate::status::Status;
 use atlas_engine_core::admission::{Capacity, Refusal, check, check_tokens};
 use atlas_engine_core::sampler::TokenLogprobs;
-use atlas_engine_core::{FinishReason, Scope, TokenId, TokenMask, ValidRequest};
+use atlas_engine_core::{FinishReason, MaskError, Scope, TokenId, TokenMask, ValidRequest};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -23,7 +23,10 @@ pub struct Submission {
     pub masks: Vec<Box<dyn TokenMask>>,
 }
 
-/// What one choice's channel carries. It closes without a finish where the worker fails, and at once, without any
+/// What one choice's channel carries: tokens, or last of all that its grammar cannot tell how it goes on.
+pub type ChoiceEvent = Result<TokenEvent, MaskError>;
+
+/// A token of a choice. Its channel closes without a finish where the worker fails, and at once, without any
 /// event, where the choice's resumed tokens have ended it already.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEvent {
@@ -64,7 +67,7 @@ impl Arrival {
 /// The worker's end of a choice's channel.
 pub(super) struct Client {
     /// Unbounded, but never longer than the request's token limit.
-    pub events: UnboundedSender<TokenEvent>,
+    pub events: UnboundedSender<ChoiceEvent>,
     pub queued: Instant,
 }
 
@@ -102,7 +105,7 @@ impl EngineHandle {
     ///
     /// # Errors
     /// The line is at its limit, or the request can never be served.
-    pub fn submit(&self, submission: Submission) -> Result<Vec<UnboundedReceiver<TokenEvent>>, Refusal> {
+    pub fn submit(&self, submission: Submission) -> Result<Vec<UnboundedReceiver<ChoiceEvent>>, Refusal> {
         let queued = Instant::now();
         let channels = (0..submission.request.choices()).map(|_| {
             let (events, receiver) = unbounded_channel();

@@ -12,7 +12,7 @@ pub mod watchdog;
 mod worker;
 
 pub use embed::Pooling;
-pub use handle::{EngineHandle, PromptReport, Submission, TokenEvent};
+pub use handle::{ChoiceEvent, EngineHandle, PromptReport, Submission, TokenEvent};
 pub use metrics::SchedulerMetrics;
 pub use worker::{Worker, WorkerSettings};
 

@@ -3,7 +3,7 @@
 use crate::model::{Model, ModelError};
 use atlas_engine_core::choose::{Grammar, choose, prompt_logprobs};
 use atlas_engine_core::sampler::TokenLogprobs;
-use atlas_engine_core::{Advance, Scheduler, SequenceId, StepPlan};
+use atlas_engine_core::{Advance, MaskError, Scheduler, SequenceId, StepPlan};
 use std::collections::HashMap;
 
 /// What came of a step.
@@ -14,6 +14,8 @@ pub struct Stepped {
     pub advances: Vec<Advance>,
     /// Log-probabilities of prompts, for sequences that tell them; each follows on what was told before.
     pub prompts: Vec<(SequenceId, Vec<TokenLogprobs>)>,
+    /// Sequences whose grammar cannot tell how they may go on; they are ended.
+    pub failed: Vec<(SequenceId, MaskError)>,
 }
 
 /// Scheduler and model together.
@@ -42,19 +44,20 @@ impl Stepper {
         self.grammars.remove(&id);
     }
 
-    /// Computes one step.
+    /// Computes one step. `computed` is called once the device is done, before tokens are chosen.
     ///
     /// # Errors
     /// The device fails.
-    pub fn step(&mut self) -> Result<Stepped, ModelError> {
+    pub fn step(&mut self, computed: impl FnOnce()) -> Result<Stepped, ModelError> {
         let plan = self.scheduler.plan();
         if plan.chunks.is_empty() {
-            return Ok(Stepped { plan, advances: Vec::new(), prompts: Vec::new() });
+            return Ok(Stepped { plan, advances: Vec::new(), prompts: Vec::new(), failed: Vec::new() });
         }
         let vocabulary = self.model.config().vocabulary;
         let mut logits = self.model.run(&plan)?;
+        computed();
         let mut results = Vec::with_capacity(plan.chunks.len());
-        let mut prompts = Vec::new();
+        let (mut prompts, mut failed) = (Vec::new(), Vec::new());
         for chunk in &plan.chunks {
             let (own, rest) = std::mem::take(&mut logits).split_at_mut(chunk.logit_rows * vocabulary);
             logits = rest;
@@ -66,15 +69,21 @@ impl Stepper {
                 prompts.push((chunk.sequence, told));
             }
             let sequence = sequence.filter(|_| chunk.draw_rows() > 0);
-            results.push(sequence.map_or_else(Vec::new, |sequence| {
+            let chosen = sequence.map_or(Ok(Vec::new()), |sequence| {
                 let grammar = self.grammars.get_mut(&chunk.sequence);
                 choose(chunk, own, sequence, self.scheduler.end_tokens(), grammar)
+            });
+            results.push(chosen.unwrap_or_else(|error| {
+                failed.push((chunk.sequence, error));
+                Vec::new()
             }));
         }
+        // What is gone takes nothing over.
+        failed.iter().for_each(|(id, _)| self.cancel(*id));
         let advances = self.scheduler.commit(&plan, results);
         for advance in advances.iter().filter(|advance| advance.finish.is_some()) {
             self.grammars.remove(&advance.sequence);
         }
-        Ok(Stepped { plan, advances, prompts })
+        Ok(Stepped { plan, advances, prompts, failed })
     }
 }

@@ -194,17 +194,22 @@ impl Worker {
     fn step(&mut self) -> Result<(), ModelError> {
         self.status.progress.begin_step();
         let began = Instant::now();
-        let Stepped { plan, advances, prompts } = match self.stepper.step() {
+        // What the device takes is watched, and sets the pace; a grammar's time says nothing about either.
+        let mut time = Duration::ZERO;
+        let computed = || {
+            time = began.elapsed();
+            self.status.progress.end_step(time);
+        };
+        let Stepped { plan, advances, prompts, failed } = match self.stepper.step(computed) {
             Ok(done) => done,
             Err(ModelError::Device(error @ DeviceError::OutOfMemory { .. })) => {
-                self.status.progress.end_step(0, began.elapsed());
+                self.status.progress.end_step(began.elapsed());
                 self.shed(&error);
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
-        let time = began.elapsed();
-        self.status.progress.end_step(advances.len() as u64, time);
+        self.status.progress.count_tokens(advances.len() as u64);
         self.pacer.record(plan.token_count(), time);
         self.apply_pace();
         self.metrics.scheduler.observe(&plan, time);
@@ -229,9 +234,14 @@ impl Worker {
             let prompt = choice.prompt.take();
             let event = TokenEvent { token, logprobs, finish: advance.finish, prompt };
             // A client that is gone is noticed before the next step.
-            let _ = choice.client.events.send(event);
+            let _ = choice.client.events.send(Ok(event));
             if advance.finish.is_some() {
                 self.choices.remove(&advance.sequence);
+            }
+        }
+        for (sequence, error) in failed {
+            if let Some(choice) = self.choices.remove(&sequence) {
+                let _ = choice.client.events.send(Err(error));
             }
         }
         Ok(())
@@ -258,7 +268,7 @@ impl Worker {
         self.status.progress.begin_step();
         let began = Instant::now();
         self.job = job.advance(&mut self.stepper, self.pacer.budget())?;
-        self.status.progress.end_step(0, began.elapsed());
+        self.status.progress.end_step(began.elapsed());
         Ok(())
     }
 

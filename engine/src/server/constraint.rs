@@ -171,7 +171,10 @@ impl Constraint {
         };
         let compiled = tokio::task::spawn_blocking(compile).await;
         let compiled = compiled.map_err(|error| ApiError::internal(error.to_string()))?;
-        compiled.map_err(|error| ApiError::invalid(Some(&place), format!("{place}: {error}")))
+        match compiled {
+            Ok(grammar) => Ok(grammar.at(place)),
+            Err(error) => Err(ApiError::invalid(Some(&place), format!("{place}: {error}"))),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::trace::{Outcome, Timeline};
 use super::{App, Engine};
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
-use crate::runtime::{PromptReport, Submission, TokenEvent};
+use crate::runtime::{ChoiceEvent, PromptReport, Submission, TokenEvent};
 use crate::text::TextTokenizer;
 use crate::text::answer::{AnswerRules, Part};
 use crate::text::choice::{Choice, ChoiceRules, Shown};
@@ -49,7 +49,7 @@ pub struct Task {
 pub const MAX_PROMPTS: usize = 128;
 
 struct Running {
-    events: Option<UnboundedReceiver<TokenEvent>>,
+    events: Option<UnboundedReceiver<ChoiceEvent>>,
     choice: Choice,
     token_ids: Vec<TokenId>,
     logprobs: Vec<(TokenId, TokenLogprobs)>,
@@ -78,6 +78,8 @@ pub struct Generation {
     timeout: Duration,
     cut_off: watch::Receiver<bool>,
     usage: Usage,
+    /// The field that names the answers' grammar.
+    held_to: Option<String>,
     aborted: Option<&'static str>,
     /// What each teller told.
     told: HashMap<usize, Arc<Vec<TokenLogprobs>>>,
@@ -146,6 +148,7 @@ impl Generation {
             timeout: app.request_timeout,
             cut_off: app.cut_off.subscribe(),
             usage: Usage { prompt_tokens, ..Usage::default() },
+            held_to: grammar.as_ref().map(|grammar| grammar.place().to_owned()),
             aborted: None,
             told: HashMap::new(),
             timeline: Timeline::new(trace, operation, params.model, clock, arrived),
@@ -246,6 +249,10 @@ impl Generation {
                 self.aborted = Some("engine");
                 return Err(ApiError::engine_failed());
             };
+            let event = event.map_err(|error| {
+                self.aborted = Some("grammar");
+                ApiError::grammar(self.held_to.as_deref(), error)
+            })?;
             if let Some(delta) = self.take(index, event) {
                 self.ready.push_back(delta);
             }
@@ -253,7 +260,7 @@ impl Generation {
     }
 
     /// The next event of any choice.
-    async fn event(&mut self) -> (usize, Option<TokenEvent>) {
+    async fn event(&mut self) -> (usize, Option<ChoiceEvent>) {
         poll_fn(|context| {
             let count = self.running.len();
             for index in (0..count).map(|offset| (self.turn + offset) % count) {

@@ -1,6 +1,6 @@
 //! OpenAI's error body.
 
-use atlas_engine_core::RequestError;
+use atlas_engine_core::{MaskError, RequestError};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -140,6 +140,16 @@ impl ApiError {
     pub fn timeout(seconds: u64) -> Self {
         let message = format!("the request took longer than the {seconds} seconds that this server allows");
         Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message).code("request_timeout")
+    }
+
+    /// What the answer is held to cannot tell how it goes on; `place` is the field that asked for it.
+    pub fn grammar(place: Option<&str>, error: MaskError) -> Self {
+        let form = place.unwrap_or("grammar");
+        let message = format!(
+            "the answer is not complete, since it cannot be held to {form} any longer: {error}; give it fewer \
+             alternatives, and no rules by which a text can be read in many ways"
+        );
+        Self::invalid(place, message).code("grammar_gave_up")
     }
 
     /// Our fault.

@@ -3,8 +3,9 @@
 //! A compiled grammar is cheap to copy, so a request compiles once and every choice gets its own state.
 
 use super::TextTokenizer;
+use super::allowance::{Allowance, Timekeeper};
 use super::schema::huge_bound;
-use atlas_engine_core::{BitMask, TokenId, TokenMask};
+use atlas_engine_core::{BitMask, MaskError, TokenId, TokenMask};
 use llguidance::api::{StopReason, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, earley::SlicedBiasComputer, regex_to_lark};
@@ -62,6 +63,7 @@ pub struct GrammarCompiler {
     factory: ParserFactory,
     words: Range<TokenId>,
     ends: Arc<[TokenId]>,
+    timekeeper: Timekeeper,
 }
 
 /// White space between JSON's tokens: some, since models have seen it, and not without end.
@@ -75,6 +77,7 @@ impl GrammarCompiler {
     /// # Errors
     /// The library refuses the vocabulary.
     pub fn new(tokenizer: &TextTokenizer) -> Result<Self, GrammarError> {
+        let timekeeper = Timekeeper::spawn().map_err(|error| GrammarError::refused(&error.to_string()))?;
         let ends: Arc<[TokenId]> = tokenizer.end_tokens().into();
         let words: Vec<Vec<u8>> = (0..tokenizer.vocabulary() as u32).map(|id| word(tokenizer, id)).collect();
         let end = ends.first().copied().unwrap_or(0);
@@ -85,7 +88,7 @@ impl GrammarCompiler {
         let mut factory = factory.map_err(|error| GrammarError::refused(&error.to_string()))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory, words: 0..words.len() as u32, ends })
+        Ok(Self { factory, words: 0..words.len() as u32, ends, timekeeper })
     }
 
     /// The grammar of a language.
@@ -126,7 +129,8 @@ impl GrammarCompiler {
         if begins.next().is_none() && !first.is_accepting().unwrap_or(false) {
             return Err(GrammarError::Empty);
         }
-        Ok(Grammar { matcher, ends: self.ends.clone() })
+        let (ends, timekeeper) = (self.ends.clone(), self.timekeeper.clone());
+        Ok(Grammar { matcher, ends, timekeeper, place: String::new() })
     }
 }
 
@@ -154,27 +158,60 @@ fn word(tokenizer: &TextTokenizer, id: TokenId) -> Vec<u8> {
 pub struct Grammar {
     matcher: Matcher,
     ends: Arc<[TokenId]>,
+    timekeeper: Timekeeper,
+    place: String,
 }
 
 impl Grammar {
+    /// The same, with the request's field that asked for it.
+    pub fn at(self, place: String) -> Self {
+        Self { place, ..self }
+    }
+
+    /// The request's field that asked for it.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
     /// A choice's state behind the tokens that it has already.
     pub fn mask(&self, resumed: &[TokenId]) -> Box<dyn TokenMask> {
-        let mut mask = GrammarMask(self.clone());
+        let Self { matcher, ends, timekeeper, place: _ } = self.clone();
+        let allowance = Allowance::new();
+        let mut mask = GrammarMask { matcher: matcher.into_cancellable(), ends, timekeeper, allowance };
         resumed.iter().for_each(|token| mask.accept(*token));
         Box::new(mask)
     }
 }
 
-struct GrammarMask(Grammar);
+struct GrammarMask {
+    matcher: Matcher,
+    ends: Arc<[TokenId]>,
+    timekeeper: Timekeeper,
+    allowance: Allowance,
+}
+
+impl GrammarMask {
+    /// Does something with the matcher, as long as its time is not used up.
+    fn timed<T>(&mut self, compute: impl FnOnce(&mut Matcher) -> T) -> T {
+        let handle = self.matcher.cancellation_handle().unwrap_or_default();
+        let (done, used) = self.timekeeper.time(handle, || compute(&mut self.matcher));
+        self.allowance.take(used);
+        done
+    }
+
+    /// Why the matcher has given up.
+    fn reason(&self) -> MaskError {
+        if self.matcher.is_cancelled() { MaskError::TooSlow } else { MaskError::Stuck }
+    }
+}
 
 impl TokenMask for GrammarMask {
-    fn allowed(&mut self, mask: &mut BitMask) {
-        let Grammar { matcher, ends } = &mut self.0;
-        // A grammar that gives up (its limits, or a token that it did not allow) lets nothing come but an end.
-        let Ok(allowed) = matcher.compute_mask_or_eos() else {
-            ends.iter().for_each(|end| mask.allow(*end));
-            return;
-        };
+    fn allowed(&mut self, mask: &mut BitMask) -> Result<(), MaskError> {
+        if self.allowance.is_used_up() {
+            return Err(MaskError::TooSlow);
+        }
+        let Ok(allowed) = self.timed(Matcher::compute_mask_or_eos) else { return Err(self.reason()) };
+        let ends = &self.ends;
         let vocabulary = mask.len();
         for (word, from) in mask.words_mut().iter_mut().zip(allowed.as_slice()) {
             *word = *from;
@@ -186,12 +223,14 @@ impl TokenMask for GrammarMask {
         if ends.first().is_some_and(|end| mask.allows(*end)) {
             ends.iter().for_each(|end| mask.allow(*end));
         }
+        Ok(())
     }
 
     fn accept(&mut self, token: TokenId) {
-        if !self.0.ends.contains(&token) {
-            // What it does not allow shows at the next mask.
-            let _ = self.0.matcher.consume_token(token);
+        self.allowance.add_token();
+        if !self.ends.contains(&token) {
+            // What it does not allow, and what it takes too long for, shows at the next mask.
+            let _ = self.timed(|matcher| matcher.consume_token(token));
         }
     }
 }

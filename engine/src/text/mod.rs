@@ -2,6 +2,7 @@
 //!
 //! Everything comes from the model's files; nothing here knows of requests or of the model's weights.
 
+mod allowance;
 pub mod answer;
 mod builtin_call;
 pub mod chat_template;
