@@ -6,8 +6,8 @@
 
 use crate::sequence::TokenId;
 
-/// Tokens of a draft, at most.
-pub const MAX_DRAFT: usize = 8;
+/// Tokens of a draft, at most: with the one that is due, eight rows, for which a card reads its weights once.
+pub const MAX_DRAFT: usize = 7;
 /// The longest run of tokens that is looked for, and the shortest that counts as a repetition.
 const RUN: std::ops::RangeInclusive<usize> = 2..=4;
 

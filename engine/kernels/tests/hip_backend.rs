@@ -62,6 +62,9 @@ fn conversation(runner: &mut Runner<'_>) -> Vec<StepOut> {
         steps.push(runner.step(&mut [(&mut second, 1)]));
         steps.push(runner.step(&mut [(&mut first, 1), (&mut second, 1)]));
     }
+    // More rows than one launch of the matrix-vector kernels takes, of one sequence and of two.
+    steps.push(runner.step(&mut [(&mut second, 9)]));
+    steps.push(runner.step(&mut [(&mut first, 1), (&mut second, 15)]));
     steps.push(runner.step(&mut [(&mut first, 30)]));
     steps
 }

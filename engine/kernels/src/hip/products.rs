@@ -15,6 +15,14 @@ pub struct Blocks {
     pub scales: Span,
 }
 
+impl Blocks {
+    /// The rows from this one on.
+    fn from_row(&self, row: u32, k: u32, element: u64) -> Self {
+        let count = u64::from(row) * u64::from(k);
+        Self { elements: self.elements.after(count * element), scales: self.scales.after(count / 32 * 8) }
+    }
+}
+
 /// A weight matrix of one format.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix {
@@ -49,6 +57,13 @@ pub struct Output {
     pub stride: u32,
     /// `[n]` added, or nothing.
     pub bias: Option<Span>,
+}
+
+impl Output {
+    /// The rows from this one on.
+    fn from_row(&self, row: u32) -> Self {
+        Self { span: self.span.after(f32s(row, self.stride)), ..*self }
+    }
 }
 
 #[repr(C)]
@@ -120,7 +135,7 @@ impl Kernels {
         unsafe { device.launch(self.of(w.format).embed, [(w.k / 32).div_ceil(64), rows, 1], &arguments) }
     }
 
-    /// Products of few rows, at most [`MATVEC_ROWS`]: `x` is q8 for integer formats, else f32.
+    /// Products of few rows: `x` is q8 for integer formats, else f32. Every [`MATVEC_ROWS`] of them read the weights once.
     ///
     /// # Errors
     /// An operand is too small, or the launch fails.
@@ -132,17 +147,19 @@ impl Kernels {
         tokens: u32,
         out: Output,
     ) -> Result<(), HipError> {
-        let element = if w.format.is_integer() { 1 } else { 4 };
-        let arguments = Self::product(w, x, tokens, out, element, w.format.is_integer())?;
-        let variant = MATVEC_TOKENS.iter().position(|most| tokens <= *most);
-        let variant = variant.ok_or(HipError::Bounds {
-            what: "rows of a matrix-vector product",
-            found: tokens.into(),
-            needed: MATVEC_ROWS.into(),
-        })?;
-        let kernel = self.of(w.format).matvec[variant];
-        // SAFETY: the operands have the kernel's shapes (matvec.hip).
-        unsafe { device.launch(kernel, [w.n.div_ceil(4 * MATVEC_WAVE_ROWS), 1, 1], &arguments) }
+        let integer = w.format.is_integer();
+        let element = if integer { 1 } else { 4 };
+        for first in (0..tokens).step_by(MATVEC_ROWS as usize) {
+            let rows = (tokens - first).min(MATVEC_ROWS);
+            let (x, out) = (x.from_row(first, w.k, element), out.from_row(first));
+            let arguments = Self::product(w, x, rows, out, element, integer)?;
+            // The last variant takes the most rows.
+            let variant = MATVEC_TOKENS.partition_point(|most| *most < rows);
+            let kernel = self.of(w.format).matvec[variant];
+            // SAFETY: the operands have the kernel's shapes (matvec.hip).
+            unsafe { device.launch(kernel, [w.n.div_ceil(4 * MATVEC_WAVE_ROWS), 1, 1], &arguments)? };
+        }
+        Ok(())
     }
 
     /// Products of many rows: `x` is q8 for integer formats, else h16.

@@ -4,7 +4,7 @@ use super::shape;
 use crate::hip::arena::{Arena, Span};
 use crate::hip::device::{Device, Pinned};
 use crate::hip::error::HipError;
-use crate::hip::kernels::MATVEC_ROWS;
+use crate::hip::kernels::{FEW_ROWS, MATVEC_ROWS};
 use atlas_engine_core::backend::{Batch, DeviceError};
 use atlas_engine_core::program::{BLOCK_TOKENS, MaxShape, Rope};
 
@@ -46,7 +46,7 @@ pub struct Counts {
 impl Counts {
     /// Whether products take the matrix-vector kernels.
     pub fn is_few(rows: u32) -> bool {
-        rows <= MATVEC_ROWS
+        rows <= FEW_ROWS
     }
 }
 
@@ -140,7 +140,8 @@ impl Inputs {
         put(layout.hidden_rows, batch.hidden_rows);
         let (mut listed, mut tiles) = (0, 0);
         let mut longest = 0;
-        let few = Counts::is_few(batch.rows() as u32);
+        // Each row that is attended alone reads its whole context.
+        let alone = batch.rows() <= MATVEC_ROWS as usize;
         for (sequence, ends) in batch.seq_start.windows(2).enumerate() {
             let (begin, end) = (ends[0] as usize, ends[1] as usize);
             for row in begin..end {
@@ -149,7 +150,7 @@ impl Inputs {
             let used = (batch.context[sequence] as usize).div_ceil(BLOCK_TOKENS);
             let table = &batch.blocks[sequence * batch.blocks_per_sequence..][..used];
             put(layout.tables + sequence * self.max.blocks_per_sequence, table);
-            if few || end - begin == 1 {
+            if alone || end - begin == 1 {
                 for row in begin..end {
                     put(layout.list + listed, &[row as u32]);
                     longest = longest.max(batch.positions[row]);

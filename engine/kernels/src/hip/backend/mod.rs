@@ -1,8 +1,9 @@
 //! The backend trait on a card: weights as in the file, one arena, programs as lists of launches.
 //!
-//! Row invariance (see `atlas_engine_core::program`) holds among steps of at most eight rows, which take the
-//! matrix-vector and split-KV kernels, and among larger steps, which take WMMA; between the two, a row's bits differ
-//! within the stated tolerance, because the sums over k are cut differently.
+//! Row invariance (see `atlas_engine_core::program`) holds among steps of at most eight rows, and of at most sixteen where
+//! each sequence has one, which take the matrix-vector and split-KV kernels, and among steps of more than sixteen, which
+//! take WMMA; between the two, a row's bits differ within the stated tolerance, because the sums over k are cut
+//! differently.
 
 mod compile;
 mod inputs;

@@ -5,7 +5,7 @@ use super::sample::Numbers;
 use super::{Bench, Check, products, rows};
 use crate::hip::error::HipError;
 use crate::hip::format::Format;
-use crate::hip::kernels::{Cache, HEAD_SIZES, MATVEC_ROWS};
+use crate::hip::kernels::{Cache, FEW_ROWS, HEAD_SIZES};
 
 /// Checks products, row operations and attention in so many shapes each, which a seed decides.
 pub fn check(bench: &mut Bench, count: u32, seed: u64, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
@@ -26,7 +26,7 @@ fn between(shapes: &mut Numbers, low: usize, high: usize) -> usize {
 fn product(bench: &mut Bench, shapes: &mut Numbers, tell: &mut dyn FnMut(Check)) -> Result<(), HipError> {
     let format = Format::ALL[shapes.below(Format::ALL.len())];
     let few = shapes.below(2) == 0;
-    let tokens = if few { between(shapes, 1, MATVEC_ROWS as usize) } else { between(shapes, 9, 150) };
+    let tokens = if few { between(shapes, 1, FEW_ROWS as usize) } else { between(shapes, 9, 150) };
     let n = between(shapes, 1, 300);
     let k = products::columns(format, between(shapes, 1, 6));
     products::product(bench, format, [n, k, tokens], few, tell)
