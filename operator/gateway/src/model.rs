@@ -314,7 +314,8 @@ impl Model {
             state: &memory.failback,
             now,
         });
-        memory.failback = decision.state;
+        // What was taken down on purpose starts anew afterwards: which tier is up first then is no failover.
+        memory.failback = if config.suspended { FailbackState::default() } else { decision.state };
         let routes = Routes {
             active_tier: decision.active.map(|index| config.tiers[index].name.clone()),
             order: decision

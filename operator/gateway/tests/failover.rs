@@ -314,6 +314,25 @@ async fn a_pinned_tier_is_no_failback_and_a_tier_that_is_gone_is_not_shown() {
 }
 
 #[tokio::test]
+async fn what_was_taken_down_on_purpose_has_not_failed_over_when_it_comes_back() {
+    let (primary, fallback, gateway) = two_tiers().await;
+    let suspended = ModelConfig { suspended: true, ..model(&["primary", "fallback"]) };
+    gateway.table.send_replace(table(suspended, vec![]));
+    gateway.active(None).await;
+    // The fallback is up first.
+    let both = || model(&["primary", "fallback"]);
+    gateway.table.send_replace(table(both(), vec![fallback.endpoint("fallback")]));
+    gateway.active(Some("fallback")).await;
+    assert_eq!(gateway.status().await["models"][0]["switches"], json!([]));
+    gateway
+        .table
+        .send_replace(table(both(), vec![primary.endpoint("primary"), fallback.endpoint("fallback")]));
+    gateway.active(Some("primary")).await;
+    let switches = gateway.status().await["models"][0]["switches"].clone();
+    assert_eq!((switches.as_array().map(Vec::len), &switches[0]["cause"]), (Some(1), &json!("FailedBack")));
+}
+
+#[tokio::test]
 async fn clients_find_models_in_every_form_and_learn_what_is_wrong_with_a_body() {
     let engine = Engine::start(Script::Answer("yes")).await;
     let with_slash = ModelConfig { aliases: vec!["org/alias".into()], ..model(&["primary"]) };
