@@ -12,7 +12,9 @@ use atlas_crds::{ModelSource, status::HeaderStatus};
 use atlas_engine_core::ExitCode;
 use atlas_headers::{Guard, HeaderReader, Limits, Options};
 use atlas_operator_core::engine_contract::EngineExit;
-use atlas_operator_core::vram::{GGUF_ARCHITECTURES, LayerShape, ModelShape, read_safetensors_header};
+use atlas_operator_core::vram::{
+    GGUF_ARCHITECTURES, LayerShape, MODEL_TYPES, ModelShape, read_safetensors_header,
+};
 use atlas_tests::{assets::cache_folder, lab::MODEL_FILE, support::binary};
 
 /// The engine's codes; a new one does not compile until it is listed.
@@ -304,6 +306,26 @@ fn the_planner_plans_the_architectures_that_the_engine_serves() -> Result<()> {
         ensure!(said.contains("cannot be served"), "{architecture}: {said}");
         let refused = said.contains(&format!("architecture is \"{architecture}\""));
         ensure!(refused != GGUF_ARCHITECTURES.contains(&architecture), "{architecture}: {said}");
+    }
+    let others = ["gemma2", "mixtral", "phi3", "qwen2_moe", "qwen3_moe", "deepseek_v2"];
+    for model_type in MODEL_TYPES.into_iter().chain(others) {
+        let path = folder.path().join(model_type);
+        std::fs::create_dir(&path)?;
+        let config = serde_json::json!({"model_type": model_type, "num_hidden_layers": 2, "hidden_size": 64,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 40,
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 64});
+        write_small_folder(&path, &config)?;
+        let output = Command::new(binary("atlas-engine")?).arg("inspect").arg(&path).output()?;
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let refused = said.contains(&format!("model_type {model_type:?}"));
+        ensure!(refused != MODEL_TYPES.contains(&model_type), "{model_type}: {said}");
+        let planned = ModelShape::from_config(&config, BTreeMap::new()).err().map(|error| error.to_string());
+        let told = planned.is_some_and(|why| why.contains("its architecture is") && why.contains("mistral"));
+        ensure!(
+            told != MODEL_TYPES.contains(&model_type),
+            "{model_type} is planned otherwise than it is served"
+        );
     }
     Ok(())
 }

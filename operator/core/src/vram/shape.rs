@@ -32,11 +32,13 @@ pub enum ShapeError {
     /// Others keep another cache, or none, so that no figure of theirs would be right.
     #[error(
         "its architecture is {found:?}, and Atlas' engine serves {}: use a model of one of these",
-        GGUF_ARCHITECTURES.join(", ")
+        known.join(", ")
     )]
     Architecture {
         /// `general.architecture`, or `model_type` of `config.json`.
         found: String,
+        /// Those that are served in this form of model.
+        known: &'static [&'static str],
     },
     /// A mixture of experts, which the engine does not serve.
     #[error(
@@ -61,9 +63,9 @@ pub const GGUF_ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "qwen3"];
 /// The same as `model_type` of a `config.json` names them.
 pub const MODEL_TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
-fn served(found: &str, served: &[&str]) -> Result<(), ShapeError> {
-    let architecture = || ShapeError::Architecture { found: found.to_owned() };
-    served.contains(&found).then_some(()).ok_or_else(architecture)
+fn served(found: &str, known: &'static [&'static str]) -> Result<(), ShapeError> {
+    let architecture = || ShapeError::Architecture { found: found.to_owned(), known };
+    known.contains(&found).then_some(()).ok_or_else(architecture)
 }
 
 /// One transformer layer.

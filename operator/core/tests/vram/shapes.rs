@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use atlas_format::{Gguf, HeaderWriter, Parsed};
-use atlas_operator_core::vram::{ModelShape, ShapeError};
+use atlas_operator_core::vram::{GGUF_ARCHITECTURES, ModelShape, ShapeError};
 use serde_json::json;
 
 use crate::models::{F32, MISTRAL_7B, shape};
@@ -79,7 +79,7 @@ fn what_the_engine_does_not_serve_gets_no_figure() {
             .number(&key("embedding_length"), 64)
             .number(&key("attention.head_count"), 4);
         let error = read(&header).unwrap_err();
-        assert_eq!(error, ShapeError::Architecture { found: found.to_owned() });
+        assert_eq!(error, ShapeError::Architecture { found: found.to_owned(), known: &GGUF_ARCHITECTURES });
         assert!(error.to_string().contains("llama, qwen2, qwen3"), "{error}");
     }
     let mixtral = small().number("llama.expert_count", 8);
