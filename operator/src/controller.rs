@@ -25,7 +25,7 @@ use crate::{
     config::ControllerArgs,
     context::Context,
     desired::Settings,
-    error::backoff,
+    error::{backoff, tell},
     events::Events,
     gateway_set,
     headers::Headers,
@@ -103,7 +103,7 @@ pub async fn run(
         ended = &mut server => return Err(listen_error(listen, ended)),
         () = stop.cancelled() => return Ok(()),
     };
-    let stores = Stores::start(&watching_client, &tasks, &watching, serves_claims);
+    let stores = Stores::start(&watching_client, &tasks, &watching, serves_claims, &metrics.broken_watches);
     StateMetrics::new(&stores, metrics.leader.clone())
         .and_then(|state| metrics.register(state))
         .map_err(ControllerError::Metrics)?;
@@ -158,7 +158,7 @@ async fn find_claims(client: &Client) -> bool {
                 tries += 1;
                 tracing::warn!(
                     tries,
-                    error = &error as &dyn std::error::Error,
+                    error = %tell(&error),
                     "the API server was asked in vain"
                 );
                 tokio::time::sleep(backoff(tries)).await;
@@ -306,7 +306,7 @@ async fn lead(
 async fn finish(reconciling: &CancellationToken, work: tokio::task::JoinHandle<()>) {
     reconciling.cancel();
     if let Err(error) = work.await {
-        tracing::error!(error = &error as &dyn std::error::Error, "a controller ended by itself");
+        tracing::error!(error = %tell(&error), "a controller ended by itself");
     }
 }
 

@@ -1,6 +1,9 @@
 //! What a reconcile can fail with, what the API server refuses for good, and when it is tried again.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
+
+use atlas_operator_core::refusal;
+use kube::runtime::watcher;
 
 /// Characters of a refusal that are told, at most.
 const MAX_SAID: usize = 1024;
@@ -55,10 +58,7 @@ impl ApplyError {
     /// Whether the namespace is being deleted: nothing new is let into it, and all of it goes.
     #[must_use]
     pub fn is_of_ending_namespace(&self) -> bool {
-        let (_, _, source) = self.parts();
-        let kube::Error::Api(status) = source else { return false };
-        let causes = status.details.iter().flat_map(|details| &details.causes);
-        causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+        is_of_ending_namespace(self.parts().2)
     }
 
     /// What is refused, where asking again changes nothing until somebody changes a policy, a quota or a right.
@@ -69,11 +69,22 @@ impl ApplyError {
         let by_webhook = ["failed calling webhook", "denied the request"];
         let refused = matches!(status.code, 400 | 403 | 405 | 413 | 422)
             || by_webhook.iter().any(|words| status.message.contains(words));
+        let leftover = matches!(self, Self::Delete { .. });
+        let deletion = if leftover { "the deletion of " } else { "" };
         (refused && !self.is_of_ending_namespace()).then(|| RefusedWrite {
-            object: format!("{kind}/{name}"),
+            object: format!("{deletion}{kind}/{name}"),
+            leftover,
             said: status.message.chars().take(MAX_SAID).collect(),
         })
     }
+}
+
+/// Whether the API server takes nothing more into a namespace that is being deleted.
+#[must_use]
+pub fn is_of_ending_namespace(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// An object that the API server does not take.
@@ -83,6 +94,8 @@ pub struct RefusedWrite {
     pub object: String,
     /// The API server's reason.
     pub said: String,
+    /// Whether it is one that should go, and keeps nothing from working.
+    pub leftover: bool,
 }
 
 /// When a failed reconcile is tried again.
@@ -157,9 +170,50 @@ impl ReconcileError {
     }
 }
 
+/// An error with its causes as log lines tell it: of the API server's answers the words, not the whole status.
+#[must_use]
+pub fn tell(error: &(dyn Error + 'static)) -> String {
+    refusal::tell(error, |error| match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(kube::Error::Api(status)), _) => Some(status.message.clone()),
+        (_, Some(watcher::Error::InitialListFailed(source))) => Some(format!("no list: {}", tell(source))),
+        (_, Some(watcher::Error::WatchStartFailed(source) | watcher::Error::WatchFailed(source))) => {
+            Some(format!("no watch: {}", tell(source)))
+        }
+        _ => None,
+    })
+}
+
 /// The wait before try number `tries` (from 1): 200 ms doubling to 30 s.
 #[must_use]
 pub fn backoff(tries: u32) -> Duration {
     Duration::from_millis(200u64.saturating_mul(1 << tries.saturating_sub(1).min(12)))
         .min(Duration::from_secs(30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn an_answer_of_the_api_server_is_told_in_its_words_alone() {
+        let forbidden = || {
+            kube::Error::Api(
+                Status::failure("pods is forbidden: User \"a\"", "Forbidden").with_code(403).boxed(),
+            )
+        };
+        let error = ReconcileError::Apply(ApplyError::Write {
+            kind: "Deployment",
+            name: "a".into(),
+            source: forbidden(),
+        });
+        assert_eq!(
+            tell(&error),
+            "apply failed: Deployment a could not be applied: pods is forbidden: User \"a\""
+        );
+        assert_eq!(
+            tell(&watcher::Error::InitialListFailed(forbidden())),
+            "no list: pods is forbidden: User \"a\""
+        );
+    }
 }

@@ -4,13 +4,18 @@ use atlas_crds::{ModelCondition, status::AtlasModelStatus};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Client,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    runtime::events::{Event, EventType},
 };
 
 use crate::{
     apply::HandEdit,
+    error::{is_of_ending_namespace, tell},
+    recorder::Recorder,
     status::{Move, MoveKind},
 };
+
+/// The name that Events are written under.
+const CONTROLLER: &str = "atlas.gillsystems.com/operator";
 
 /// Writes Events without keeping a reconcile waiting.
 #[derive(Clone)]
@@ -22,9 +27,7 @@ impl Events {
     /// A recorder under the pod's name.
     #[must_use]
     pub fn new(client: Client, pod_name: String) -> Self {
-        let reporter =
-            Reporter { controller: "atlas.gillsystems.com/operator".into(), instance: Some(pod_name) };
-        Self { recorder: Recorder::new(client, reporter) }
+        Self { recorder: Recorder::new(client, CONTROLLER, pod_name) }
     }
 
     /// Publishes in the background: an Event that is lost changes nothing.
@@ -39,12 +42,11 @@ impl Events {
 
 async fn publish(recorder: &Recorder, reference: &ObjectReference, events: Vec<Event>) {
     for event in events {
-        if let Err(error) = recorder.publish(&event, reference).await {
-            tracing::warn!(
-                reason = event.reason,
-                error = &error as &dyn std::error::Error,
-                "an Event was lost"
-            );
+        match recorder.publish(&event, reference).await {
+            Ok(()) => {}
+            // Nobody reads them there any more.
+            Err(error) if is_of_ending_namespace(&error) => return,
+            Err(error) => tracing::warn!(reason = event.reason, error = %tell(&error), "an Event was lost"),
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::{
     credentials::{SecretError, Wanted, read_ask},
-    error::backoff,
+    error::{backoff, tell},
     metrics::Metrics,
     stores::Stores,
 };
@@ -172,7 +172,7 @@ impl Headers {
                     self.metrics.header_errors.with_label_values(&[error.label()]).inc();
                     tracing::debug!(
                         tries,
-                        error = &error as &dyn std::error::Error,
+                        error = %tell(&error),
                         "a header could not be read"
                     );
                     (Err(Arc::from(error.told())), error.is_temporary())

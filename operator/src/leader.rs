@@ -13,6 +13,8 @@ use kube::{Api, Client, api::PostParams};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::tell;
+
 const LEASE_SECONDS: i32 = 15;
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
@@ -69,7 +71,7 @@ impl Elector {
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(
-                        error = &error as &dyn std::error::Error,
+                        error = %tell(&error),
                         "the Lease could not be read or taken"
                     );
                 }
@@ -100,7 +102,7 @@ impl Elector {
                 Ok(Ok(false)) => return false,
                 Ok(Err(error)) if renewed.elapsed() < RENEW_DEADLINE => {
                     tracing::warn!(
-                        error = &error as &dyn std::error::Error,
+                        error = %tell(&error),
                         "the Lease could not be renewed"
                     );
                 }
@@ -172,7 +174,7 @@ impl Elector {
         match tokio::time::timeout(RETRY, released).await {
             Ok(Ok(())) => tracing::info!("released the Lease"),
             Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the Lease could not be released");
+                tracing::warn!(error = %tell(&error), "the Lease could not be released");
             }
             Err(_) => tracing::warn!("the Lease could not be released in time"),
         }

@@ -32,6 +32,7 @@ mod probe;
 mod profile;
 mod profile_status;
 mod reconcile;
+mod recorder;
 mod reports;
 mod revision;
 mod state_metrics;

@@ -21,6 +21,8 @@ pub struct Metrics {
     pub writes: IntCounterVec,
     /// Events that watches have lost without breaking, by kind of object.
     pub lost_events: IntCounterVec,
+    /// How often watches broke, or could not be begun, by kind of object.
+    pub broken_watches: IntCounterVec,
     /// Gateways that were deleted because they stayed silent.
     pub silent_gateways: IntCounter,
     /// Seconds in which the watch over the gateways did not run on time, which count as nobody's silence.
@@ -113,6 +115,11 @@ impl Metrics {
             lost_events: by(
                 "atlas_lost_watch_events_total",
                 "Events that a watch lost without breaking, found by comparing it with a list.",
+                &["kind"],
+            )?,
+            broken_watches: by(
+                "atlas_watch_errors_total",
+                "Watches that broke or could not be begun, by kind; one that goes on breaking sees nothing.",
                 &["kind"],
             )?,
             header_errors: by(

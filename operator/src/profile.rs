@@ -29,7 +29,7 @@ use serde::Deserialize;
 
 use crate::{
     context::Context,
-    error::backoff,
+    error::{backoff, tell},
     events::{build_profile_events, build_status_event},
     measure::measurements,
     node_marks::mark_nodes,
@@ -263,7 +263,7 @@ pub fn on_error(object: Arc<GpuProfile>, error: &ProfileError, context: Arc<Cont
         ProfileError::Node { .. } => "node",
     };
     context.metrics.errors.with_label_values(&[CONTROLLER, what]).inc();
-    tracing::warn!(profile = object.name_any(), error = error as &dyn std::error::Error, "reconcile failed");
+    tracing::warn!(profile = object.name_any(), error = %tell(error), "reconcile failed");
     Action::requeue(std::time::Duration::from_secs(5))
 }
 
@@ -275,7 +275,7 @@ pub async fn create_defaults_until_done(client: &Client, path: &Path) {
         tries += 1;
         if tries == 1 {
             tracing::error!(
-                error = &error as &dyn std::error::Error,
+                error = %tell(&error),
                 "the default profiles could not be created: trying again until they are"
             );
         }

@@ -1,6 +1,7 @@
 //! Logging, and the HTTP listener for `/healthz`, `/readyz` and `/metrics`.
 
 use std::{
+    io::IsTerminal,
     net::SocketAddr,
     sync::{
         Arc,
@@ -14,14 +15,19 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{config::LogFormat, metrics::Metrics};
 
-/// Starts logging to standard error.
+/// Directives before those that were asked for: the watcher's own lines repeat those of `watch`.
+const QUIET: &str = "kube_runtime::watcher=off";
+
+/// Starts logging to standard error, coloured where that is a terminal.
 ///
 /// # Errors
 ///
 /// The filter cannot be read.
 pub fn start_logging(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(filter)?).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(format!("{QUIET},{filter}"))?)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

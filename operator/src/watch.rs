@@ -9,9 +9,12 @@ use kube::{
     Api, Resource,
     runtime::{WatchStreamExt, reflector::store::Writer, watcher},
 };
+use prometheus::IntCounterVec;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::error::tell;
 
 /// Where kubectl keeps what was applied last.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -40,6 +43,8 @@ pub struct Spawn<'a> {
     pub tasks: &'a TaskTracker,
     /// What ends them.
     pub stop: &'a CancellationToken,
+    /// Counts by kind how often they broke.
+    pub broken: &'a IntCounterVec,
 }
 
 impl Spawn<'_> {
@@ -85,6 +90,7 @@ impl Spawn<'_> {
         let again = Arc::new(Notify::new());
         let called = Arc::clone(&again);
         let stop = self.stop.clone();
+        let broken = self.broken.with_label_values(&[&kind]);
         self.tasks.spawn(async move {
             let mut stream = Box::pin(open());
             loop {
@@ -105,9 +111,10 @@ impl Spawn<'_> {
                         on_event(&event);
                     }
                     Some(Err(error)) => {
+                        broken.inc();
                         tracing::warn!(
                             kind,
-                            error = &error as &dyn std::error::Error,
+                            error = %tell(&error),
                             "a watch broke and is begun anew"
                         );
                     }

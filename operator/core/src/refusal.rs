@@ -1,6 +1,9 @@
-//! What to do where Kubernetes refuses an object or a pod: a remedy for each kind of refusal, from its words.
+//! What to do where Kubernetes refuses an object or a pod: a remedy for each kind of refusal, from its words; and how
+//! an error is told to people.
 //!
 //! Quotas, limits, pod security and policies have no codes of their own, so their words are all that tells them apart.
+
+use std::error::Error;
 
 /// What a person does about a refusal of the API server.
 #[must_use]
@@ -39,9 +42,49 @@ pub fn remedy_of_end(reason: &str) -> &'static str {
     }
 }
 
+/// An error with its causes as one sentence for people; `said` knows the words of those that carry more than words.
+#[must_use]
+pub fn tell(
+    error: &(dyn Error + 'static),
+    said: impl Fn(&(dyn Error + 'static)) -> Option<String>,
+) -> String {
+    let mut told = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let (words, is_all) = said(error).map_or_else(|| (error.to_string(), false), |words| (words, true));
+        // Some repeat their cause.
+        if !told.contains(&words) {
+            let colon = if told.is_empty() { "" } else { ": " };
+            told = format!("{told}{colon}{words}");
+        }
+        next = error.source().filter(|_| !is_all);
+    }
+    told
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("[code 7]")]
+    struct Code;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("again: {0}")]
+    struct Repeats(#[source] Code);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("it failed")]
+    struct Outer(#[source] Repeats);
+
+    #[test]
+    fn an_error_is_told_once_in_its_own_words() {
+        let error = Outer(Repeats(Code));
+        assert_eq!(tell(&error, |_| None), "it failed: again: [code 7]");
+        let words = |error: &(dyn Error + 'static)| error.is::<Repeats>().then(|| "no".to_owned());
+        assert_eq!(tell(&error, words), "it failed: no");
+    }
 
     #[test]
     fn a_refusal_is_told_by_its_words() {

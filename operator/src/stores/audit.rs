@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Stores;
-use crate::metrics::Metrics;
+use crate::{error::tell, metrics::Metrics};
 
 /// Namespace and name.
 type Key = (String, String);
@@ -190,7 +190,7 @@ impl Stores {
                 }
                 Err(error) => tracing::debug!(
                     kind = watch.kind,
-                    error = &error as &dyn std::error::Error,
+                    error = %tell(&error),
                     "a watch could not be compared with a list"
                 ),
             }

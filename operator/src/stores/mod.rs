@@ -30,6 +30,7 @@ use kube::{
         watcher,
     },
 };
+use prometheus::IntCounterVec;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use audit::{Audited, VersionLog};
@@ -94,6 +95,7 @@ impl Stores {
         tasks: &TaskTracker,
         stop: &CancellationToken,
         serves_claims: bool,
+        broken_watches: &IntCounterVec,
     ) -> Arc<Self> {
         let ours = watcher::Config::default().labels(&format!(
             "{}={}",
@@ -130,7 +132,7 @@ impl Stores {
             serves_claims,
         });
 
-        let spawn = Spawn { tasks, stop };
+        let spawn = Spawn { tasks, stop, broken: broken_watches };
         let any = watcher::Config::default();
         let mut seen: HashMap<_, Seen> = HashMap::new();
         let models_again = spawn.watch(Api::all(client.clone()), any.clone(), Some(models_writer), {

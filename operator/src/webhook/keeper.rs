@@ -16,7 +16,10 @@ use super::{
     certificate::{Certificate, CertificateError},
     server::{Identity, IdentityError},
 };
-use crate::{error::backoff, metrics::Metrics};
+use crate::{
+    error::{backoff, tell},
+    metrics::Metrics,
+};
 
 /// How often Secret and trust are looked at: within this time every replica has a renewed certificate.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -98,7 +101,7 @@ impl Keeper {
                     // Before the first success, or for long: a person should know.
                     tracing::warn!(
                         tries,
-                        error = &error as &dyn std::error::Error,
+                        error = %tell(&error),
                         "the webhook is not trusted yet"
                     );
                     backoff(tries)

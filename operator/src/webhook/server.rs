@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     credentials::Wanted,
+    error::tell,
     headers::{HeaderState, Headers},
     metrics::Metrics,
     stores::Stores,
@@ -126,7 +127,7 @@ pub async fn serve(listen: SocketAddr, identity: Arc<Identity>, answering: Answe
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of file handles, most likely: they come back.
-                tracing::warn!(error = &error as &dyn std::error::Error, "no connection could be taken");
+                tracing::warn!(error = %tell(&error), "no connection could be taken");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
