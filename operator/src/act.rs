@@ -124,16 +124,17 @@ pub async fn act(
             object.expect_version(&version);
         }
     }
-    let applied = context
+    let mut applied = context
         .applier
         .apply_objects(&desired, Ownership::ControlledBy { model: &model.name, uid: &model.uid })
         .await
         .map_err(ReconcileError::Apply)?;
-    context
+    let kept = context
         .applier
         .delete_leftovers(&model.namespace, &model.name, &model.uid, &desired)
         .await
         .map_err(ReconcileError::Apply)?;
+    applied.refused.extend(kept);
     Ok(Some((plan, applied)))
 }
 

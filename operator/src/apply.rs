@@ -158,19 +158,20 @@ impl Applier {
         }
     }
 
-    /// Deletes what a model owned for tiers that it no longer has.
+    /// Deletes what a model owned for tiers that it no longer has; answers with what the API server keeps.
     ///
     /// # Errors
     ///
-    /// The API server refused a deletion.
+    /// The first that failed; the others are deleted all the same. What is refused for good is no failure: it is told.
     pub async fn delete_leftovers(
         &self,
         namespace: &str,
         model: &str,
         uid: &str,
         desired: &[Desired],
-    ) -> Result<(), ApplyError> {
+    ) -> Result<Vec<RefusedWrite>, ApplyError> {
         let ownership = Ownership::ControlledBy { model, uid };
+        let (mut refused, mut failed) = (Vec::new(), None);
         for kind in [Kind::Deployment, Kind::Service, Kind::ConfigMap, Kind::ResourceClaimTemplate] {
             for live in self.stores.children_of(kind, namespace, model) {
                 let name = &live.name_any();
@@ -188,12 +189,16 @@ impl Applier {
                     Ok(_) => {}
                     Err(kube::Error::Api(status)) if status.code == 404 => {}
                     Err(source) => {
-                        return Err(ApplyError::Delete { kind: kind.as_str(), name: name.clone(), source });
+                        let error = ApplyError::Delete { kind: kind.as_str(), name: name.clone(), source };
+                        match error.refusal() {
+                            Some(refusal) => refused.push(refusal),
+                            None => failed = failed.or(Some(error)),
+                        }
                     }
                 }
             }
         }
-        Ok(())
+        failed.map_or(Ok(refused), Err)
     }
 
     fn api(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {

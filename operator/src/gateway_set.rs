@@ -24,7 +24,7 @@ use crate::{
         gateway::{GatewayInputs, build_gateway},
     },
     drain::last_may_go,
-    error::{ApplyError, RefusedWrite, backoff},
+    error::{ApplyError, RefusedWrite, backoff, tell},
     kinds::Kind,
     observe::{PodView, PodsRefused, find_refusal, is_over, view_pod},
     ownership::Ownership,
@@ -43,20 +43,40 @@ pub struct GatewayTroubles {
     pub refused: Vec<RefusedWrite>,
     /// Why no gateway lets clients in, where none does.
     pub down: Option<String>,
+    /// Why there are fewer than there should be, where some let clients in.
+    pub fewer: Option<String>,
 }
 
-/// Why no gateway lets clients in, where none does and somebody makes them.
-fn find_outage(live: Option<&DynamicObject>, pods: &[PodView]) -> Option<String> {
-    let live = live?;
-    // Before the Deployment controller has looked, or where there is none, nothing is known.
-    let seen = live.data.pointer("/status/observedGeneration").and_then(serde_json::Value::as_i64)?;
+/// Why no gateway lets clients in, where none does and somebody makes them; else why others do not come up.
+fn find_outage(
+    live: Option<&DynamicObject>,
+    pods: &[PodView],
+    wanted: i32,
+) -> (Option<String>, Option<String>) {
+    let Some((live, seen)) =
+        live.and_then(|live| Some((live, live.data.pointer("/status/observedGeneration")?.as_i64()?)))
+    else {
+        // Before the Deployment controller has looked, or where there is none, nothing is known.
+        return (None, None);
+    };
     // Deployment and pods are watched apart: what only one of them shows is about to show in both.
-    let ready =
-        live.data.pointer("/status/readyReplicas").and_then(serde_json::Value::as_i64).unwrap_or(0) > 0;
-    let serves = ready || pods.iter().any(|pod| pod.ready && !pod.terminating);
-    if serves || live.metadata.generation != Some(seen) {
-        return None;
+    let told = live.data.pointer("/status/readyReplicas").and_then(serde_json::Value::as_i64).unwrap_or(0);
+    let shown = pods.iter().filter(|pod| pod.ready && !pod.terminating).count();
+    let ready = told.max(i64::try_from(shown).unwrap_or(i64::MAX));
+    if live.metadata.generation != Some(seen) {
+        return (None, None);
     }
+    let why = find_cause(live, pods);
+    if ready == 0 {
+        return (Some(why.unwrap_or_else(|| "no gateway pod is ready yet".to_owned())), None);
+    }
+    // One that only takes its time is no news.
+    let fewer = why.filter(|_| ready < i64::from(wanted));
+    (None, fewer.map(|why| format!("{ready} of {wanted} gateways are ready: {why}")))
+}
+
+/// What keeps gateways from getting ready, as far as something tells.
+fn find_cause(live: &DynamicObject, pods: &[PodView]) -> Option<String> {
     if let Some(refused) = find_refusal(live) {
         let PodsRefused { said, .. } = refused;
         return Some(format!("the API server refuses the gateways' pods: {said}: {}", remedy(&said)));
@@ -67,13 +87,16 @@ fn find_outage(live: Option<&DynamicObject>, pods: &[PodView]) -> Option<String>
             (_, Some(failure), _) => {
                 format!("it ended with exit code {}: see `kubectl logs --previous` of the pod", failure.code)
             }
-            (_, _, Some(unschedulable)) => unschedulable.clone(),
+            (_, _, Some(unschedulable)) => {
+                format!(
+                    "{unschedulable}: add a node, or set gateway.replicas of the chart to the number that there are"
+                )
+            }
             (None, None, None) => return None,
         };
         Some(format!("gateway pod {}: {said}", pod.name))
     };
-    let told = pods.iter().filter(|pod| !pod.terminating).find_map(trouble);
-    Some(told.unwrap_or_else(|| "no gateway pod is ready yet".to_owned()))
+    pods.iter().filter(|pod| !pod.terminating && !pod.ready).find_map(trouble)
 }
 
 /// Reconciles namespaces as they are triggered, each once for any number of triggers at a time.
@@ -110,7 +133,7 @@ pub async fn run(context: Arc<Context>, mut triggers: UnboundedReceiver<String>,
                     tracing::warn!(
                         namespace,
                         tries,
-                        error = &error as &dyn std::error::Error,
+                        error = %tell(&error),
                         "the gateway could not be applied"
                     );
                     retries.insert(namespace, (tries + 1, Instant::now() + backoff(tries + 1)));
@@ -166,11 +189,8 @@ async fn reconcile(namespace: &str, context: &Context) -> Result<bool, ApplyErro
     timer.observe_duration();
     let free = applied.taken.is_empty() && applied.refused.is_empty();
     let live = context.stores.read_child(Kind::Deployment, namespace, names::GATEWAY_NAME);
-    let troubles = GatewayTroubles {
-        taken: applied.taken,
-        refused: applied.refused,
-        down: find_outage(live.as_ref(), &pods),
-    };
+    let (down, fewer) = find_outage(live.as_ref(), &pods, context.settings.gateway_replicas);
+    let troubles = GatewayTroubles { taken: applied.taken, refused: applied.refused, down, fewer };
     let before = {
         let mut all = context.gateway_troubles.lock().unwrap_or_else(PoisonError::into_inner);
         if troubles == GatewayTroubles::default() {

@@ -14,7 +14,7 @@ use crate::{
     act::act,
     busy::measured,
     context::{Context, Memory},
-    error::{ReconcileError, Retry, backoff},
+    error::{ReconcileError, Retry, backoff, tell},
     events::{build_edit_event, build_events, build_status_event},
     kinds::Kind,
     measure::measured_peak,
@@ -148,6 +148,7 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
         tiers: &tiers,
         gateways: &gateways,
         no_gateway: gateway.down.as_deref(),
+        fewer_gateways: gateway.fewer.as_deref(),
         reported: &reported,
         scheme: context.settings.scheme(),
         tls_secret: context.settings.gateway_tls_secret.as_deref(),
@@ -241,7 +242,7 @@ pub fn on_error(object: Arc<AtlasModel>, error: &ReconcileError, context: Arc<Co
         Retry::Never => {
             tracing::error!(
                 model = object.name_any(),
-                error = error as &dyn std::error::Error,
+                error = %tell(error),
                 "reconcile failed for good"
             );
             Action::await_change()
@@ -262,7 +263,7 @@ pub fn on_error(object: Arc<AtlasModel>, error: &ReconcileError, context: Arc<Co
             tracing::warn!(
                 model = object.name_any(),
                 tries,
-                error = error as &dyn std::error::Error,
+                error = %tell(error),
                 "reconcile failed"
             );
             Action::requeue(backoff(tries))

@@ -31,6 +31,9 @@ fn refused(live: &DynamicObject) -> Value {
     })
 }
 
+/// What the policy asks of a Service.
+const LABELLED: &str = "'team' in object.metadata.?labels.orValue({})";
+
 pub async fn an_object_that_a_policy_refuses_is_told_and_asked_for_again(bench: &Bench) -> Result<()> {
     let at = ("policy", "code");
     bench.namespace(at.0).await?;
@@ -71,6 +74,25 @@ spec: {policyName: labelled-services, validationActions: [Deny]}
     bench.kubectl(&["delete", "-f", &file]).await?;
     bench.condition(at, "Accepted", "True", "Valid", &[]).await?;
     bench.wait_for("Service", (Some(at.0), "code"), |_| Ok(())).await?;
+    // A leftover that may not be deleted keeps nobody from the rest, and is told.
+    let file = bench.write(
+        "policy.yaml",
+        &policy.replace(r#""CREATE", "UPDATE""#, r#""DELETE""#).replace(LABELLED, "false"),
+    )?;
+    bench.kubectl(&["apply", "-f", &file]).await?;
+    wait_until("the policy to act", LONG, async || {
+        match bench.try_kubectl(&["delete", "service", "code", "-n", at.0, "--dry-run=server"]).await {
+            Ok(output) if !output.success => Ok(()),
+            other => Err(format!("{:?}", other.map(|output| output.stdout))),
+        }
+    })
+    .await?;
+    bench.patch("AtlasModel", at, json!({"spec": {"tiers": [tier("second", "big")]}})).await?;
+    let says = ["Service/code-t-primary: ", "every Service needs a label team", "meet the policy"];
+    bench.condition(at, "Accepted", "False", "ObjectRefused", &says).await?;
+    bench.wait_for("Deployment", (Some(at.0), "code-t-second"), replicas(1)).await?;
+    bench.kubectl(&["delete", "-f", &file]).await?;
+    bench.condition(at, "Accepted", "True", "Valid", &[]).await?;
     bench.remove_model(at).await
 }
 
@@ -139,6 +161,11 @@ pub async fn a_model_without_a_gateway_is_not_ready(bench: &Bench) -> Result<()>
         .await?;
     bench.patch_status("Pod", (Some(at.0), "gw"), running()).await?;
     bench.condition(at, "Ready", "True", "Serving", &[]).await?;
+    // A second one that does not come up is told beside what serves.
+    let live = bench.wait_for("Deployment", gateway, |_| Ok(())).await?;
+    bench.patch_status("Deployment", gateway, refused(&live)).await?;
+    let says = ["tier primary serves", "1 of 2 gateways are ready", FORBIDDEN, "raise the ResourceQuota"];
+    bench.condition(at, "Ready", "True", "Serving", &says).await?;
     for pod in [pod.as_str(), "gw"] {
         bench.remove_pod((at.0, pod)).await?;
     }

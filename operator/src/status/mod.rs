@@ -66,6 +66,8 @@ pub struct Observed<'a> {
     pub gateways: &'a [GatewayModel],
     /// Why no gateway lets clients in, where none does.
     pub no_gateway: Option<&'a str>,
+    /// Why there are fewer gateways than there should be, where some let clients in.
+    pub fewer_gateways: Option<&'a str>,
     /// What engines told of headers that nobody else reads.
     pub reported: &'a Reports,
     /// The URL's host.
@@ -122,7 +124,7 @@ pub fn compute_status(observed: &Observed<'_>) -> (AtlasModelStatus, Vec<Move>) 
         .collect();
     let accepted = match &observed.verdict {
         Verdict::Planned { taken, leaving, refused, .. } => {
-            taken.is_empty() && leaving.is_empty() && refused.is_empty()
+            taken.is_empty() && leaving.is_empty() && refused.iter().all(|write| write.leftover)
         }
         Verdict::Refused(_) => false,
     };

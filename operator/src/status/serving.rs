@@ -23,7 +23,8 @@ pub fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
         Some(tier) => {
             let node =
                 tier.current().find(|pod| pod.ready).and_then(|pod| pod.node.as_deref()).unwrap_or("-");
-            draft(State::True, "Serving", format!("tier {} serves on node {node}", tier.tier))
+            let besides = observed.fewer_gateways.map(|why| format!("; {why}")).unwrap_or_default();
+            draft(State::True, "Serving", format!("tier {} serves on node {node}{besides}", tier.tier))
         }
         None if matches!(&observed.verdict, Verdict::Planned { model, .. } if model.suspended) => {
             draft(State::False, "Suspended", "spec.suspend is true: set it to false to serve")
