@@ -5,6 +5,8 @@
 
 #[path = "chart/monitoring.rs"]
 mod monitoring;
+#[path = "chart/values.rs"]
+mod values;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -262,6 +264,9 @@ async fn plain_manifests_apply_to_an_empty_api_server() -> Result<()> {
         ("bind", "clusterroles.rbac.authorization.k8s.io/atlas-gateway", true),
         ("bind", "clusterroles.rbac.authorization.k8s.io/cluster-admin", false),
         ("create", "roles.rbac.authorization.k8s.io", false),
+        ("patch", "atlasmodels.atlas.gillsystems.com", false),
+        ("update", "deployments.apps", false),
+        ("get", "pods", false),
         ("update", "nodes", false),
         ("get", "secrets", false),
         ("delete", "gpuprofiles.atlas.gillsystems.com", false),

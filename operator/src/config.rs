@@ -73,6 +73,10 @@ pub struct ControllerArgs {
     /// Pull policy of these images.
     #[arg(long, default_value = "IfNotPresent")]
     pub image_pull_policy: String,
+    /// Secret of type kubernetes.io/dockerconfigjson, in each namespace that holds an AtlasModel, that these images are
+    /// pulled with; repeatable.
+    #[arg(long, value_name = "NAME")]
+    pub image_pull_secret: Vec<String>,
     /// The cluster's DNS domain.
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -120,7 +124,7 @@ pub struct ControllerArgs {
     #[arg(long, value_enum, default_value = "none")]
     pub mark_nodes: NodeMark,
     /// Silence after which a ready gateway is deleted.
-    #[arg(long, default_value = "750ms", value_parser = parse_duration)]
+    #[arg(long, default_value = "750ms", value_parser = parse_silence)]
     pub gateway_silence: Duration,
 }
 
@@ -158,6 +162,18 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         return Err(format!("{text:?} is negative"));
     }
     Ok(parsed.into())
+}
+
+/// Shortest silence that says anything: a gateway is asked twice within it.
+const SHORTEST_SILENCE: Duration = Duration::from_millis(500);
+
+/// Reads a duration after which a gateway may be given up.
+fn parse_silence(text: &str) -> Result<Duration, String> {
+    let silence = parse_duration(text)?;
+    if silence < SHORTEST_SILENCE {
+        return Err(format!("{text:?} would replace gateways that are well: write 500ms or more"));
+    }
+    Ok(silence)
 }
 
 #[cfg(test)]

@@ -249,6 +249,7 @@ fn build_context(
             image_pull_policy: args.image_pull_policy.clone(),
             cluster_domain: args.cluster_domain.clone(),
             gateway_replicas: args.gateway_replicas,
+            image_pull_secrets: args.image_pull_secret.clone(),
             gateway_tls_secret: args.gateway_tls_secret.clone(),
         },
         metrics: Arc::clone(metrics),

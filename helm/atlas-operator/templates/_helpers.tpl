@@ -31,4 +31,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
 {{- printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion) -}}
+{{- with $image.digest }}@{{ . }}{{ end -}}
 {{- end -}}

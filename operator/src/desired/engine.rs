@@ -177,6 +177,7 @@ pub fn build_pod_template(
             "volumes": [model_volume(&profile.model_cache)],
         },
     });
+    settings.pull_images_of(&mut template["spec"]);
     if !environment.is_empty() {
         template["spec"]["containers"][0]["env"] = environment.into();
     }

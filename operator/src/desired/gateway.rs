@@ -98,6 +98,7 @@ fn deployment(inputs: &GatewayInputs, settings: &Settings) -> Value {
     let mut pod_labels = base_labels(names::GATEWAY_NAME);
     pod_labels.extend(selector());
     let mut template = pod_template(inputs, settings, pod_labels);
+    settings.pull_images_of(&mut template["spec"]);
     if let Some(secret) = &settings.gateway_tls_secret {
         mount_certificate(&mut template, secret);
     }

@@ -13,7 +13,7 @@ mod service;
 mod tests;
 mod weights;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use engine::{build_pod_template, excluded_nodes, kept_runtime, template_hash};
 pub use meta::{APPLIED_ANNOTATION, GENERATION_ANNOTATION, Owner, TEMPLATE_ANNOTATION};
@@ -31,6 +31,8 @@ pub struct Settings {
     pub engine_cpu_image: String,
     /// Pull policy of these.
     pub image_pull_policy: String,
+    /// Secrets, in each namespace that holds an AtlasModel, that these are pulled with.
+    pub image_pull_secrets: Vec<String>,
     /// DNS domain of the cluster.
     pub cluster_domain: String,
     /// Gateways per namespace.
@@ -40,6 +42,14 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Has a pod's images pulled with what they are to be pulled with.
+    fn pull_images_of(&self, pod: &mut Value) {
+        if !self.image_pull_secrets.is_empty() {
+            let secrets = self.image_pull_secrets.iter().map(|name| json!({"name": name}));
+            pod["imagePullSecrets"] = secrets.collect();
+        }
+    }
+
     /// What clients speak.
     #[must_use]
     pub fn scheme(&self) -> &'static str {

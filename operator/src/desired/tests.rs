@@ -45,6 +45,7 @@ fn settings() -> Settings {
         image_pull_policy: "IfNotPresent".into(),
         cluster_domain: "cluster.local".into(),
         gateway_replicas: 2,
+        image_pull_secrets: Vec::new(),
         gateway_tls_secret: None,
     }
 }
@@ -179,6 +180,20 @@ fn gateways_with_a_certificate_mount_it_and_clients_are_told() {
     assert_eq!((&port["name"], &port["appProtocol"]), (&"https".into(), &"https".into()));
     let config = find(Kind::ConfigMap, "code-llm-config");
     assert!(config["data"].to_string().contains("protocol: https"), "{config}");
+}
+
+#[test]
+fn every_pod_pulls_its_images_with_the_secrets_that_are_named() {
+    let settings = Settings { image_pull_secrets: vec!["a".into(), "b".into()], ..settings() };
+    let mut model = sample();
+    model.tiers[1].standby = Standby::Warm;
+    let weights = build_weights(&model, &model.tiers[1], 1, &settings).unwrap();
+    let all = objects_with(&settings).into_iter().chain(gateway_with(&settings)).chain([weights]);
+    let pods: Vec<_> = all.filter_map(|object| object.body.pointer("/spec/template/spec").cloned()).collect();
+    assert_eq!(pods.len(), 2 + 1 + 1);
+    for pod in pods {
+        assert_eq!(pod["imagePullSecrets"], serde_json::json!([{"name": "a"}, {"name": "b"}]), "{pod}");
+    }
 }
 
 #[test]

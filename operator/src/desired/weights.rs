@@ -92,7 +92,7 @@ fn pod(model: &ValidatedModel, tier: &ValidatedTier, settings: &Settings) -> Val
         }
         container
     };
-    json!({
+    let mut pod = json!({
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": 5,
@@ -111,5 +111,7 @@ fn pod(model: &ValidatedModel, tier: &ValidatedTier, settings: &Settings) -> Val
         "initContainers": [container("fetch", &[])],
         "containers": [container("hold", &["--hold"])],
         "volumes": [model_volume(&profile.model_cache)],
-    })
+    });
+    settings.pull_images_of(&mut pod);
+    pod
 }
