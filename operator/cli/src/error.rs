@@ -1,8 +1,9 @@
 //! What can go wrong, in words that name the thing and the remedy.
 
-use std::path::PathBuf;
+use std::{error::Error, path::PathBuf};
 
 use atlas_headers::HeaderError;
+use atlas_operator_core::refusal;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -114,4 +115,36 @@ pub enum CliError {
     /// The output cannot be written as YAML.
     #[error("the answer cannot be written as YAML")]
     Yaml(#[source] serde_yaml_ng::Error),
+}
+
+/// An error with its causes as one sentence: of the API server's answers the words, not the whole status.
+#[must_use]
+pub fn tell(error: &(dyn Error + 'static)) -> String {
+    refusal::tell(error, |error| match error.downcast_ref() {
+        Some(kube::Error::Api(status)) if status.code == 403 => {
+            Some(format!("{}: ask whoever runs the cluster for this right", status.message))
+        }
+        Some(kube::Error::Api(status)) if status.code == 401 => {
+            Some("the API server does not know who asks: renew the credentials of the kubeconfig".to_owned())
+        }
+        Some(kube::Error::Api(status)) => Some(status.message.clone()),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn a_missing_right_is_told_once_and_with_whom_to_ask() {
+        let said = r#"gpuprofiles is forbidden: User "dev" cannot list resource "gpuprofiles""#;
+        let source = kube::Error::Api(Status::failure(said, "Forbidden").with_code(403).boxed());
+        let error = CliError::Read { what: "GpuProfiles".into(), source };
+        assert_eq!(
+            tell(&error),
+            format!("GpuProfiles cannot be read: {said}: ask whoever runs the cluster for this right")
+        );
+    }
 }

@@ -45,7 +45,7 @@ async fn main() -> ExitCode {
         Ok(Outcome::Well) => ExitCode::SUCCESS,
         Ok(Outcome::Problem) => ExitCode::from(EXIT_PROBLEM),
         Err(error) => {
-            eprintln!("{}", terminal.bad(&format!("error: {error:#}")));
+            eprintln!("{}", terminal.bad(&format!("error: {}", error::tell(error.as_ref()))));
             ExitCode::FAILURE
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     args::{Output, StatusArgs, Target},
     cluster::{Cluster, list},
     engines::{self, Engine, EngineStatus},
-    error::CliError,
+    error::{CliError, tell},
     render::{render_cards, render_status},
     terminal::{Terminal, print_value, put},
 };
@@ -27,7 +27,7 @@ pub async fn run(args: &StatusArgs, target: &Target, terminal: &Terminal) -> Res
         let models = match fetch(args, &cluster).await {
             // Who watches wants to see the end of it.
             Err(error) if args.watch && seen => {
-                eprintln!("{}", terminal.warn(&format!("{:#}", anyhow::Error::new(error))));
+                eprintln!("{}", terminal.warn(&tell(&error)));
                 tokio::time::sleep(PERIOD).await;
                 continue;
             }

@@ -17,7 +17,7 @@ use crate::{
     Outcome,
     args::{DoctorArgs, Output, Target},
     cluster::Cluster,
-    error::CliError,
+    error::{CliError, tell},
     render::render_findings,
     terminal::{Terminal, print_value, put},
 };
@@ -32,6 +32,11 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
+/// What could not be looked at.
+fn unseen(check: &'static str, error: &CliError) -> Finding {
+    Finding { check, severity: Severity::Unknown, found: tell(error), remedy: None }
+}
+
 /// Prints; what is broken is a problem.
 pub async fn run(args: &DoctorArgs, target: &Target, terminal: &Terminal) -> Result<Outcome, CliError> {
     let report = match &args.model {
@@ -39,8 +44,15 @@ pub async fn run(args: &DoctorArgs, target: &Target, terminal: &Terminal) -> Res
             let cluster = Cluster::connect(target).await?;
             let model = cluster.model(name).await?;
             let mut findings = model::check(&model);
-            let profiles = cluster.profiles().await?;
-            findings.extend(live::watch(&cluster.client, &model, &profiles).await?);
+            // Whoever may see less is told the rest.
+            let profiles = cluster.profiles().await.unwrap_or_else(|error| {
+                findings.push(unseen("cards", &error));
+                Vec::new()
+            });
+            match live::watch(&cluster.client, &model, &profiles).await {
+                Ok(more) => findings.extend(more),
+                Err(error) => findings.push(unseen("engines", &error)),
+            }
             Report { about: format!("AtlasModel {name}"), findings }
         }
         None => {

@@ -9,9 +9,13 @@ use atlas_crds::{
 };
 use atlas_operator_core::vram::mebibytes;
 use comfy_table::{Cell, Table, presets};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
 use crate::{status::is_ready, terminal::Terminal};
+
+/// Reason of Progressing while every tier is as it should be.
+const SETTLED: &str = "Settled";
 
 /// Draws models one below the other.
 pub fn render_status(models: &[AtlasModel], terminal: &Terminal) -> String {
@@ -57,7 +61,7 @@ fn render_model(out: &mut String, model: &AtlasModel, terminal: &Terminal) {
         let text = format!("{} failover(s), the last by {reason}{millis}", failover.count);
         out.push_str(&terminal.wrap(&text, "  "));
     }
-    for condition in status.conditions.iter().filter(|c| deserves_a_look(&c.type_, &c.status)) {
+    for condition in status.conditions.iter().filter(|c| deserves_a_look(c)) {
         let text =
             format!("{}={} {}: {}", condition.type_, condition.status, condition.reason, condition.message);
         let wrapped = terminal.wrap(&text, "    ");
@@ -94,15 +98,21 @@ fn vram_text(vram: &VramStatus) -> String {
 }
 
 /// Conditions that are as they should be are not shown.
-fn deserves_a_look(type_: &str, status: &str) -> bool {
+fn deserves_a_look(condition: &Condition) -> bool {
+    let Condition { type_, status, reason, .. } = condition;
     let is = |condition: ModelCondition| type_ == condition.as_str();
     if is(ModelCondition::Available) {
         return false;
     }
-    if is(ModelCondition::Degraded) || is(ModelCondition::Progressing) {
+    if is(ModelCondition::Degraded) {
         return status == "True";
     }
-    status == "False" || (status == "Unknown" && is(ModelCondition::VramFits))
+    // A change that was taken back, or that an engine's end keeps up, is over and not well.
+    if is(ModelCondition::Progressing) {
+        return status == "True" || (status == "False" && reason != SETTLED);
+    }
+    let early = is(ModelCondition::VramFits) || is(ModelCondition::Accepted);
+    status == "False" || (status == "Unknown" && early)
 }
 
 #[cfg(test)]
@@ -113,6 +123,8 @@ mod tests {
     #[test]
     fn a_model_shows_its_tiers_and_what_is_wrong_with_them() {
         let condition = |type_: &str, status: &str, message: &str| json!({"type": type_, "status": status, "reason": "R", "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let mut rolled_back = condition("Progressing", "False", "taken back");
+        rolled_back["reason"] = "RolledBack".into();
         let model: AtlasModel = serde_json::from_value(json!({
             "apiVersion": "atlas.gillsystems.com/v1alpha1", "kind": "AtlasModel",
             "metadata": {"name": "code", "namespace": "atlas"},
@@ -126,7 +138,7 @@ mod tests {
                     {"name": "fallback", "ready": 1, "replicas": 1, "node": "n2",
                      "vram": {"required": "5000Mi", "available": "5616Mi"}}],
                 "failover": {"count": 2, "lastReason": "ConnectionRefused", "lastMillis": 12},
-                "conditions": [condition("Ready", "True", "fine"), condition("Degraded", "True", "fallback serves")],
+                "conditions": [condition("Ready", "True", "fine"), condition("Degraded", "True", "fallback serves"), rolled_back],
             },
         }))
         .unwrap();
@@ -139,6 +151,7 @@ mod tests {
             "serves",
             "2 failover(s), the last by ConnectionRefused in 12 ms",
             "! Degraded=True R: fallback serves",
+            "! Progressing=False RolledBack: taken back",
         ] {
             assert!(text.contains(part), "{part} is missing\n{text}");
         }
