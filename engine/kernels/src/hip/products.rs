@@ -17,7 +17,7 @@ pub struct Blocks {
 
 impl Blocks {
     /// The rows from this one on.
-    fn from_row(&self, row: u32, k: u32, element: u64) -> Self {
+    fn rows_from(&self, row: u32, k: u32, element: u64) -> Self {
         let count = u64::from(row) * u64::from(k);
         Self { elements: self.elements.after(count * element), scales: self.scales.after(count / 32 * 8) }
     }
@@ -61,7 +61,7 @@ pub struct Output {
 
 impl Output {
     /// The rows from this one on.
-    fn from_row(&self, row: u32) -> Self {
+    fn rows_from(&self, row: u32) -> Self {
         Self { span: self.span.after(f32s(row, self.stride)), ..*self }
     }
 }
@@ -151,7 +151,7 @@ impl Kernels {
         let element = if integer { 1 } else { 4 };
         for first in (0..tokens).step_by(MATVEC_ROWS as usize) {
             let rows = (tokens - first).min(MATVEC_ROWS);
-            let (x, out) = (x.from_row(first, w.k, element), out.from_row(first));
+            let (x, out) = (x.rows_from(first, w.k, element), out.rows_from(first));
             let arguments = Self::product(w, x, rows, out, element, integer)?;
             // The last variant takes the most rows.
             let variant = MATVEC_TOKENS.partition_point(|most| *most < rows);
