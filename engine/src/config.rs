@@ -215,11 +215,12 @@ pub struct Serve {
     /// Where buckets are.
     #[command(flatten)]
     pub buckets: Buckets,
-    /// A model id that clients may ask for; may be given several times. Answers carry the id that was asked for.
-    #[arg(long = "served-model-name", value_name = "NAME", required = true)]
+    /// A model id that clients may ask for; may be given several times; the file's, folder's or repository's name by
+    /// default. Answers carry the id that was asked for.
+    #[arg(long = "served-model-name", value_name = "NAME")]
     pub served_model_names: Vec<String>,
     /// What computes.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     pub backend: Backend,
     /// Address to listen on.
     #[arg(long, default_value = "0.0.0.0")]
@@ -231,10 +232,10 @@ pub struct Serve {
     #[arg(long, default_value_t = 8001)]
     pub internal_port: u16,
     /// Tokens of prompt and answer together, at most.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", default_value = "2048")]
     pub context_tokens: NonZeroUsize,
     /// Requests computed at the same time, at most.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", default_value = "4")]
     pub max_batch: NonZeroUsize,
     /// Expected sha256 of the model file, in hex.
     #[arg(long, value_name = "HEX", value_parser = sha256)]
@@ -312,10 +313,31 @@ pub struct Serve {
 }
 
 impl Serve {
+    /// The model ids that clients may ask for; one at least.
+    pub fn names(&self) -> Vec<String> {
+        if self.served_model_names.is_empty() {
+            vec![name_of(&self.model)]
+        } else {
+            self.served_model_names.clone()
+        }
+    }
+
     /// Threads that compute.
     pub fn thread_count(&self) -> usize {
         threads(self.threads)
     }
+}
+
+/// The last part of a path or URI, without revision, query and the ending of GGUF files.
+fn name_of(model: &str) -> String {
+    let path = match model.split_once("://") {
+        Some(("hf", rest)) => rest.split_once('@').map_or(rest, |(path, _)| path),
+        Some((_, rest)) => rest.split_once(['?', '#']).map_or(rest, |(path, _)| path),
+        None => model,
+    };
+    let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let name = last.strip_suffix(".gguf").unwrap_or(last);
+    if name.is_empty() { "model".to_owned() } else { name.to_owned() }
 }
 
 fn sha256(text: &str) -> Result<String, String> {
@@ -353,6 +375,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_model_without_a_name_is_called_as_its_file_is() {
+        for (model, expected) in [
+            ("/models/code.Q4_K_M.gguf", "code.Q4_K_M"),
+            ("code.gguf", "code"),
+            ("/models/folder/", "folder"),
+            ("hf://owner/repo/file.gguf@v1.0", "file"),
+            ("hf://owner/repo@main", "repo"),
+            ("https://host/a/b.gguf?download=true", "b"),
+            ("s3://bucket/deep/key.gguf", "key"),
+            ("file:///", "model"),
+        ] {
+            let read = Arguments::try_parse_from(["atlas-engine", "serve", "--model", model]).unwrap();
+            let Command::Serve(serve) = read.command else { panic!("{model} is served") };
+            assert_eq!(serve.names(), [expected], "{model}");
+        }
     }
 
     #[test]

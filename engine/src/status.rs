@@ -155,7 +155,7 @@ impl Status {
             download: Download::default(),
             startup: Startup::default(),
             progress: Progress::new(),
-            served_model_names: arguments.served_model_names.clone(),
+            served_model_names: arguments.names(),
             model_file: display_name(&arguments.model),
             context_tokens: arguments.context_tokens.get(),
             max_batch: arguments.max_batch.get(),

@@ -115,7 +115,7 @@ impl App {
             status,
             metrics,
             engine: OnceLock::new(),
-            served_model_names: arguments.served_model_names.clone(),
+            served_model_names: arguments.names(),
             request_timeout: arguments.request_timeout,
             max_body_bytes: arguments.max_body_bytes,
             queue_limit: arguments.queue,
