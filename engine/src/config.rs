@@ -129,7 +129,7 @@ pub struct Compute {
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     pub backend: Backend,
     /// Threads that compute; all available cores by default.
-    #[arg(long)]
+    #[arg(long, value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
     /// With the hip backend: where the card and its runtime are.
     #[command(flatten)]
@@ -183,6 +183,14 @@ pub struct Logits {
 fn threads(asked: Option<NonZeroUsize>) -> usize {
     let available = || std::thread::available_parallelism().ok();
     asked.or_else(available).map_or(1, NonZeroUsize::get)
+}
+
+/// More threads than any machine has cores cannot be meant, and may not start.
+const MAX_THREADS: usize = 1024;
+
+fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
+    let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MAX_THREADS);
+    count.ok_or_else(|| format!("expected a whole number from 1 to {MAX_THREADS}"))
 }
 
 /// What computes.
@@ -250,7 +258,7 @@ pub struct Serve {
     #[arg(long, default_value_t = 64)]
     pub queue: usize,
     /// Longest time from a request to its last token, such as 300s or 5m.
-    #[arg(long, value_name = "TIME", default_value = "300s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "300s", value_parser = patience)]
     pub request_timeout: Duration,
     /// Largest request body; a larger one is answered 413.
     #[arg(long, value_name = "BYTES", default_value_t = 8 << 20)]
@@ -263,10 +271,10 @@ pub struct Serve {
     pub max_connections: NonZeroUsize,
     /// Time for a request's headers, and for a connection to idle between requests. Clients that keep idle connections
     /// should give them up earlier: the gateway does after 90 s.
-    #[arg(long, value_name = "TIME", default_value = "100s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "100s", value_parser = patience)]
     pub header_timeout: Duration,
     /// Time in which a client must read some of its answer.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = patience)]
     pub write_timeout: Duration,
     /// File with API keys, one a line, read again when it changes; without it, no key is asked for.
     #[arg(long, value_name = "FILE")]
@@ -288,7 +296,7 @@ pub struct Serve {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub speculate: bool,
     /// Threads that compute; all available cores by default.
-    #[arg(long)]
+    #[arg(long, value_parser = thread_count)]
     pub threads: Option<NonZeroUsize>,
     /// With the hip backend: the card's gfx target must be this one.
     #[arg(long, value_name = "GFX")]
@@ -350,6 +358,12 @@ fn http_url(text: &str) -> Result<String, String> {
     if known { Ok(text.to_owned()) } else { Err("expected http:// or https://".to_owned()) }
 }
 
+/// A time in which something has to be done: with none at all nothing would be.
+fn patience(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration.is_zero() { Err("expected more than 0".to_owned()) } else { Ok(duration) }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -404,6 +418,15 @@ mod tests {
         }
         for text in ["", "s", "10", "10 s", "-1s", "99999999999999999h", "9000000h"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(duration("0s").is_ok() && patience("0ms").is_err() && patience("1ms").is_ok());
+    }
+
+    #[test]
+    fn threads_are_as_many_as_could_run() {
+        for (text, count) in [("1", Some(1)), ("1024", Some(1024)), ("0", None), ("1025", None), ("-1", None)]
+        {
+            assert_eq!(thread_count(text).ok().map(NonZeroUsize::get), count, "{text}");
         }
     }
 }
