@@ -107,6 +107,15 @@ fn prompts_choices_and_log_probabilities_have_their_forms() {
     let tokens = first["logprobs"]["tokens"].as_array().unwrap().len();
     assert!(tokens > 64 && first == again, "{first}");
     assert_eq!(first["logprobs"]["token_logprobs"].as_array().unwrap().len(), tokens);
+    // A prompt alone may fill the context, where the one token that is drawn and not shown has no place any more.
+    let full = |tokens: usize| {
+        let more = json!({"prompt": vec![100; tokens], "max_tokens": 0});
+        engine.post("/v1/completions", &asked(more))
+    };
+    let (status, filled) = full(512);
+    assert_eq!((status, &filled["usage"]["total_tokens"]), (200, &json!(512)), "{filled}");
+    assert_eq!(filled["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 512);
+    assert_eq!(full(513).1["error"]["code"], "context_length_exceeded");
 
     // Several choices: each with its own seed, the first as alone, and streams agree with whole answers.
     let several = || chat(json!({"temperature": 1, "seed": 3, "n": 3, "max_tokens": 8}));

@@ -43,7 +43,7 @@ pub struct Capacity {
 /// # Errors
 /// The line is full, or the request can never be served.
 pub fn check(request: &ValidRequest, waiting: usize, capacity: &Capacity) -> Result<(), Refusal> {
-    check_tokens(request.prompt().len() + request.max_tokens(), waiting, capacity)
+    check_tokens(request.positions(), waiting, capacity)
 }
 
 /// The same for work of this many tokens.

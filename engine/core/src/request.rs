@@ -22,6 +22,8 @@ pub struct Draft {
     pub resumed: Vec<Vec<TokenId>>,
     /// Tell the log-probability of each of the prompt's tokens but the first, and those of this many most likely ones.
     pub prompt_logprobs: Option<usize>,
+    /// Nothing is wanted but the prompt: the one token that is drawn is not shown, and needs no room in the context.
+    pub prompt_only: bool,
 }
 
 impl Draft {
@@ -37,6 +39,7 @@ impl Draft {
             choices: 1,
             resumed: Vec::new(),
             prompt_logprobs: None,
+            prompt_only: false,
         }
     }
 }
@@ -148,6 +151,7 @@ pub struct ValidRequest {
     choices: usize,
     resumed: Vec<Vec<TokenId>>,
     prompt_logprobs: Option<usize>,
+    prompt_only: bool,
 }
 
 impl ValidRequest {
@@ -165,7 +169,9 @@ impl ValidRequest {
             choices,
             resumed,
             prompt_logprobs,
+            prompt_only,
         } = draft;
+        let max_tokens = if prompt_only { Some(1) } else { max_tokens };
         if prompt.is_empty() {
             return Err(RequestError::EmptyPrompt);
         }
@@ -187,8 +193,10 @@ impl ValidRequest {
         }
         let context = limits.context_tokens;
         let completion = max_tokens.unwrap_or_else(|| context.saturating_sub(prompt.len()).max(1));
-        let requested = prompt.len().saturating_add(completion);
+        let room = if prompt_only { 0 } else { completion };
+        let requested = prompt.len().saturating_add(room);
         if requested > context {
+            let completion = room;
             return Err(RequestError::ContextLength { context, requested, prompt: prompt.len(), completion });
         }
         check_count("min_tokens", sampling.min_tokens, 0, completion, "at most max_tokens")?;
@@ -199,7 +207,17 @@ impl ValidRequest {
             return Err(RequestError::ResumedLength { given: longest, max_tokens: completion });
         }
         let max_tokens = completion;
-        Ok(Self { prompt, max_tokens, sampling, ignore_eos, stop_tokens, choices, resumed, prompt_logprobs })
+        Ok(Self {
+            prompt,
+            max_tokens,
+            sampling,
+            ignore_eos,
+            stop_tokens,
+            choices,
+            resumed,
+            prompt_logprobs,
+            prompt_only,
+        })
     }
 
     /// Token ids of the prompt; never empty.
@@ -212,6 +230,12 @@ impl ValidRequest {
     #[must_use]
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+
+    /// Positions that prompt and answer take at most.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        self.prompt.len() + if self.prompt_only { 0 } else { self.max_tokens }
     }
 
     /// How to pick tokens.
@@ -316,6 +340,16 @@ mod tests {
             });
             assert_eq!(result, expected);
         }
+    }
+
+    #[test]
+    fn a_prompt_alone_may_fill_the_context() {
+        let alone = |prompt| Draft { prompt_only: true, ..draft(prompt, None) };
+        let request = ValidRequest::new(alone(10), &LIMITS).unwrap();
+        assert_eq!((request.max_tokens(), request.positions()), (1, 10));
+        let refused = ValidRequest::new(alone(11), &LIMITS);
+        let expected = RequestError::ContextLength { context: 10, requested: 11, prompt: 11, completion: 0 };
+        assert_eq!(refused, Err(expected));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::chat::usage_json;
 use super::collect::Answer;
 use super::constraint;
 use super::delta::{Delta, Finish, Usage};
+use super::echo::Echo;
 use super::encode::{Front, encode};
 use super::envelope::{Envelope, Kinds};
 use super::fields::{Fields, token_ids, wrong};
@@ -57,24 +58,29 @@ pub async fn answer(
     let given = prompts(&fields, MAX_PROMPTS.min(app.queue_limit.max(1)))?;
     let constraint = constraint::read(&fields)?;
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
-    let as_text: Vec<bool> = given.iter().map(|prompt| matches!(prompt, Prompt::Text(_))).collect();
+    // With a suffix the prompt is more than the text that was sent, and shown as its tokens are.
+    let as_text = |prompt: &Prompt| match prompt {
+        Prompt::Text(text) if echo && suffix.is_none() => Some(text.clone()),
+        Prompt::Text(_) | Prompt::Tokens(_) => None,
+    };
+    let texts: Vec<Option<String>> = given.iter().map(as_text).collect();
     let prompts = match suffix {
         Some(suffix) => fill_in_the_middle(engine, &fields, given, suffix).await?,
         None => token_prompts(engine, given, Front::AsPrompt).await?,
     };
     let stream = params.stream;
-    // With a suffix, the text before the gap is the client's own and what it asks for is the gap.
     let echoed: Vec<Echo> = match echo {
-        true => prompts.iter().zip(as_text).map(|(prompt, text)| Echo::of(engine, prompt, text)).collect(),
+        true => {
+            let of = |(prompt, text): (&Vec<TokenId>, _)| Echo::of(&engine.tokenizer, prompt, text);
+            prompts.iter().zip(texts).map(of).collect()
+        }
         false => vec![Echo::default(); prompts.len()],
     };
+    // The model has to see the prompt, and what it would say next is not shown.
     let echo_only = echo && params.max_tokens == Some(0);
+    params.prompt_only = echo_only;
     let mut writer = CompletionWriter::new(&params, engine, echoed);
     writer.echo_only = echo_only;
-    if echo_only {
-        // The model has to see the prompt, and what it would say next is not shown.
-        params.max_tokens = Some(1);
-    }
     params.resume.fill_up(prompts.len(), params.choices);
     let resumed = params.resume.from.as_ref().map_or(Vec::new(), |broken| broken.tokens.clone());
     let rules = AnswerRules::default();
@@ -87,11 +93,10 @@ pub async fn answer(
         Task { prompts, operation, prompt_param: "prompt", params, rules, grammar, most_calls: usize::MAX };
     let generation = Generation::start(app, engine, task, in_flight.origin)?;
     writer.begun = generation.begun();
-    writer.offsets = vec![0; generation.choices()];
-    let characters = |token: &TokenId| logprobs::characters(&engine.tokenizer, *token);
+    writer.offsets = (0..generation.choices()).map(|index| writer.echo(index).start()).collect();
     for (index, tokens) in resumed.iter().enumerate().filter(|(_, tokens)| !tokens.is_empty()) {
-        let before = writer.echo(index).tokens.iter();
-        writer.offsets[index] = before.chain(tokens).map(characters).sum();
+        let own: usize = tokens.iter().map(|token| logprobs::characters(&engine.tokenizer, *token)).sum();
+        writer.offsets[index] = writer.echo(index).end(&engine.tokenizer).saturating_add_unsigned(own as u64);
     }
     reply(generation, writer, stream, in_flight).await
 }
@@ -166,38 +171,6 @@ async fn fill_in_the_middle(
     Ok(given.into_iter().map(around).collect())
 }
 
-/// What a prompt's answers begin with.
-#[derive(Debug, Clone, Default)]
-struct Echo {
-    text: String,
-    tokens: Vec<TokenId>,
-    /// Whether the tokenizer put a token in front, which is not shown.
-    follows: bool,
-}
-
-impl Echo {
-    /// The prompt without what the tokenizer put in front of a text. Ids are told as they came: who sends them counts
-    /// on as many log-probabilities.
-    fn of(engine: &Engine, prompt: &[TokenId], as_text: bool) -> Self {
-        let (bos, _) = engine.tokenizer.special_ids();
-        let bos = bos.filter(|_| as_text && engine.tokenizer.adds_bos());
-        let (tokens, follows) = match (prompt, bos) {
-            ([first, rest @ ..], Some(bos)) if *first == bos => (rest, true),
-            (all, _) => (all, false),
-        };
-        Self { text: engine.tokenizer.decode(tokens), tokens: tokens.to_vec(), follows }
-    }
-
-    /// Its tokens with their log-probabilities, which every token of a prompt has but the first.
-    fn with<'a>(
-        &'a self,
-        logprobs: &'a [TokenLogprobs],
-    ) -> impl Iterator<Item = (TokenId, Option<&'a TokenLogprobs>)> {
-        let first = (!self.follows).then_some(None);
-        self.tokens.iter().copied().zip(first.into_iter().chain(logprobs.iter().map(Some)))
-    }
-}
-
 /// Writes the completion API's objects.
 struct CompletionWriter {
     envelope: Envelope,
@@ -210,7 +183,7 @@ struct CompletionWriter {
     tokenizer: Arc<TextTokenizer>,
     /// Whether a choice has sent its echo.
     begun: Vec<bool>,
-    offsets: Vec<usize>,
+    offsets: Vec<i64>,
 }
 
 impl CompletionWriter {
@@ -237,7 +210,7 @@ impl CompletionWriter {
         index: usize,
         prompt: Option<&[TokenLogprobs]>,
         tokens: &[(TokenId, TokenLogprobs)],
-        offset: &mut usize,
+        offset: &mut i64,
     ) -> Value {
         let of_prompt = prompt.into_iter().flat_map(|prompt| self.echo(index).with(prompt));
         let of_answer = tokens.iter().map(|(token, logprobs)| (*token, Some(logprobs)));
@@ -306,7 +279,7 @@ impl Writer for CompletionWriter {
             let logprobs = match self.logprobs {
                 true => {
                     let prompt = prompt_logprobs.as_ref().map(|prompt| prompt.as_slice());
-                    self.logprobs(index, prompt, &logprobs, &mut 0)
+                    self.logprobs(index, prompt, &logprobs, &mut self.echo(index).start())
                 }
                 false => Value::Null,
             };

@@ -126,6 +126,7 @@ impl Generation {
                 choices,
                 resumed: broken.map_or(Vec::new(), |broken| broken.tokens[own].to_vec()),
                 prompt_logprobs: params.prompt_logprobs,
+                prompt_only: params.prompt_only,
             };
             requests.push(ValidRequest::new(draft, &engine.limits).map_err(refused)?);
         }

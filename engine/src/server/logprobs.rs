@@ -32,9 +32,17 @@ pub fn of_tokens(tokenizer: &TextTokenizer, tokens: &[(TokenId, TokenLogprobs)])
     content.collect()
 }
 
-/// A token's text on its own; what is no character becomes a replacement character.
-pub fn shown(tokenizer: &TextTokenizer, token: TokenId) -> String {
-    String::from_utf8_lossy(&tokenizer.shown_bytes(token)).into_owned()
+/// A token's text on its own, as OpenAI's completion API has it: what is no text of whole characters is told by its
+/// bytes, so that tokens which are parts of characters remain apart.
+fn shown(tokenizer: &TextTokenizer, token: TokenId) -> String {
+    let escape = |byte: u8| match byte {
+        b' '..=b'~' => char::from(byte).to_string(),
+        _ => format!("\\x{byte:02x}"),
+    };
+    String::from_utf8(tokenizer.shown_bytes(token)).unwrap_or_else(|error| {
+        let escaped: String = error.into_bytes().into_iter().map(escape).collect();
+        format!("bytes:{escaped}")
+    })
 }
 
 /// Characters that begin in a token. A character may reach over several tokens: those that go on with it begin where
@@ -48,18 +56,19 @@ fn begins(byte: u8) -> bool {
     byte & 0b1100_0000 != 0b1000_0000
 }
 
-/// The completion API's `logprobs`; `offset` counts the characters that began before, and moves on. The first token of
+/// The completion API's `logprobs`; `offset` counts the characters of the text that began before,
+/// and moves on; it is negative where the tokens begin with some that the text does not have. The first token of
 /// all has nothing before it and no log-probability.
 pub fn completion(
     tokenizer: &TextTokenizer,
     tokens: &[(TokenId, Option<&TokenLogprobs>)],
-    offset: &mut usize,
+    offset: &mut i64,
 ) -> Value {
     let (mut texts, mut offsets, mut chosen, mut tops) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (token, logprobs) in tokens {
         let goes_on = tokenizer.shown_bytes(*token).first().is_some_and(|byte| !begins(*byte));
-        offsets.push(offset.saturating_sub(usize::from(goes_on)));
-        *offset += characters(tokenizer, *token);
+        offsets.push((*offset - i64::from(goes_on)).max(0));
+        *offset = offset.saturating_add_unsigned(characters(tokenizer, *token) as u64);
         texts.push(shown(tokenizer, *token));
         chosen.push(logprobs.map_or(Value::Null, |logprobs| number(logprobs.chosen)));
         tops.push(logprobs.map_or(Value::Null, |logprobs| top(tokenizer, *token, logprobs)));
@@ -72,7 +81,6 @@ fn top(tokenizer: &TextTokenizer, token: TokenId, logprobs: &TokenLogprobs) -> V
     let mut top = Map::new();
     top.insert(shown(tokenizer, token), number(logprobs.chosen));
     for (token, logprob) in &logprobs.top {
-        // Two tokens may show alike; the likelier one stays.
         top.entry(shown(tokenizer, *token)).or_insert_with(|| number(*logprob));
     }
     Value::Object(top)

@@ -11,6 +11,7 @@ mod completions;
 mod constraint;
 mod conversation;
 mod delta;
+mod echo;
 mod embeddings;
 mod encode;
 mod envelope;

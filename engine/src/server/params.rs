@@ -30,6 +30,8 @@ pub struct Params {
     pub limit_name: &'static str,
     /// Tell log-probabilities of the prompt, with so many alternatives.
     pub prompt_logprobs: Option<usize>,
+    /// Nothing is wanted but the prompt.
+    pub prompt_only: bool,
     /// How to pick tokens.
     pub sampling: SamplingParams,
     /// Strings that end the answer.
@@ -122,6 +124,7 @@ impl Params {
             max_tokens: limit.or(default_max_tokens),
             limit_name,
             prompt_logprobs: None,
+            prompt_only: false,
             sampling: sampling(fields)?,
             stop,
             include_stop: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
