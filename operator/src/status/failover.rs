@@ -53,24 +53,16 @@ pub fn fold_switches(
     gateways: &[GatewayModel],
     order: &[&str],
 ) -> (Option<FailoverStatus>, Vec<Move>) {
-    let mut moves: Vec<Move> = gateways.iter().flat_map(|gateway| moves_of(gateway, order)).collect();
-    moves.sort_by_key(|a| a.at);
-    let mut merged: Vec<Move> = Vec::new();
-    for next in moves {
-        let same = merged.iter_mut().rev().find(|seen| {
-            seen.from == next.from && seen.to == next.to && next.at.duration_since(seen.at) <= SAME_MOVE
-        });
-        match same {
-            // The slowest gateway is what a client may have met.
-            Some(seen) => seen.millis = seen.millis.max(next.millis),
-            None => merged.push(next),
-        }
-    }
+    let merged = merge(gateways, order);
     let mut status = previous.cloned();
     let counted = status.as_ref().and_then(|s| s.last_time.as_ref()).map(|time| time.0);
-    merged.retain(|m| {
-        m.kind != MoveKind::FailedOver || counted.is_none_or(|last| m.at.duration_since(last) > SAME_MOVE)
-    });
+    let merged: Vec<Move> = merged
+        .into_iter()
+        .filter(|seen| {
+            seen.of.kind != MoveKind::FailedOver || counted.is_none_or(|last| seen.is_later_than(last))
+        })
+        .map(|seen| seen.of)
+        .collect();
     for m in merged.iter().filter(|m| m.kind == MoveKind::FailedOver) {
         let status = status.get_or_insert_with(FailoverStatus::default);
         status.count += 1;
@@ -79,6 +71,57 @@ pub fn fold_switches(
         status.last_millis = Some(m.millis);
     }
     (status, merged)
+}
+
+/// A move as several gateways saw it.
+struct Seen {
+    of: Move,
+    /// Those that did, by their place in the list.
+    by: Vec<usize>,
+    /// When one of them failed over the last time before.
+    before: Option<Timestamp>,
+}
+
+impl Seen {
+    /// Whether it is another failover than the last counted one, whose time is told in whole seconds.
+    fn is_later_than(&self, last: Timestamp) -> bool {
+        let after = self.of.at.duration_since(last);
+        // Soon after it, a gateway that moved late may mean the same one; a gateway that has one behind it does not.
+        let is_second = self.before.is_some_and(|before| before.duration_since(last) >= -SAME_MOVE);
+        after > SAME_MOVE || after >= SignedDuration::from_secs(1) && is_second
+    }
+}
+
+/// What the gateways saw, oldest first, each move once. No gateway sees one move twice.
+fn merge(gateways: &[GatewayModel], order: &[&str]) -> Vec<Seen> {
+    let mut moves: Vec<(usize, Move, Option<Timestamp>)> = Vec::new();
+    for (index, gateway) in gateways.iter().enumerate() {
+        let mut before = None;
+        for next in moves_of(gateway, order) {
+            let failed_over = (next.kind == MoveKind::FailedOver).then_some(next.at);
+            moves.push((index, next, before));
+            before = failed_over.or(before);
+        }
+    }
+    moves.sort_by_key(|(_, next, _)| next.at);
+    let mut merged: Vec<Seen> = Vec::new();
+    for (index, next, before) in moves {
+        let same = merged.iter_mut().rev().find(|seen| {
+            (&seen.of.from, &seen.of.to) == (&next.from, &next.to)
+                && next.at.duration_since(seen.of.at) <= SAME_MOVE
+                && !seen.by.contains(&index)
+        });
+        match same {
+            Some(seen) => {
+                // The slowest gateway is what a client may have met.
+                seen.of.millis = seen.of.millis.max(next.millis);
+                seen.by.push(index);
+                seen.before = seen.before.max(before);
+            }
+            None => merged.push(Seen { of: next, by: vec![index], before }),
+        }
+    }
+    merged
 }
 
 /// A gateway's moves between tiers; what went over "nothing serves" counts from the tier before.
@@ -158,6 +201,26 @@ mod tests {
         let later = [gateway(&[(p, None, 300, 0), (None, f, 301, 900)])];
         assert_eq!(fold_switches(Some(&status), &later, &["p", "f"]).0.unwrap().count, 2);
         assert_eq!(fold_switches(None, &[gateway(&[(None, p, 1, 0)])], &["p", "f"]).0, None);
+        let quick = [
+            gateway(&[(p, f, 100, 0), (f, p, 101, 0), (p, f, 102, 7)]),
+            gateway(&[(p, f, 101, 0), (f, p, 102, 0), (p, f, 103, 9)]),
+        ];
+        let (twice, moves) = fold_switches(None, &quick, &["p", "f"]);
+        let twice = twice.unwrap();
+        assert_eq!(
+            (twice.count, twice.last_millis, moves.len()),
+            (2, Some(9), 3),
+            "one soon after the other"
+        );
+        let told = |status: &FailoverStatus, gateways: &[GatewayModel]| {
+            fold_switches(Some(status), gateways, &["p", "f", "g"]).0.unwrap().count
+        };
+        assert_eq!(told(&twice, &quick), 2);
+        let g = Some("g");
+        let first = fold_switches(None, &[gateway(&[(p, f, 100, 0)])], &["p", "f", "g"]).0.unwrap();
+        assert_eq!(told(&first, &[gateway(&[(p, f, 102, 0)])]), 1, "another gateway moved late");
+        let on = [gateway(&[(p, f, 100, 0), (f, g, 102, 0)]), gateway(&[(p, f, 102, 0), (f, g, 103, 0)])];
+        assert_eq!(told(&first, &on), 2, "and on to the third tier before anybody asked again");
         let mut returned = gateway(&[(p, f, 400, 0)]);
         returned.switches[0].cause = Some("FailedBack".into());
         let (status, moves) = fold_switches(None, &[returned], &["p", "f"]);
