@@ -320,6 +320,13 @@ pub struct Requests {
     pub max_body_bytes: Quantity,
     /// Whether clients may say by `priority` how urgent a request is; otherwise the gateways take that field out.
     pub client_priority: bool,
+    /// Web origins whose pages may use the model from a browser, such as `https://chat.example.com`; `*` is all of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 253), regex(pattern = r"^(\*|https?://[^/\s]+)$"))
+    )]
+    pub cors_origins: Vec<String>,
 }
 
 /// Who may ask.
@@ -390,6 +397,7 @@ impl Default for Requests {
             queue: 64,
             max_body_bytes: Quantity("8Mi".into()),
             client_priority: false,
+            cors_origins: Vec::new(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use percent_encoding::percent_decode_str;
@@ -14,6 +14,7 @@ use crate::{
     body::{self, AnswerBody},
     call::{Call, Needs},
     config::Timing,
+    cors::Page,
     detached,
     dialect::Dialect,
     error::ApiError,
@@ -47,8 +48,15 @@ impl Api {
     pub async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody> {
         let request_id = request.headers().get(headers::REQUEST_ID).cloned();
         let dialect = Dialect::of(request.uri().path());
-        let answered = self.try_answer(request).await;
+        let (head, incoming) = request.into_parts();
+        let (page, mut meant) = (Page::of(&head), None);
+        let answered = self.try_answer(head, incoming, page.as_ref(), &mut meant).await;
         let mut response = answered.unwrap_or_else(|error| error.into_response(dialect));
+        if let Some(page) = page
+            && page.is_let_in(&self.registry.view(), meant.as_ref())
+        {
+            page.may_read(response.headers_mut());
+        }
         if let Some(id) = request_id {
             response.headers_mut().entry(headers::REQUEST_ID).or_insert(id);
         }
@@ -83,9 +91,15 @@ impl Api {
         }
     }
 
-    async fn try_answer(&self, request: Request<Incoming>) -> Result<Response<AnswerBody>, ApiError> {
+    /// `known` is the model that is meant, as soon as it is known.
+    async fn try_answer(
+        &self,
+        head: Parts,
+        incoming: Incoming,
+        page: Option<&Page>,
+        known: &mut Option<Arc<ModelConfig>>,
+    ) -> Result<Response<AnswerBody>, ApiError> {
         let received = Instant::now();
-        let (head, incoming) = request.into_parts();
         headers::check_clear(&head)?;
         let incoming = Lingering::new(&head.headers, incoming);
         let path = head.uri.path();
@@ -98,6 +112,10 @@ impl Api {
         // A target that names a host counts more than the header (RFC 9112, 3.2.2).
         let host = head.uri.host().or_else(|| head.headers.get(header::HOST)?.to_str().ok());
         let named_by_host = identify::by_host(&view.configs, &self.names, host);
+        *known = named_by_host.cloned();
+        if let Some(leave) = page.filter(|page| page.is_let_in(&view, named_by_host)).and_then(Page::leave) {
+            return Ok(leave);
+        }
         if matches!(head.method, Method::GET | Method::HEAD)
             && let Some(response) = list_models(path, &view, named_by_host, &head.headers)
         {
@@ -124,6 +142,7 @@ impl Api {
         let config = identify::identify(&view.configs, named_by_host, id)
             .map_err(|error| identify::not_json(&body).filter(|_| id.is_none()).unwrap_or(error))
             .map_err(|error| only_seen(error, &view, &head.headers))?;
+        *known = Some(Arc::clone(config));
         let body = if config.client_priority { body } else { body_head.without_priority(body) };
         let needs = Needs::of(&head.method, path, &body_head, &body);
         // Both maps are made from one table, so the model is there.

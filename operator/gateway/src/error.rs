@@ -97,6 +97,8 @@ pub enum ApiError {
         model: String,
         /// Requests that wait.
         queued: usize,
+        /// In which time they have had their turn.
+        retry_after: Duration,
     },
     /// The model was suspended by its owner.
     #[error("model {model:?} is suspended (spec.suspend): set it to false to serve again")]
@@ -246,8 +248,8 @@ impl ApiError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Suspended { .. } => Some(Duration::from_secs(60)),
-            Self::LimitReached { retry_after, .. } => Some(*retry_after),
-            Self::KeysNotRead { .. } | Self::Busy { .. } => Some(Duration::from_secs(1)),
+            Self::LimitReached { retry_after, .. } | Self::Busy { retry_after, .. } => Some(*retry_after),
+            Self::KeysNotRead { .. } => Some(Duration::from_secs(1)),
             Self::TierTooSmall { .. } => Some(Duration::from_secs(10)),
             Self::NoTierServes { .. }
             | Self::TierNotActive { .. }

@@ -112,7 +112,10 @@ async fn try_all(call: Arc<Call>) -> Result<Response<AnswerBody>, ApiError> {
     let most = config.queue.saturating_mul(model.endpoints().len().max(1));
     let entered = tokio::time::timeout_at(call.deadline, model.queue.enter(&call.caller, most)).await;
     let place = entered.map_err(|_| timed_out())?;
-    let place = place.map_err(|Full { queued }| ApiError::Busy { model: config.name.clone(), queued })?;
+    let place = place.map_err(|Full { queued, served_in }| {
+        let model = config.name.clone();
+        ApiError::Busy { model, queued, retry_after: served_in }
+    })?;
     // Nobody else sets it.
     let _ = call.place.set(place);
     drop(waits);

@@ -184,6 +184,7 @@ mod tests {
             queue: 0,
             across_models: false,
             client_priority: false,
+            cors_origins: Vec::new(),
             max_body_bytes: 0,
         };
         names.iter().map(|entry| (entry.0.to_owned(), Arc::new(config(entry)))).collect()

@@ -6,9 +6,12 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
+
+use crate::pace::Pace;
 
 /// The queue of one model.
 #[derive(Debug, Default)]
@@ -27,6 +30,7 @@ struct State {
     turns: VecDeque<String>,
     /// Number of the next one that waits.
     next_number: u64,
+    pace: Pace,
 }
 
 /// More requests wait already than may.
@@ -34,6 +38,8 @@ struct State {
 pub struct Full {
     /// Requests that wait.
     pub queued: usize,
+    /// In which time they have had their turn.
+    pub served_in: Duration,
 }
 
 /// A request's place among those that run; given on when dropped.
@@ -44,7 +50,13 @@ pub struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.queue.lock().running -= 1;
+        {
+            let mut state = self.queue.lock();
+            state.running -= 1;
+            if state.queued > 0 {
+                state.pace.came_back(Instant::now());
+            }
+        }
         self.queue.admit();
     }
 }
@@ -77,7 +89,10 @@ impl FairQueue {
                 return Ok(Place { queue: Arc::clone(self) });
             }
             if state.queued >= most {
-                return Err(Full { queued: state.queued });
+                return Err(state.full());
+            }
+            if state.queued == 0 {
+                state.pace.begin(Instant::now());
             }
             let (sender, turn) = oneshot::channel();
             let number = state.next_number;
@@ -90,7 +105,7 @@ impl FairQueue {
             (turn, Waits { queue: self, key, number })
         };
         // The sender is dropped with the queue only, and this holds the queue.
-        turn.await.map_err(|_| Full { queued: self.queued() })
+        turn.await.map_err(|_| self.lock().full())
     }
 
     /// Lets in whoever has a place now.
@@ -116,6 +131,10 @@ impl FairQueue {
 }
 
 impl State {
+    fn full(&self) -> Full {
+        Full { queued: self.queued, served_in: self.pace.until_served(self.queued, Instant::now()) }
+    }
+
     fn has_room(&self) -> bool {
         self.capacity.is_none_or(|capacity| self.running < capacity)
     }
@@ -189,7 +208,7 @@ mod tests {
         let places = join_all((0..100).map(|_| queue.enter("a", 0))).await;
         assert!(places.iter().all(Result::is_ok));
         queue.set_capacity(Some(2));
-        assert_eq!(queue.enter("a", 0).await.unwrap_err(), Full { queued: 0 });
+        assert_eq!(queue.enter("a", 0).await.unwrap_err().queued, 0);
     }
 
     #[tokio::test]

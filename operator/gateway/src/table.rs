@@ -44,6 +44,8 @@ pub struct ModelConfig {
     pub across_models: bool,
     /// Whether clients may say how urgent a request is.
     pub client_priority: bool,
+    /// Web origins whose pages may use it; `*` is all.
+    pub cors_origins: Vec<String>,
     /// Longest time of a request.
     pub timeout: Duration,
     /// Requests that may wait for an engine, per engine.
@@ -134,6 +136,7 @@ impl ModelConfig {
             failback_after: Duration::from(spec.failover.failback_after),
             across_models: spec.resume.across_models,
             client_priority: spec.requests.client_priority,
+            cors_origins: spec.requests.cors_origins.clone(),
             timeout: Duration::from(spec.requests.timeout),
             queue: usize::try_from(spec.requests.queue).unwrap_or(0),
             max_body_bytes: max_body_bytes.and_then(|b| usize::try_from(b).ok()).unwrap_or(8 << 20),

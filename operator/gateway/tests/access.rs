@@ -143,6 +143,7 @@ async fn an_engine_gets_what_it_can_compute_and_one_too_many_is_told_at_once() {
     let refused = gateway.ask().await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.json()["error"]["code"], "queue_full");
+    assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
     assert!(refused.headers.contains_key("retry-after"));
     while answered < 3 {
         go.notify_one();
@@ -152,6 +153,50 @@ async fn an_engine_gets_what_it_can_compute_and_one_too_many_is_told_at_once() {
         }
     }
     assert_eq!(engine.seen.lock().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_page_of_a_listed_origin_may_ask_with_a_key_and_read_what_went_wrong() {
+    let (engine, gateway) = keyed(Script::Answer("yes"), &[("alice", "sk-alice")]).await;
+    let mut view = gateway.table.borrow().clone();
+    let config = ModelConfig { cors_origins: vec!["https://chat".into()], ..(*view.models["code"]).clone() };
+    let private = ModelConfig { name: "private".into(), aliases: Vec::new(), ..model(&["primary"]) };
+    view.models = [config, private].map(|model| (model.name.clone(), Arc::new(model))).into();
+    gateway.table.send_replace(view);
+    let ask_leave = async |origin: &str| {
+        let mut stream = TcpStream::connect(gateway.api).await.unwrap();
+        let head = format!(
+            "OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: code\r\norigin: {origin}\r\nconnection: close\r\n\
+             access-control-request-method: POST\r\naccess-control-request-headers: authorization,x-y\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let listed = async { while !ask_leave("https://chat").await.starts_with("HTTP/1.1 204 ") {} };
+    tokio::time::timeout(Duration::from_secs(5), listed).await.expect("the list is read");
+    let leave = ask_leave("https://chat").await;
+    for field in [
+        "access-control-allow-origin: https://chat\r\n",
+        "access-control-allow-methods: GET, POST\r\n",
+        "access-control-allow-headers: authorization,x-y\r\n",
+        "vary: origin\r\n",
+    ] {
+        assert!(leave.contains(field), "{field} {leave}");
+    }
+    let other = ask_leave("https://other").await;
+    assert!(other.starts_with("HTTP/1.1 401 ") && !other.contains("allow-origin"), "{other}");
+    assert!(engine.seen.lock().unwrap().is_empty(), "engines are not asked");
+    let page = |key: &'static str| [("origin", "https://chat"), ("authorization", key)];
+    for (key, status) in [("Bearer sk-alice", 200), ("Bearer wrong", 401)] {
+        let answer = gateway.ask_with(&page(key), r#"{"model": "code"}"#).await;
+        assert_eq!(answer.status.as_u16(), status);
+        assert_eq!(answer.headers["access-control-allow-origin"], "https://chat", "{status}");
+        assert!(answer.headers["access-control-expose-headers"].to_str().unwrap().contains("x-atlas-tier"));
+    }
+    let answer = gateway.ask_with(&page("Bearer sk-alice"), r#"{"model": "private"}"#).await;
+    assert!(!answer.headers.contains_key("access-control-allow-origin"), "its list is another one");
 }
 
 #[tokio::test]

@@ -244,6 +244,7 @@ fn table(primary: [SocketAddr; 2], fallback: [SocketAddr; 2]) -> ModelTable {
         queue: 64,
         across_models: false,
         client_priority: false,
+        cors_origins: Vec::new(),
         max_body_bytes: 1 << 20,
     };
     ModelTable {

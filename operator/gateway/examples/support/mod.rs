@@ -58,6 +58,7 @@ pub async fn start_gateway(engine: SocketAddr) -> Result<SocketAddr, Failure> {
         queue: 64,
         across_models: false,
         client_priority: false,
+        cors_origins: Vec::new(),
         max_body_bytes: 8 << 20,
     };
     let endpoint = EndpointConfig {

@@ -286,6 +286,7 @@ pub fn model(tiers: &[&str]) -> ModelConfig {
         queue: 1,
         across_models: false,
         client_priority: false,
+        cors_origins: Vec::new(),
         max_body_bytes: 1 << 16,
     }
 }
