@@ -8,6 +8,9 @@ const MAX_EVENT_BYTES: usize = 1 << 20;
 /// Keeps a client and everything between awake; clients ignore comments.
 pub const PING: Bytes = Bytes::from_static(b": ping\n\n");
 
+/// The mark for the end of a stream.
+pub const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
+
 /// Cuts a stream of bytes behind whole events.
 #[derive(Debug, Default)]
 pub struct EventCutter {

@@ -23,7 +23,7 @@ use crate::{
     health::endpoint::{Endpoint, InFlight, Loss},
     metrics::Running,
     resume::{self, Among},
-    transcript::{Taken, Transcript},
+    transcript::{Lacks, Taken, Transcript},
 };
 
 /// A stream on its way through.
@@ -157,8 +157,14 @@ impl Relay {
                     }
                     let (model, tier) =
                         (source.endpoint.config.model.clone(), source.endpoint.config.tier.clone());
-                    if error == StreamError::Interrupted && self.go_on(source).await {
-                        continue;
+                    if error == StreamError::Interrupted {
+                        let lacks = self.lacks();
+                        if lacks != Lacks::Mark && self.go_on(source).await {
+                            continue;
+                        }
+                        if lacks != Lacks::Answer {
+                            return Some(Next::Last(events::DONE));
+                        }
                     }
                     self.call.metrics.interrupted(&model, &tier);
                     let told = error.event(self.call.dialect());
@@ -166,6 +172,14 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// What the client has not.
+    fn lacks(&self) -> Lacks {
+        let crossed = self.across.as_ref().is_some_and(|across| across.crossing.is_some());
+        // Another model is asked for one choice only, whatever the body says.
+        let body = if crossed { &b"{}"[..] } else { &self.call.body };
+        self.transcript.as_ref().map_or(Lacks::Answer, |transcript| transcript.lacks(body))
     }
 
     /// Finds another engine that goes on behind what the client has.

@@ -23,6 +23,8 @@ pub struct Transcript {
     choices: BTreeMap<usize, Choice>,
     /// An event of another form passed: nobody knows any more what the client has.
     unclear: bool,
+    /// The event with the usage, which has no choice, passed.
+    told_usage: bool,
     done: bool,
 }
 
@@ -51,6 +53,25 @@ struct Chunk {
     error: Option<ErrorBody>,
     #[serde(default)]
     choices: Vec<ChunkChoice>,
+}
+
+/// What says how many choices an answer has.
+#[derive(Deserialize)]
+struct Asked {
+    n: Option<usize>,
+    prompt: Option<Value>,
+    stream_options: Option<Value>,
+}
+
+/// What a client has not of an answer, at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lacks {
+    /// Some of what it says.
+    Answer,
+    /// What it took, and the mark of the stream's end.
+    Usage,
+    /// That mark.
+    Mark,
 }
 
 #[derive(Deserialize)]
@@ -86,6 +107,7 @@ impl Transcript {
         self.id = self.id.take().or(chunk.id);
         self.created = self.created.or(chunk.created);
         self.seed = self.seed.take().or(chunk.seed);
+        self.told_usage |= chunk.choices.is_empty();
         let mut repeats = !chunk.choices.is_empty();
         for choice in chunk.choices {
             let known = self.choices.entry(choice.index).or_default();
@@ -105,6 +127,31 @@ impl Transcript {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// What the client has not of the answer to this request.
+    #[must_use]
+    pub fn lacks(&self, body: &[u8]) -> Lacks {
+        let asked = serde_json::from_slice::<Asked>(body).ok();
+        let count = || {
+            let asked = asked.as_ref()?;
+            let prompts = match asked.prompt.as_ref().and_then(Value::as_array) {
+                // One prompt of token ids.
+                Some(prompts) if !prompts.iter().all(Value::is_u64) => prompts.len(),
+                _ => 1,
+            };
+            prompts.checked_mul(asked.n.unwrap_or(1))
+        };
+        let whole = !self.unclear
+            && self.choices.values().all(|choice| choice.finished)
+            && Some(self.choices.len()) == count();
+        let options = || asked.as_ref()?.stream_options.as_ref();
+        let wants_usage = options().is_some_and(|options| options["include_usage"] == true);
+        match whole {
+            false => Lacks::Answer,
+            true if wants_usage && !self.told_usage => Lacks::Usage,
+            true => Lacks::Mark,
+        }
     }
 
     /// Tokens that the client has, over all choices.

@@ -68,6 +68,20 @@ async fn a_stream_goes_on_however_often_it_breaks_and_the_client_sees_one_answer
 }
 
 #[tokio::test]
+async fn a_whole_answer_that_lacks_the_mark_of_its_end_gets_it() {
+    let tokens = Tokens { how: Break::Unmarked, ..TOKENS };
+    let (engines, gateway) = replicas([Script::Tokens(tokens), Script::Tokens(tokens)]).await;
+    let answer = gateway.ask_with(&[], STREAM).await;
+    assert_eq!(joined(&answer.text), tokens.text(), "{}", answer.text);
+    assert!(answer.text.ends_with("data: [DONE]\n\n") && !answer.text.contains("error"), "{}", answer.text);
+    let seen: usize = engines.iter().map(|engine| engine.seen.lock().unwrap().len()).sum();
+    assert_eq!(seen, 1, "nobody is asked for more");
+    // Of two choices one is missing.
+    let answer = gateway.ask_with(&[], r#"{"model": "code", "stream": true, "n": 2, "max_tokens": 1}"#).await;
+    assert!(answer.text.contains("stream_interrupted"), "{}", answer.text);
+}
+
+#[tokio::test]
 async fn a_stream_of_another_model_does_not_go_on() {
     let primary = Engine::start(Script::Tokens(Tokens { per_connection: 3, ..TOKENS })).await;
     let fallback = Engine::start(Script::Tokens(Tokens { model_file: "other", ..TOKENS })).await;

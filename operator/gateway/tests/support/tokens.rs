@@ -9,6 +9,8 @@ pub enum Break {
     Cut,
     /// By an event that says so.
     Error,
+    /// Never, but its end has no mark.
+    Unmarked,
 }
 
 /// A stream of `total` tokens, of which one connection carries `per_connection`.
@@ -58,12 +60,16 @@ impl Tokens {
         if has + self.per_connection < self.total {
             match self.how {
                 Break::Cut => events.push_str("data: {\"id\": \"chatcmpl-1\", \"choi"),
-                Break::Error => push(json!({"error": {"message": "m", "code": "internal_error"}})),
+                Break::Error | Break::Unmarked => {
+                    push(json!({"error": {"message": "m", "code": "internal_error"}}))
+                }
             }
             return (events, false);
         }
         push(chunk(json!({}), vec![2], Some("stop")));
-        events.push_str("data: [DONE]\n\n");
+        if self.how != Break::Unmarked {
+            events.push_str("data: [DONE]\n\n");
+        }
         (events, true)
     }
 }
