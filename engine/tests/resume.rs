@@ -122,6 +122,82 @@ fn a_stream_cut_at_any_token_goes_on_to_the_same_answer() {
     check(&engine, "/v1/chat/completions", chat(forced), 1);
 }
 
+/// The events of a stream that tells its tokens in comments, and each comment with the events before it.
+fn marked(engine: &Engine, path: &str, body: &Value) -> Vec<(Vec<Value>, Value)> {
+    let (status, text) = request(&engine.internal, "POST", path, &body.to_string());
+    assert_eq!(status, 200, "{body} gave {text}");
+    let mut groups = vec![Vec::new()];
+    let mut marks = Vec::new();
+    for event in text.split("\n\n").filter(|event| !event.is_empty()) {
+        match event.strip_prefix(": atlas-resume ") {
+            Some(mark) => {
+                marks.push(serde_json::from_str(mark).unwrap());
+                groups.push(Vec::new());
+            }
+            None => groups.last_mut().unwrap().extend(events(event)),
+        }
+    }
+    assert_eq!(groups.pop(), Some(Vec::new()), "the last events have a mark too: {text}");
+    let groups: Vec<(Vec<Value>, Value)> = groups.into_iter().zip(marks).collect();
+    assert_eq!(groups.last().unwrap().1["end"], true, "{text}");
+    groups
+}
+
+/// Cuts a stream behind each of its tokens and checks that the resumed one is the rest, event by event.
+fn check_marked(engine: &Engine, path: &str, mut body: Value) {
+    body["stream"] = true.into();
+    body["return_token_ids"] = true.into();
+    let rest = |groups: &[(Vec<Value>, Value)]| -> Vec<Value> {
+        let mut events: Vec<Value> = groups.iter().flat_map(|(events, _)| events.clone()).collect();
+        for event in &mut events {
+            // The second engine has another part of the prompt cached.
+            for usage in ["/usage", "/response/usage"] {
+                if let Some(usage) = event.pointer_mut(usage) {
+                    *usage = usage["output_tokens"].clone();
+                }
+            }
+        }
+        events
+    };
+    let unbroken = marked(engine, path, &body);
+    let first = unbroken[0].1.clone();
+    for cut in 1..unbroken.len() {
+        let ids: Vec<&Value> =
+            unbroken[..cut].iter().flat_map(|(_, mark)| mark["token_ids"].as_array().unwrap()).collect();
+        let mut again = body.clone();
+        again["resume_tokens"] = json!(ids);
+        again["resume"] = json!({"id": first["id"], "created": first["created"], "seed": first["seed"]});
+        let resumed = marked(engine, path, &again);
+        assert_eq!(rest(&resumed), rest(&unbroken[cut..]), "cut after token {cut} of {}", unbroken.len());
+    }
+}
+
+#[test]
+fn a_stream_in_blocks_that_is_cut_at_any_token_goes_on_with_the_same_events() {
+    let engine = Engine::start(&[]);
+    let drawn = json!({"max_tokens": 12, "temperature": 1});
+    check_marked(&engine, "/v1/messages", chat(drawn));
+    check_marked(&engine, "/v1/messages", chat(json!({"max_tokens": 20, "stop_sequences": ["4"]})));
+    let schema = json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 8}},
+        "required": ["city"], "additionalProperties": false});
+    let tools = json!([{"name": "weather", "input_schema": schema}]);
+    let forced = json!({"max_tokens": 60, "tools": tools, "tool_choice": {"type": "any"}});
+    check_marked(&engine, "/v1/messages", chat(forced));
+    let respond = |more: Value| {
+        let mut body = json!({"model": "code", "input": "Emoji: 😀 🦀 🎉 é ü 漢字"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    check_marked(&engine, "/v1/responses", respond(json!({"max_output_tokens": 12, "temperature": 1})));
+    let tools = json!([{"type": "function", "name": "weather", "parameters": schema}]);
+    let forced = json!({"max_output_tokens": 60, "tools": tools, "tool_choice": "required"});
+    check_marked(&engine, "/v1/responses", respond(forced));
+    // What a resumed answer could not tell is not offered to be resumed.
+    let told = respond(json!({"max_output_tokens": 3, "include": ["message.output_text.logprobs"],
+        "stream": true, "return_token_ids": true}));
+    assert!(marked(&engine, "/v1/responses", &told).iter().all(|(_, mark)| mark["seed"].is_null()));
+}
+
 #[test]
 fn the_contracts_fields_are_for_the_internal_port_and_are_checked() {
     let engine = Engine::start(&[]);

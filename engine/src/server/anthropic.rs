@@ -6,6 +6,7 @@ use super::conversation::text;
 use super::encode::{Front, encode_any};
 use super::fields::Fields;
 use super::openai::ApiError;
+use super::params::Resume;
 use super::reply::InFlight;
 use super::tokenize::with_model;
 use super::{App, Engine};
@@ -28,10 +29,12 @@ pub async fn answer(
     engine: &Engine,
     fields: Fields,
     in_flight: InFlight,
+    resume: (Resume, Option<u64>),
 ) -> Result<Response, ApiError> {
     let renamed = |error: ApiError| error.renamed(NAMES);
     fields.required("max_tokens", fields.count("max_tokens")?, "the answer's token limit")?;
-    let request = ChatRequest::read(&Fields::new(translate(&fields)?)).map_err(renamed)?;
+    let mut request = ChatRequest::read(&Fields::new(translate(&fields)?)).map_err(renamed)?;
+    request.resume_from(resume);
     let writer = Message::writer(&request.params);
     request.answer(app, engine, in_flight, writer, NAMES).await
 }

@@ -3,9 +3,10 @@
 use super::blocks::{BlockWriter, Blocks, Kind};
 use super::collect::Answer;
 use super::delta::{Finish, Usage};
+use super::marks::{Identity, Marks};
 use super::openai::ApiError;
 use super::params::Params;
-use super::reply::{Event, new_id};
+use super::reply::Event;
 use atlas_engine_core::FinishReason;
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 pub struct Message {
     /// The message before anything is in it.
     message: Value,
+    identity: Identity,
     /// Blocks that are whole.
     blocks: usize,
 }
@@ -20,9 +22,11 @@ pub struct Message {
 impl Message {
     /// A writer for one answer.
     pub fn writer(params: &Params) -> BlockWriter<Self> {
-        let message = json!({"id": new_id("msg_"), "type": "message", "role": "assistant", "model": params.model,
+        let identity = Identity::of(params, "msg_");
+        let message = json!({"id": identity.id, "type": "message", "role": "assistant", "model": params.model,
             "content": [], "stop_reason": null, "stop_sequence": null, "usage": usage_json(Usage::default())});
-        BlockWriter::new(Self { message, blocks: 0 })
+        let marks = Marks::new(params, identity.clone());
+        BlockWriter::new(Self { message, identity, blocks: 0 }, marks)
     }
 
     fn event(name: &str, mut value: Value) -> Event {
@@ -83,7 +87,10 @@ impl Blocks for Message {
         let block = match kind {
             Kind::Reasoning => json!({"type": "thinking", "thinking": "", "signature": ""}),
             Kind::Content => json!({"type": "text", "text": ""}),
-            Kind::Call => json!({"type": "tool_use", "id": new_id("toolu_"), "name": name, "input": {}}),
+            Kind::Call => {
+                let id = self.identity.part("toolu_", self.blocks);
+                json!({"type": "tool_use", "id": id, "name": name, "input": {}})
+            }
         };
         events
             .push(Self::event("content_block_start", json!({"index": self.blocks, "content_block": block})));
@@ -128,7 +135,8 @@ impl Blocks for Message {
         for (name, arguments) in &answer.calls {
             // A call that was cut off by the token limit is no JSON yet.
             let input = serde_json::from_str(arguments).unwrap_or_else(|_| json!({}));
-            content.push(json!({"type": "tool_use", "id": new_id("toolu_"), "name": name, "input": input}));
+            let id = self.identity.part("toolu_", content.len());
+            content.push(json!({"type": "tool_use", "id": id, "name": name, "input": input}));
         }
         let (reason, sequence) = stop(Some(&answer.finish));
         let mut message = self.message.clone();

@@ -105,7 +105,7 @@ pub fn router(app: Arc<App>) -> Router {
 /// The routes that take the fields of the resume contract: the internal port's.
 pub fn resumable(app: Arc<App>) -> Router {
     let mut router = Router::new();
-    for endpoint in [Endpoint::Chat, Endpoint::Completions] {
+    for endpoint in [Endpoint::Chat, Endpoint::Completions, Endpoint::Responses, Endpoint::Messages] {
         router = router.route(endpoint.path(), endpoint.route(true));
     }
     router.with_state(app)
@@ -138,8 +138,8 @@ async fn answer(
     match endpoint {
         Endpoint::Chat => chat::answer(app, engine, fields, in_flight, resume).await,
         Endpoint::Completions => completions::answer(app, engine, fields, in_flight, resume).await,
-        Endpoint::Responses => responses::answer(app, engine, fields, in_flight).await,
-        Endpoint::Messages => anthropic::answer(app, engine, fields, in_flight).await,
+        Endpoint::Responses => responses::answer(app, engine, fields, in_flight, resume).await,
+        Endpoint::Messages => anthropic::answer(app, engine, fields, in_flight, resume).await,
         Endpoint::CountTokens => Ok(Json(anthropic::count_tokens(engine, &fields).await?).into_response()),
         Endpoint::Embeddings => {
             Ok(Json(embeddings::answer(app, engine, &fields, in_flight.origin).await?).into_response())

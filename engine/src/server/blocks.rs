@@ -4,6 +4,7 @@
 
 use super::collect::Answer;
 use super::delta::{Delta, Finish, Usage};
+use super::marks::Marks;
 use super::openai::ApiError;
 use super::reply::{Event, Writer};
 use crate::text::answer::Part;
@@ -45,6 +46,8 @@ pub trait Blocks: Send + 'static {
 /// Writes the stream of an API that tells its answers in blocks.
 pub struct BlockWriter<B> {
     api: B,
+    /// Behind the events of each token, where a gateway asked for them.
+    marks: Option<Marks>,
     begun: bool,
     open: Option<Kind>,
     finish: Option<Finish>,
@@ -52,8 +55,34 @@ pub struct BlockWriter<B> {
 
 impl<B: Blocks> BlockWriter<B> {
     /// A writer for one answer.
-    pub fn new(api: B) -> Self {
-        Self { api, begun: false, open: None, finish: None }
+    pub fn new(api: B, marks: Option<Marks>) -> Self {
+        Self { api, marks, begun: false, open: None, finish: None }
+    }
+
+    /// Goes on behind what a broken answer had written.
+    pub fn replay(&mut self, begun: bool, shown: Vec<Delta>) {
+        if begun {
+            self.begin(Usage::default(), &mut Vec::new());
+        }
+        for delta in shown {
+            self.write(delta, Usage::default());
+        }
+    }
+
+    fn write(&mut self, delta: Delta, usage: Usage) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.begin(usage, &mut events);
+        self.api.logprobs(&delta.logprobs);
+        for part in delta.parts {
+            match part {
+                Part::Reasoning(text) => self.add(Kind::Reasoning, &text, &mut events),
+                Part::Content(text) => self.add(Kind::Content, &text, &mut events),
+                Part::Call { name } => self.open(Kind::Call, &name, &mut events),
+                Part::Arguments(text) => self.add(Kind::Call, &text, &mut events),
+            }
+        }
+        self.finish = delta.finish.or(self.finish.take());
+        events
     }
 
     fn begin(&mut self, usage: Usage, events: &mut Vec<Event>) {
@@ -84,18 +113,10 @@ impl<B: Blocks> BlockWriter<B> {
 
 impl<B: Blocks> Writer for BlockWriter<B> {
     fn events(&mut self, delta: Delta, usage: Usage) -> Vec<Event> {
-        let mut events = Vec::new();
-        self.begin(usage, &mut events);
-        self.api.logprobs(&delta.logprobs);
-        for part in delta.parts {
-            match part {
-                Part::Reasoning(text) => self.add(Kind::Reasoning, &text, &mut events),
-                Part::Content(text) => self.add(Kind::Content, &text, &mut events),
-                Part::Call { name } => self.open(Kind::Call, &name, &mut events),
-                Part::Arguments(text) => self.add(Kind::Call, &text, &mut events),
-            }
-        }
-        self.finish = delta.finish.or(self.finish.take());
+        let mut delta = delta;
+        let ids = std::mem::take(&mut delta.token_ids);
+        let mut events = self.write(delta, usage);
+        events.extend(self.marks.as_mut().map(|marks| marks.tokens(&ids)));
         events
     }
 
@@ -105,6 +126,7 @@ impl<B: Blocks> Writer for BlockWriter<B> {
         let cut = self.finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Length);
         self.close(!cut, &mut events);
         self.api.end(self.finish.as_ref(), usage, &mut events);
+        events.extend(self.marks.as_ref().map(|_| Marks::end()));
         events
     }
 

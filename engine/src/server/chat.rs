@@ -1,5 +1,6 @@
 //! `/v1/chat/completions`, and what the other chat-like APIs share with it: from messages to a running answer.
 
+use super::blocks::{BlockWriter, Blocks};
 use super::collect::Answer;
 use super::constraint::{self, Constraint};
 use super::conversation::messages;
@@ -145,6 +146,12 @@ impl ChatRequest {
         Generation::start(app, engine, task, origin)
     }
 
+    /// Goes on with a broken answer, where the request does.
+    pub fn resume_from(&mut self, resume: (Resume, Option<u64>)) {
+        self.params.resume_from(resume);
+        self.params.resume.fill_up(1, self.params.choices);
+    }
+
     /// Answers in the way of another API, which has other names for some fields.
     ///
     /// # Errors
@@ -154,12 +161,15 @@ impl ChatRequest {
         app: &App,
         engine: &Engine,
         in_flight: InFlight,
-        writer: impl Writer,
+        mut writer: BlockWriter<impl Blocks>,
         names: &[(&str, &str)],
     ) -> Result<Response, ApiError> {
         let stream = self.params.stream;
         let generation = self.start(app, engine, in_flight.origin).await;
-        reply(generation.map_err(|error| error.renamed(names))?, writer, stream, in_flight).await
+        let mut generation = generation.map_err(|error| error.renamed(names))?;
+        let begun = generation.begun().contains(&true);
+        writer.replay(begun, generation.replayed());
+        reply(generation, writer, stream, in_flight).await
     }
 
     /// Whether one tool is named, which OpenAI tells by another finish reason.
@@ -209,8 +219,7 @@ pub async fn answer(
     resume: (Resume, Option<u64>),
 ) -> Result<Response, ApiError> {
     let mut request = ChatRequest::read(&fields)?;
-    request.params.resume_from(resume);
-    request.params.resume.fill_up(1, request.params.choices);
+    request.resume_from(resume);
     let stream = request.params.stream;
     let mut writer = ChatWriter::new(&request, engine);
     let generation = request.start(app, engine, in_flight.origin).await?;

@@ -69,6 +69,8 @@ pub struct Generation {
     /// Where the next look for an event begins, so that no choice starves the others.
     turn: usize,
     ready: VecDeque<Delta>,
+    /// What a broken answer had shown before, for writers that go on with its state.
+    replayed: Vec<Delta>,
     most_calls: usize,
     return_token_ids: bool,
     sent: bool,
@@ -140,6 +142,7 @@ impl Generation {
             running: Vec::with_capacity(count),
             turn: 0,
             ready: VecDeque::new(),
+            replayed: Vec::new(),
             most_calls,
             return_token_ids: params.resume.return_token_ids,
             sent: false,
@@ -203,9 +206,12 @@ impl Generation {
             };
             self.usage.completion_tokens += 1;
             let running = &mut self.running[index];
-            let shown = running.choice.push(self.tokenizer.token_bytes(*token), finish);
+            let mut shown = running.choice.push(self.tokenizer.token_bytes(*token), finish);
             self.usage.reasoning_tokens += usize::from(running.choice.is_thinking());
-            running.calls += shown.parts.iter().filter(|part| matches!(part, Part::Call { .. })).count();
+            running.keep_calls(&mut shown.parts, self.most_calls);
+            if !shown.parts.is_empty() {
+                self.replayed.push(Delta { index, parts: shown.parts, ..Delta::default() });
+            }
             if let Some(reason) = shown.finish {
                 let finish = Some(running.finish(reason));
                 self.ready.push_back(Delta { index, finish, ..Delta::default() });
@@ -302,11 +308,7 @@ impl Generation {
         }
         let Shown { mut parts, finish } = running.choice.push(self.tokenizer.token_bytes(token), finish);
         self.usage.reasoning_tokens += usize::from(running.choice.is_thinking());
-        parts.retain(|part| {
-            running.calls += usize::from(matches!(part, Part::Call { .. }));
-            let is_call = matches!(part, Part::Call { .. } | Part::Arguments(_));
-            !is_call || running.calls <= self.most_calls
-        });
+        running.keep_calls(&mut parts, self.most_calls);
         if finish.is_some() {
             running.events = None;
         }
@@ -364,6 +366,11 @@ impl Generation {
         self.running.iter().map(|running| running.calls).collect()
     }
 
+    /// What a broken answer had shown before, as it was shown.
+    pub fn replayed(&mut self) -> Vec<Delta> {
+        std::mem::take(&mut self.replayed)
+    }
+
     /// Choices of all prompts.
     pub fn choices(&self) -> usize {
         self.running.len()
@@ -384,6 +391,15 @@ impl Running {
             calls: 0,
             last_token: None,
         }
+    }
+
+    /// Counts calls, and drops those beyond what an answer may hold.
+    fn keep_calls(&mut self, parts: &mut Vec<Part>, most: usize) {
+        parts.retain(|part| {
+            self.calls += usize::from(matches!(part, Part::Call { .. }));
+            let is_call = matches!(part, Part::Call { .. } | Part::Arguments(_));
+            !is_call || self.calls <= most
+        });
     }
 
     fn finish(&self, reason: FinishReason) -> Finish {

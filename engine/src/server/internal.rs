@@ -60,7 +60,9 @@ fn router(app: Arc<App>, api: Handle) -> Router {
     health::routes()
         .route("/internal/status", status)
         .route("/v1/chat/completions", post(pass.clone()))
-        .route("/v1/completions", post(pass))
+        .route("/v1/completions", post(pass.clone()))
+        .route("/v1/responses", post(pass.clone()))
+        .route("/v1/messages", post(pass))
         .with_state(app)
 }
 

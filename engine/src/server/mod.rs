@@ -23,6 +23,7 @@ pub mod internal;
 mod linger;
 pub mod listen;
 mod logprobs;
+mod marks;
 mod openai;
 mod params;
 mod reply;

@@ -46,6 +46,11 @@ impl Event {
         Self(format!("event: {name}\ndata: {value}\n\n"))
     }
 
+    /// A comment, which clients ignore.
+    pub fn comment(name: &str, value: &Value) -> Self {
+        Self(format!(": {name} {value}\n\n"))
+    }
+
     /// OpenAI's mark for the end.
     pub fn done() -> Self {
         Self("data: [DONE]\n\n".to_owned())

@@ -4,6 +4,7 @@ use super::chat::ChatRequest;
 use super::conversation::text;
 use super::fields::Fields;
 use super::openai::ApiError;
+use super::params::Resume;
 use super::reply::InFlight;
 use super::{App, Engine, logprobs, responses_writer};
 use axum::response::Response;
@@ -29,9 +30,11 @@ pub async fn answer(
     engine: &Engine,
     fields: Fields,
     in_flight: InFlight,
+    resume: (Resume, Option<u64>),
 ) -> Result<Response, ApiError> {
     let request = ChatRequest::read(&Fields::new(translate(&fields)?));
-    let request = request.map_err(|error| error.renamed(NAMES))?;
+    let mut request = request.map_err(|error| error.renamed(NAMES))?;
+    request.resume_from(resume);
     let tokenizer = engine.tokenizer.clone();
     let tell = move |tokens: &[_]| logprobs::of_tokens(&tokenizer, tokens);
     let writer = responses_writer::Response::writer(&fields, &request.params, Box::new(tell));

@@ -4,10 +4,10 @@ use super::blocks::{BlockWriter, Blocks, Kind};
 use super::collect::Answer;
 use super::delta::{Finish, Usage};
 use super::fields::Fields;
+use super::marks::{Identity, Marks};
 use super::openai::ApiError;
 use super::params::Params;
-use super::reply::{Event, new_id};
-use super::unix_seconds;
+use super::reply::Event;
 use atlas_engine_core::sampler::TokenLogprobs;
 use atlas_engine_core::{FinishReason, TokenId};
 use serde_json::{Value, json};
@@ -27,6 +27,7 @@ pub type Teller = Box<dyn Fn(&[(TokenId, TokenLogprobs)]) -> Vec<Value> + Send>;
 pub struct Response {
     /// The response without output, status and usage.
     base: Value,
+    identity: Identity,
     output: Vec<Value>,
     open: Option<Open>,
     sequence: usize,
@@ -38,14 +39,16 @@ pub struct Response {
 impl Response {
     /// A writer that repeats what the request asked for, as OpenAI does.
     pub fn writer(fields: &Fields, params: &Params, tell: Teller) -> BlockWriter<Self> {
-        BlockWriter::new(Self::new(fields, params, tell))
+        let identity = Identity::of(params, "resp_");
+        let marks = Marks::new(params, identity.clone());
+        BlockWriter::new(Self::new(fields, params, identity, tell), marks)
     }
 
-    fn new(fields: &Fields, params: &Params, tell: Teller) -> Self {
+    fn new(fields: &Fields, params: &Params, identity: Identity, tell: Teller) -> Self {
         let given = |name: &str, default: Value| fields.get(name).cloned().unwrap_or(default);
         let effort = fields.get("reasoning").map_or(Value::Null, |reasoning| reasoning["effort"].clone());
         let base = json!({
-            "id": new_id("resp_"), "object": "response", "created_at": unix_seconds(), "status": "in_progress",
+            "id": identity.id, "object": "response", "created_at": identity.created, "status": "in_progress",
             "error": null, "incomplete_details": null, "instructions": given("instructions", Value::Null),
             "max_output_tokens": given("max_output_tokens", Value::Null), "model": params.model, "output": [],
             "parallel_tool_calls": given("parallel_tool_calls", true.into()), "previous_response_id": null,
@@ -56,7 +59,7 @@ impl Response {
             "top_logprobs": params.sampling.top_logprobs.unwrap_or(0), "usage": null,
             "metadata": given("metadata", json!({})),
         });
-        Self { base, output: Vec::new(), open: None, sequence: 0, tell, untold: Vec::new() }
+        Self { base, identity, output: Vec::new(), open: None, sequence: 0, tell, untold: Vec::new() }
     }
 
     fn event(&mut self, name: &str, mut value: Value) -> Event {
@@ -100,13 +103,14 @@ impl Response {
     }
 }
 
-fn new_item(kind: Kind, name: &str) -> Value {
+fn new_item(identity: &Identity, index: usize, kind: Kind, name: &str) -> Value {
+    let id = |prefix| identity.part(prefix, index);
     match kind {
-        Kind::Reasoning => json!({"id": new_id("rs_"), "type": "reasoning", "summary": [], "content": []}),
-        Kind::Content => json!({"id": new_id("msg_"), "type": "message", "status": "in_progress",
+        Kind::Reasoning => json!({"id": id("rs_"), "type": "reasoning", "summary": [], "content": []}),
+        Kind::Content => json!({"id": id("msg_"), "type": "message", "status": "in_progress",
             "role": "assistant", "content": []}),
-        Kind::Call => json!({"id": new_id("fc_"), "type": "function_call", "status": "in_progress",
-            "call_id": new_id("call_"), "name": name, "arguments": ""}),
+        Kind::Call => json!({"id": id("fc_"), "type": "function_call", "status": "in_progress",
+            "call_id": id("call_"), "name": name, "arguments": ""}),
     }
 }
 
@@ -136,8 +140,8 @@ impl Blocks for Response {
     }
 
     fn open(&mut self, kind: Kind, name: &str, events: &mut Vec<Event>) {
-        let item = new_item(kind, name);
         let output_index = self.output.len();
+        let item = new_item(&self.identity, output_index, kind, name);
         events.push(
             self.event("response.output_item.added", json!({"output_index": output_index, "item": item})),
         );
@@ -233,7 +237,7 @@ impl Blocks for Response {
         blocks.extend(answer.calls.iter().map(|(name, text)| (Kind::Call, name.as_str(), text.as_str())));
         let (last, cut) = (blocks.len() - 1, answer.finish.reason == FinishReason::Length);
         for (index, (kind, name, text)) in blocks.into_iter().enumerate() {
-            let mut item = new_item(kind, name);
+            let mut item = new_item(&self.identity, index, kind, name);
             fill(kind, &mut item, text, &logprobs, !cut || index < last);
             self.output.push(item);
         }

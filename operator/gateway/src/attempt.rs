@@ -141,7 +141,7 @@ async fn exchange_in_form(call: &Call, endpoint: &Endpoint, form: Form) -> Resul
             let answer = exchange(call, endpoint, Port::Internal, &body).await?;
             if refuses_the_contract(&answer) {
                 // An older engine: it serves as well, but its streams cannot be mended.
-                endpoint.refuses_resume();
+                endpoint.refuses_resume(call.dialect());
                 return Ok((exchange(call, endpoint, Port::Api, &call.body).await?, false));
             }
             Ok((answer, true))

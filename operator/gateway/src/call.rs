@@ -82,8 +82,8 @@ impl Needs {
     pub fn of(method: &Method, path: &str, head: &BodyHead, body: &Bytes) -> Self {
         let streams = head.stream.as_ref().and_then(Value::as_bool) == Some(true);
         let posted = *method == Method::POST;
-        let resumes = posted && matches!(path, "chat/completions" | "completions");
-        let generates = resumes || posted && matches!(path, "responses" | "messages");
+        let generates =
+            posted && matches!(path, "chat/completions" | "completions" | "responses" | "messages");
         let max_tokens = [&head.max_completion_tokens, &head.max_tokens, &head.max_output_tokens];
         let max_tokens = max_tokens.into_iter().flatten().find_map(Value::as_u64);
         let bytes = body.len() as u64;
@@ -93,7 +93,7 @@ impl Needs {
             head: generates.then(|| balance::head_of(body)).flatten(),
             streams,
             // A client that names fields of the contract itself is told by the engine's public port.
-            with_ids: (streams && resumes && !head.names_contract_field())
+            with_ids: (streams && generates && !head.names_contract_field())
                 .then(|| transcript::body_with_ids(body))
                 .flatten(),
             least_tokens: if generates {

@@ -276,7 +276,7 @@ fn note_retry(call: &Call, endpoint: &Endpoint, cause: &str) {
 
 async fn try_one(call: &Arc<Call>, endpoint: &Arc<Endpoint>) -> Outcome {
     let form = match &call.needs.with_ids {
-        Some(body) if endpoint.takes_resume() => Form::WithIds(body.clone()),
+        Some(body) if endpoint.takes_resume(call.dialect()) => Form::WithIds(body.clone()),
         _ => Form::Plain,
     };
     match attempt(call, endpoint, form).await {

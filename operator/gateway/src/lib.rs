@@ -33,6 +33,7 @@ mod internal;
 mod keys;
 mod limits;
 mod linger;
+mod marks;
 mod metrics;
 mod model;
 mod pace;

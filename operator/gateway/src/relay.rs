@@ -18,6 +18,7 @@ use crate::{
     body::{AnswerBody, BrokenOff},
     call::Call,
     crossing::{Crossing, Story},
+    dialect::Dialect,
     error::StreamError,
     events::{self, EventCutter},
     health::endpoint::{Endpoint, InFlight, Loss},
@@ -93,8 +94,10 @@ impl Relay {
         let events = upstream.events;
         let relay = Self {
             cutter: EventCutter::new(events),
-            transcript: (events && has_ids).then(Transcript::default),
-            across: (events && has_ids && call.across_models).then(Box::default),
+            transcript: (events && has_ids).then(|| Transcript::new(call.dialect())),
+            // Another model gets the text of chats and completions only.
+            across: (events && has_ids && call.across_models && call.dialect() == Dialect::OpenAi)
+                .then(Box::default),
             events,
             deadline: Box::pin(tokio::time::sleep_until(call.deadline)),
             _running: call.metrics.begin(&endpoint.config.model),
@@ -184,7 +187,8 @@ impl Relay {
 
     /// Finds another engine that goes on behind what the client has.
     async fn go_on(&mut self, broken: Source) -> bool {
-        let Some(transcript) = &self.transcript else { return false };
+        let Some(transcript) = &mut self.transcript else { return false };
+        transcript.broke();
         let endpoint = Arc::clone(&broken.endpoint);
         // Closed before anything is sent elsewhere: the old engine may still be generating.
         drop(broken);

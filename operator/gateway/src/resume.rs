@@ -44,7 +44,7 @@ pub async fn go_on(
         let view = Arc::clone(&routes.borrow_and_update());
         let chosen = view.choose(&call.needs, |endpoint| {
             (endpoint.facts().model_file.as_ref() == Some(&model_file)) == (among != Among::Others)
-                && endpoint.takes_resume()
+                && endpoint.takes_resume(call.dialect())
                 && call.required_tier.as_ref().is_none_or(|tier| *tier == endpoint.config.tier)
                 && !tried.iter().any(|other| Arc::ptr_eq(other, endpoint))
         });

@@ -9,7 +9,11 @@ use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::events;
+use crate::{
+    dialect::Dialect,
+    events,
+    marks::{Held, Kind, Mark},
+};
 
 /// Fields that only the gateway may send to an engine.
 pub const CONTRACT_FIELDS: [&str; 3] = ["return_token_ids", "resume_tokens", "resume"];
@@ -21,6 +25,8 @@ pub struct Transcript {
     created: Option<u64>,
     seed: Option<Value>,
     choices: BTreeMap<usize, Choice>,
+    /// Of streams that tell their tokens in comments.
+    held: Option<Held>,
     /// An event of another form passed: nobody knows any more what the client has.
     unclear: bool,
     /// The event with the usage, which has no choice, passed.
@@ -88,8 +94,41 @@ struct ChunkChoice {
 }
 
 impl Transcript {
+    /// Of a stream of this API.
+    #[must_use]
+    pub fn new(dialect: Dialect) -> Self {
+        Self { held: (dialect != Dialect::OpenAi).then(Held::default), ..Self::default() }
+    }
+
+    fn take_marked(&mut self, kind: Kind) -> Taken {
+        match kind {
+            Kind::Waits => Taken::Drop,
+            Kind::Marked(Mark { id, created, seed, token_ids, end }, events) => {
+                self.id = self.id.take().or(id);
+                self.created = self.created.or(created);
+                self.seed = self.seed.take().or(seed);
+                self.choices.entry(0).or_default().ids.extend(token_ids);
+                self.done |= end;
+                Taken::Pass(events)
+            }
+            Kind::Failed(words, timed_out) => {
+                self.unclear |= timed_out;
+                Taken::Failed(words)
+            }
+            Kind::Unmarked(events) => {
+                self.unclear = true;
+                self.held = None;
+                Taken::Pass(events)
+            }
+        }
+    }
+
     /// Takes in one event of the engine's.
     pub fn take(&mut self, event: Bytes) -> Taken {
+        if let Some(held) = &mut self.held {
+            let kind = held.take(&event);
+            return self.take_marked(kind);
+        }
         let Some(data) = events::data(&event) else { return Taken::Pass(event) };
         if data == b"[DONE]" {
             self.done = true;
@@ -121,6 +160,13 @@ impl Transcript {
             known.finished |= finishes;
         }
         if repeats { Taken::Drop } else { Taken::Pass(without_contract_fields(event)) }
+    }
+
+    /// The stream broke: what the client has not got of it comes again.
+    pub fn broke(&mut self) {
+        if let Some(held) = &mut self.held {
+            *held = Held::default();
+        }
     }
 
     /// Whether the client has everything.

@@ -13,6 +13,7 @@ use std::{
 use atlas_gateway::Timing;
 use http::StatusCode;
 use http_body_util::BodyExt;
+use serde_json::Value;
 use support::{
     Engine, Gateway, Script, get, model, table,
     tokens::{Break, Tokens, joined},
@@ -65,6 +66,34 @@ async fn a_stream_goes_on_however_often_it_breaks_and_the_client_sees_one_answer
         let resumed = r#"atlas_gateway_resumes_total{model="code",outcome="resumed"} 3"#;
         assert!(String::from_utf8_lossy(&page).contains(resumed), "{}", String::from_utf8_lossy(&page));
     }
+}
+
+#[tokio::test]
+async fn a_stream_of_messages_goes_on_and_no_event_of_it_comes_twice() {
+    for how in [Break::Cut, Break::Error] {
+        let tokens = Tokens { per_connection: 3, how, ..TOKENS };
+        let (engines, gateway) = replicas([Script::Tokens(tokens), Script::Tokens(tokens)]).await;
+        let answer = gateway.ask_path("/v1/messages", STREAM).await;
+        let data = answer.text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let events: Vec<Value> = data.map(|text| serde_json::from_str(text).unwrap()).collect();
+        let text: String = events.iter().filter_map(|event| event["delta"]["text"].as_str()).collect();
+        assert_eq!(text, tokens.text(), "{}", answer.text);
+        assert_eq!(
+            (&events[0]["type"], &events[events.len() - 1]["type"]),
+            (&"message_start".into(), &"message_stop".into())
+        );
+        assert_eq!(events.len(), 12, "{}", answer.text);
+        assert!(!answer.text.contains("atlas-resume") && !answer.text.contains("error"), "{}", answer.text);
+        let seen: usize = engines.iter().map(|engine| engine.seen.lock().unwrap().len()).sum();
+        assert_eq!(seen, 4, "three breaks");
+    }
+    // One whose engine is lost for good ends in an error of its own form.
+    let engine = Engine::start(Script::BreakOnceWithIds).await;
+    let gateway = Gateway::start(table(model(&["primary"]), vec![engine.endpoint("primary")])).await;
+    gateway.active(Some("primary")).await;
+    let text = gateway.ask_path("/v1/messages", STREAM).await.text;
+    let (seen, error) = text.rsplit_once("event: error\n").expect("it ends in an error");
+    assert!(error.contains("stream_interrupted") && seen.matches("text_delta").count() == 3, "{text}");
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::facts::EngineFacts;
 use crate::{
     balance::{self, Candidate},
+    dialect::Dialect,
     pool::Pool,
     table::EndpointConfig,
 };
@@ -45,7 +46,8 @@ pub struct Endpoint {
     /// Connections for requests; probes have their own.
     api_pool: Pool,
     internal_pool: Pool,
-    no_resume: AtomicBool,
+    /// By API: chats and completions, and those that tell tokens in comments.
+    no_resume: [AtomicBool; 2],
     health: Mutex<EndpointHealth>,
     facts: RwLock<Arc<EngineFacts>>,
     last_byte: AtomicU64,
@@ -62,7 +64,7 @@ impl Endpoint {
             config,
             api_pool: Pool::default(),
             internal_pool: Pool::default(),
-            no_resume: AtomicBool::new(false),
+            no_resume: Default::default(),
             outstanding: AtomicU64::new(0),
             awaiting: AtomicUsize::new(0),
             facts: RwLock::default(),
@@ -104,15 +106,15 @@ impl Endpoint {
         }
     }
 
-    /// Whether its streams can be resumed, as far as is known.
+    /// Whether its streams of this API can be resumed, as far as is known.
     #[must_use]
-    pub fn takes_resume(&self) -> bool {
-        !self.no_resume.load(Ordering::Relaxed)
+    pub fn takes_resume(&self, dialect: Dialect) -> bool {
+        !self.no_resume[usize::from(dialect != Dialect::OpenAi)].load(Ordering::Relaxed)
     }
 
-    /// It does not know the resume contract.
-    pub fn refuses_resume(&self) {
-        self.no_resume.store(true, Ordering::Relaxed);
+    /// It does not know the resume contract for this API: there are engines that know it for chats and completions only.
+    pub fn refuses_resume(&self, dialect: Dialect) {
+        self.no_resume[usize::from(dialect != Dialect::OpenAi)].store(true, Ordering::Relaxed);
     }
 
     /// What it has to do, for the choice among equals.

@@ -44,6 +44,9 @@ impl Tokens {
             assert_eq!(body["resume"], json!({"id": "chatcmpl-1", "created": 17, "seed": 7}));
             ids.len() as u64
         });
+        if request.starts_with("POST /v1/messages ") {
+            return self.marked(has);
+        }
         let chunk = |delta: Value, ids: Vec<u64>, finish: Option<&str>| {
             json!({"id": "chatcmpl-1", "created": 17, "model": "code", "object": "chat.completion.chunk",
                 "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "token_ids": ids}]})
@@ -70,6 +73,38 @@ impl Tokens {
         if self.how != Break::Unmarked {
             events.push_str("data: [DONE]\n\n");
         }
+        (events, true)
+    }
+}
+
+impl Tokens {
+    /// The same in the form of `/v1/messages`, whose tokens stand in comments.
+    fn marked(&self, has: u64) -> (String, bool) {
+        let event = |name: &str, data: Value| format!("event: {name}\ndata: {data}\n\n");
+        let delta = |token: u64| {
+            let delta = json!({"type": "text_delta", "text": format!("t{token} ")});
+            event("content_block_delta", json!({"type": "content_block_delta", "index": 0, "delta": delta}))
+        };
+        let mut events =
+            if has == 0 { event("message_start", json!({"type": "message_start"})) } else { String::new() };
+        for token in has..self.total.min(has + self.per_connection) {
+            let mut mark = json!({"token_ids": [100 + token]});
+            if token == has {
+                mark = json!({"token_ids": [100 + token], "id": "chatcmpl-1", "created": 17, "seed": 7});
+            }
+            events += &format!("{}: atlas-resume {mark}\n\n", delta(token));
+        }
+        let next = has + self.per_connection;
+        if next < self.total {
+            events += &match self.how {
+                // Whole, but not marked: it comes again.
+                Break::Cut => delta(next),
+                _ => event("error", json!({"type": "error", "error": {"code": "internal_error"}})),
+            };
+            return (events, false);
+        }
+        events += &event("message_stop", json!({"type": "message_stop"}));
+        events += ": atlas-resume {\"token_ids\":[],\"end\":true}\n\n";
         (events, true)
     }
 }
