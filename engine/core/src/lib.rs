@@ -9,6 +9,7 @@ pub mod block_table;
 pub mod choose;
 pub mod exit_code;
 pub mod mask;
+pub mod memory_plan;
 pub mod pacing;
 pub mod plan;
 pub mod program;

@@ -9,7 +9,8 @@ use crate::int8::Activations;
 use crate::lanes::Level;
 use crate::pool::Pool;
 use atlas_engine_core::backend::{Batch, StepOut};
-use atlas_engine_core::program::{Buf, MaxShape, MemoryPlan, Op, Rows, Segment, WeightId};
+use atlas_engine_core::memory_plan::MemoryPlan;
+use atlas_engine_core::program::{Buf, MaxShape, Op, Rows, Segment, WeightId};
 use std::ops::Range;
 
 /// What a program runs with.

@@ -10,7 +10,8 @@ use crate::hip::graph::Graph;
 use crate::hip::kernels::HEAD_SIZES;
 use crate::hip::products::{Blocks, Matrix, Output};
 use atlas_engine_core::backend::DeviceError;
-use atlas_engine_core::program::{BLOCK_TOKENS, Buf, Heads, MaxShape, MemoryPlan, Op, Rows, Segment};
+use atlas_engine_core::memory_plan::MemoryPlan;
+use atlas_engine_core::program::{BLOCK_TOKENS, Buf, Heads, MaxShape, Op, Rows, Segment};
 use std::collections::HashMap;
 
 /// A launch, or several of one kind, whose rows are counted when the step comes.
