@@ -25,8 +25,9 @@ use tokio::{
 
 use crate::body::{AnswerBody, BrokenOff};
 
-/// Idle connections that may stay idle for long; more of them get no longer than the head of a request.
-const MOST_IDLE: usize = 8_192;
+/// Idle connections that may stay idle for long; more of them get no longer than the head of a request. One keeps the
+/// buffer that its largest request took, 64 KiB at most, and a gateway's memory is 256 MiB.
+const MOST_IDLE: usize = 1_024;
 
 /// How long a connection may wait for what.
 #[derive(Debug, Clone, Copy)]
