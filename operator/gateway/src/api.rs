@@ -82,7 +82,8 @@ impl Api {
         let Some(caller) = caller else {
             return Ok((wishes, Admitted { caller: String::new(), running: None }));
         };
-        match self.usage.begin(&caller, std::time::Instant::now()) {
+        let secret = config.api_keys_secret.as_deref().unwrap_or_default();
+        match self.usage.begin(secret, &caller, std::time::Instant::now()) {
             Ok(running) => Ok((wishes, Admitted { caller: caller.name, running: Some(running) })),
             Err(Reached { limit, value, retry_after }) => {
                 self.metrics.limited(&config.name, limit);
@@ -133,6 +134,12 @@ impl Api {
             }
             self.metrics.answered(&config.name, None, error.status());
             return Err(error);
+        }
+        let encoding = head.headers.get(header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity");
+        if let Some(encoding) = encoding {
+            return Err(ApiError::Encoded {
+                encoding: String::from_utf8_lossy(encoding.as_bytes()).into_owned(),
+            });
         }
         let largest = || view.configs.values().map(|model| model.max_body_bytes).max().unwrap_or_default();
         let limit = named_by_host.map_or_else(largest, |model| model.max_body_bytes);

@@ -42,6 +42,12 @@ pub enum ApiError {
         /// The limit.
         limit_bytes: usize,
     },
+    /// The request body is compressed.
+    #[error("the request body has the Content-Encoding {encoding:?}: send it as it is")]
+    Encoded {
+        /// How.
+        encoding: String,
+    },
     /// The request body did not arrive.
     #[error("the request body did not arrive within {seconds} s")]
     BodyTooSlow {
@@ -200,6 +206,7 @@ impl ApiError {
         match self {
             Self::ModelNotFound { .. } | Self::PathNotFound { .. } => StatusCode::NOT_FOUND,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Encoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Ambiguous { .. } | Self::BodyBroken | Self::BadHeader { .. } | Self::NotJson { .. } => {
                 StatusCode::BAD_REQUEST
@@ -226,6 +233,7 @@ impl ApiError {
             Self::PathNotFound { .. } => "path_not_found",
             Self::Ambiguous { .. } => "ambiguous_request",
             Self::BodyTooLarge { .. } => "body_too_large",
+            Self::Encoded { .. } => "unsupported_encoding",
             Self::BodyTooSlow { .. } => "body_timeout",
             Self::BodyBroken => "body_broken",
             Self::BadHeader { .. } => "bad_header",

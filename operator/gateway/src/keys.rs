@@ -23,7 +23,7 @@ pub struct Caller {
     hash: [u8; 32],
 }
 
-/// Limits of one caller, over all models of a gateway.
+/// Limits of one caller, over all models of a gateway that name its Secret.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Requests at once.

@@ -49,14 +49,15 @@ impl Drop for Running {
 }
 
 impl Usage {
-    /// Counts a request.
+    /// Counts a request of a caller of this Secret: others may have one of the same name.
     ///
     /// # Errors
     ///
     /// The caller is at one of its limits.
-    pub fn begin(self: &Arc<Self>, caller: &Caller, now: Instant) -> Result<Running, Reached> {
+    pub fn begin(self: &Arc<Self>, secret: &str, caller: &Caller, now: Instant) -> Result<Running, Reached> {
+        let name = format!("{secret}/{}", caller.name);
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = callers.entry(caller.name.clone()).or_default();
+        let used = callers.entry(name.clone()).or_default();
         if let Some(most) = caller.limits.max_concurrent.filter(|most| used.running >= *most) {
             let retry_after = Duration::from_secs(1);
             return Err(Reached { limit: "max-concurrent", value: most, retry_after });
@@ -76,7 +77,7 @@ impl Usage {
             used.left = Some((left - 1.0, now));
         }
         used.running += 1;
-        Ok(Running { usage: Arc::clone(self), caller: caller.name.clone() })
+        Ok(Running { usage: Arc::clone(self), caller: name })
     }
 }
 
@@ -93,23 +94,24 @@ mod tests {
     #[test]
     fn requests_at_once_are_limited_and_come_free_again() {
         let (usage, alice, now) = (Arc::new(Usage::default()), caller("max-concurrent: 2"), Instant::now());
-        let first = usage.begin(&alice, now).unwrap();
-        let _second = usage.begin(&alice, now).unwrap();
-        assert_eq!(usage.begin(&alice, now).unwrap_err().limit, "max-concurrent");
+        let first = usage.begin("keys", &alice, now).unwrap();
+        let _second = usage.begin("keys", &alice, now).unwrap();
+        assert_eq!(usage.begin("keys", &alice, now).unwrap_err().limit, "max-concurrent");
+        assert!(usage.begin("others", &alice, now).is_ok(), "somebody else of that name");
         drop(first);
-        assert!(usage.begin(&alice, now).is_ok());
+        assert!(usage.begin("keys", &alice, now).is_ok());
     }
 
     #[test]
     fn requests_a_minute_are_limited_and_time_earns_new_ones() {
         let (usage, alice, now) =
             (Arc::new(Usage::default()), caller("requests-per-minute: 6"), Instant::now());
-        assert_eq!((0..10).filter(|_| usage.begin(&alice, now).is_ok()).count(), 6);
-        let reached = usage.begin(&alice, now).unwrap_err();
+        assert_eq!((0..10).filter(|_| usage.begin("keys", &alice, now).is_ok()).count(), 6);
+        let reached = usage.begin("keys", &alice, now).unwrap_err();
         assert_eq!((reached.limit, reached.retry_after), ("requests-per-minute", Duration::from_secs(10)));
-        assert!(usage.begin(&alice, now + Duration::from_secs(10)).is_ok());
+        assert!(usage.begin("keys", &alice, now + Duration::from_secs(10)).is_ok());
         let none = caller("requests-per-minute: 0");
-        let reached = Arc::new(Usage::default()).begin(&none, now).unwrap_err();
+        let reached = Arc::new(Usage::default()).begin("keys", &none, now).unwrap_err();
         assert_eq!(reached.retry_after, Duration::from_secs(3_600));
     }
 }

@@ -348,6 +348,11 @@ async fn clients_find_models_in_every_form_and_learn_what_is_wrong_with_a_body()
     }
     let answer = gateway.ask_with(&[], r#"{"model": "code","#).await;
     assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (400, &"invalid_json".into()));
+    let answer = gateway.ask_with(&[("content-encoding", "gzip")], "not what it says").await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.json()["error"]["code"]),
+        (415, &"unsupported_encoding".into())
+    );
     assert_eq!(gateway.ask_path("/tokenize", r#"{"model": "code"}"#).await.tier(), "primary");
     assert!(engine.seen.lock().unwrap().last().unwrap().starts_with("POST /tokenize "));
 }
