@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use atlas_crds::{
     AtlasModel, GpuProfile, ModelSource, Tier,
     model::{KvCacheType, ModelFile},
+    quantity::parse_bytes,
 };
 use atlas_headers::{Ask, Guard, HeaderReader, Limits, Options, Pass, place_of};
 use atlas_operator_core::vram::{
     Calibrations, Card, ModelShape, OtherFile, OtherProfile, Question, Setting, VramPlan, available_bytes,
-    card_bytes_per_second, expected_tokens_per_second, plan_vram, profile_bytes,
+    card_bytes_per_second, expected_tokens_per_second, mebibytes, plan_vram, profile_bytes,
 };
 use atlas_s3::Credentials;
 use kube::ResourceExt;
@@ -202,7 +203,7 @@ pub async fn read_source(
 /// Plans every tier of a model.
 pub fn build_report(model: &AtlasModel, profiles: &[GpuProfile], shapes: &Shapes) -> ModelReport {
     let tiers: Vec<TierReport> =
-        model.spec.tiers.iter().map(|tier| report_tier(tier, profiles, shapes)).collect();
+        model.spec.tiers.iter().map(|tier| told(model, report_tier(tier, profiles, shapes))).collect();
     let plans = || tiers.iter().map(|tier| tier.plan.as_ref().map(|plan| plan.fits));
     let fits = if plans().any(|fits| fits == Some(false)) {
         Some(false)
@@ -210,6 +211,20 @@ pub fn build_report(model: &AtlasModel, profiles: &[GpuProfile], shapes: &Shapes
         plans().all(|fits| fits == Some(true)).then_some(true)
     };
     ModelReport { model: model.name_any(), namespace: model.namespace(), fits, tiers }
+}
+
+/// Adds to why there is no plan here what the operator planned in the cluster, which may reach what this machine does not.
+fn told(model: &AtlasModel, mut report: TierReport) -> TierReport {
+    let planned = model.status.iter().flat_map(|status| &status.tiers).find(|tier| tier.name == report.name);
+    let figures = planned.and_then(|tier| {
+        let vram = tier.vram.as_ref()?;
+        Some((parse_bytes(vram.required.as_ref()?)?, parse_bytes(vram.available.as_ref()?)?))
+    });
+    if let (Some(problem), Some((required, available))) = (&mut report.problem, figures) {
+        let (required, available) = (mebibytes(required), mebibytes(available));
+        problem.push_str(&format!("; the operator planned it with {required} of {available}"));
+    }
+    report
 }
 
 fn report_tier(tier: &Tier, profiles: &[GpuProfile], shapes: &Shapes) -> TierReport {

@@ -126,3 +126,20 @@ fn layers_on_the_cpu_come_with_the_speed_to_expect() {
     let text = render_plan(&all, &Terminal::plain(200));
     assert!(text.contains("tokens/s where the node's memory gives 50 GB/s"), "{text}");
 }
+
+#[test]
+fn what_cannot_be_read_here_is_told_as_the_operator_planned_it() {
+    let mut model = model(json!([tier("a", "rx-7900-xtx", 2), tier("b", "rx-7600", 1)]));
+    model.status = serde_json::from_value(json!({"tiers": [
+        {"name": "a", "ready": 1, "replicas": 1, "vram": {"required": "471Mi", "available": "22000Mi"}},
+    ]}))
+    .unwrap();
+    let unread = model.spec.tiers.iter().map(|tier| (tier.name.clone(), Err("no such host".to_owned())));
+    let report = build_report(&model, &sample_profiles().unwrap(), &unread.collect());
+    let problems: Vec<_> = report.tiers.iter().map(|tier| tier.problem.as_deref().unwrap()).collect();
+    assert_eq!(
+        problems,
+        ["no such host; the operator planned it with 471 MiB of 22,000 MiB", "no such host"]
+    );
+    assert_eq!(report.fits, None);
+}
