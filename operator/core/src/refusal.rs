@@ -23,6 +23,8 @@ pub fn remedy(said: &str) -> &'static str {
         "meet the policy named above, or ask whoever runs it for an exception"
     } else if has(&["is forbidden: User "]) {
         "give the operator this right: its ClusterRole comes with the chart of the same release"
+    } else if has(&["is invalid: "]) && has(&[".resources"]) {
+        "correct engine.resources of the tier, which becomes that of the pod"
     } else if has(&["PriorityClass"]) {
         "create the PriorityClass that is named, or let no policy set it"
     } else {
@@ -118,6 +120,10 @@ mod tests {
             (
                 r#"services "a" is forbidden: User "system:serviceaccount:s:o" cannot patch resource "services""#,
                 "give the operator this right",
+            ),
+            (
+                r#"Deployment.apps "a-t-b" is invalid: spec.template.spec.containers[0].resources.requests: Invalid value: "5Gi": must be less than or equal to memory limit of 1Gi"#,
+                "correct engine.resources",
             ),
             ("something else", "see the Events"),
         ] {

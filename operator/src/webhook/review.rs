@@ -15,6 +15,7 @@ use crate::{
     credentials::Wanted,
     fit::{Cards, describe_misfit, other_profiles, setting_of},
     headers::Known,
+    validate::{Refusal, validate},
 };
 
 /// Models of this many weights and more exceed every card that there is a profile for.
@@ -46,9 +47,11 @@ pub fn review(model: &AtlasModel, old: Option<&AtlasModel>, known: &Knowledge<'_
     if model.metadata.deletion_timestamp.is_some() || old.is_some_and(|old| old.spec == model.spec) {
         return opinion;
     }
+    opinion.warnings.extend(not_acted_on(model, known.profiles));
     let mut misfits = Vec::new();
     for tier in &model.spec.tiers {
         let field = format!("spec.tiers[{}]", tier.name);
+        opinion.warnings.extend(own_cards(&field, tier, known.profiles));
         let namespace = model.metadata.namespace.as_deref().unwrap_or_default();
         let header = (known.header)(&Wanted::of(namespace, &tier.model));
         opinion.warnings.extend(experimental(&field, tier, header.as_deref()));
@@ -81,6 +84,25 @@ pub fn review(model: &AtlasModel, old: Option<&AtlasModel>, known: &Knowledge<'_
         opinion.refusal = Some(misfits.join("; "));
     }
     opinion
+}
+
+/// What condition Accepted is going to say, but for profiles that may come next.
+fn not_acted_on(model: &AtlasModel, profiles: &[Arc<GpuProfile>]) -> Vec<String> {
+    let refusals = validate(model, profiles).err().unwrap_or_default();
+    let refusals = refusals.iter().filter(|refusal| !matches!(refusal, Refusal::ProfileNotFound { .. }));
+    refusals.map(|refusal| format!("not acted on as it stands: {refusal}")).collect()
+}
+
+/// A number of cards that a tier asks for by itself, which the operator decides.
+fn own_cards(field: &str, tier: &Tier, profiles: &[Arc<GpuProfile>]) -> Option<String> {
+    let resources = tier.engine.as_ref()?.resources.as_ref()?;
+    let profile = profiles.iter().find(|profile| profile.name_any() == tier.gpu_profile)?;
+    let name = &profile.spec.resource_name;
+    let asked =
+        [&resources.limits, &resources.requests].into_iter().flatten().find_map(|map| map.get(name))?;
+    (asked.0 != "1").then(|| {
+        format!("{field}.engine.resources: {name} {:?} is not acted on: an engine has one card; replicas gives the tier more", asked.0)
+    })
 }
 
 fn experimental(field: &str, tier: &Tier, header: Option<&Known>) -> Option<String> {

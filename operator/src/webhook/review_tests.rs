@@ -145,6 +145,10 @@ fn what_may_come_later_and_what_is_experimental_is_warned_of() {
     );
     check(&model("big", "Llama-70B.Q4_K_M.gguf", &none), None, &[], &["experimental"]);
     check(&model("big", "giant.gguf", &none), None, &["it needs"], &["experimental"]);
+    let crowded = model("big", "other.gguf", &json!({"maxBatch": 4096}));
+    check(&crowded, None, &[], &["not acted on as it stands: tier only: maxBatch 4096 is above"]);
+    let two = model("big", "7b.gguf", &json!({"engine": {"resources": {"limits": {"amd.com/gpu": "2"}}}}));
+    check(&two, None, &[], &["spec.tiers[only].engine.resources: amd.com/gpu \"2\" is not acted on"]);
     let offloaded = model("big", "7b.gguf", &json!({"cpuOffloadLayers": 4}));
     check(&offloaded, None, &[], &["spec.tiers[only].cpuOffloadLayers", "experimental"]);
 }
