@@ -166,6 +166,26 @@ pub fn build_status_event() -> Event {
     }
 }
 
+/// The Event that tells what keeps a deleted model, where that is not Kubernetes itself.
+#[must_use]
+pub fn build_deletion_event(finalizers: &[String]) -> Option<Event> {
+    let foreign: Vec<&str> = finalizers
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !["foregroundDeletion", "orphan"].contains(name))
+        .collect();
+    (!foreign.is_empty()).then(|| Event {
+        type_: EventType::Warning,
+        reason: "DeletionWaits".into(),
+        note: Some(clip(&format!(
+            "it is deleted, and stays with its engines and their cards until its finalizers are gone: {}: ask whoever set them, or take them out of metadata.finalizers",
+            foreign.join(", ")
+        ))),
+        action: "Delete".into(),
+        secondary: None,
+    })
+}
+
 fn is_bad(type_: &str, status: &str, reason: &str) -> bool {
     let type_is = |condition: ModelCondition| type_ == condition.as_str();
     if type_is(ModelCondition::Degraded) {
@@ -182,4 +202,21 @@ fn clip(note: &str) -> String {
         end -= 1;
     }
     note[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deletion_that_others_keep_up_is_told_by_their_finalizers() {
+        let note = |finalizers: &[&str]| {
+            let finalizers: Vec<String> = finalizers.iter().map(ToString::to_string).collect();
+            build_deletion_event(&finalizers)?.note
+        };
+        assert_eq!(note(&[]), None);
+        assert_eq!(note(&["foregroundDeletion"]), None);
+        let told = note(&["foregroundDeletion", "example.com/backup"]).unwrap();
+        assert!(told.contains("are gone: example.com/backup: ask"), "{told}");
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
     busy::measured,
     context::{Context, Memory},
     error::{ReconcileError, Retry, backoff, tell},
-    events::{build_edit_event, build_events, build_status_event},
+    events::{build_deletion_event, build_edit_event, build_events, build_status_event},
     kinds::Kind,
     measure::measured_peak,
     observe::{TierPods, find_refusal, view_tiers},
@@ -80,6 +80,8 @@ async fn pass(object: &AtlasModel, context: &Context) -> Result<Action, Reconcil
     let uid = object.uid().ok_or_else(|| missing("uid"))?;
     // Garbage collection does what is left to do.
     if object.metadata.deletion_timestamp.is_some() {
+        let waits = build_deletion_event(object.finalizers());
+        context.events.publish_all(object.object_ref(&()), waits.into_iter().collect());
         return Ok(Action::await_change());
     }
     let inputs = gather(object, &context.stores);
