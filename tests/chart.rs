@@ -227,14 +227,24 @@ async fn install_uninstall_install_under_another_name_and_upgrade() -> Result<()
         &["get", "clusterroles,clusterrolebindings", "-l", "app.kubernetes.io/name=atlas-operator"],
     )
     .await?;
-    ensure!(left.is_empty(), "uninstall left {left}");
+    let left: Vec<&str> = left.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    ensure!(
+        left == ["NAME", "clusterrole.rbac.authorization.k8s.io/atlas-gateway"],
+        "uninstall left {left:?}: gateways need theirs, and nobody more"
+    );
 
     // Another release takes the kept CRDs over without a flag, brings its own, and goes on upgrading them.
     helm.run(&["install", "second", &older, "--namespace", "two", "--create-namespace"])?;
     let taken = crd(&server).await?;
     ensure!(taken.owner == "second" && !taken.has_suspend, "the install left the CRDs as they were");
+    let owner = ["get", "clusterrole", "atlas-gateway", "-o", "jsonpath={.metadata.annotations}"];
+    ensure!(
+        kubectl(&server, &owner).await?.contains(r#""meta.helm.sh/release-name":"second""#),
+        "not taken over"
+    );
     helm.run(&["upgrade", "second", &chart(), "--namespace", "two"])?;
     ensure!(crd(&server).await?.has_suspend, "the upgrade left the CRD as it was");
+    ensure!(kubectl(&server, &owner).await?.contains(r#""meta.helm.sh/release-name":"second""#), "not kept");
     helm.run(&["upgrade", "second", &older, "--namespace", "two"])?;
     ensure!(!crd(&server).await?.has_suspend, "the CRD is not an ordinary part of the release");
     helm.run(&["rollback", "second", "1", "--namespace", "two"])?;

@@ -95,3 +95,13 @@ fn a_private_registry_reaches_every_pod_and_a_digest_pins_an_image() -> Result<(
     ensure!(container["env"].as_array().is_some_and(|env| env.contains(&format)), "{container}");
     Ok(())
 }
+
+#[test]
+fn values_of_before_a_setting_was_added_get_its_default() -> Result<()> {
+    // As `helm upgrade --reuse-values` renders them.
+    let before = ["userRoles=null", "images.pullSecrets=null", "images.operator.digest=null"];
+    let before = before.iter().chain(&["controller.logFormat=null", "controller.priorityClassName=null"]);
+    let before: Vec<&str> = before.copied().collect();
+    ensure!(render(&before)? == render(&[])?, "settings that are not there change what is rendered");
+    Ok(())
+}
