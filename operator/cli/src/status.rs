@@ -44,7 +44,9 @@ pub async fn run(args: &StatusArgs, target: &Target, terminal: &Terminal) -> Res
                     (true, false) => "\n",
                     (false, _) => "",
                 };
-                let (status, cards) = (render_status(models, terminal), render_cards(&engines, terminal));
+                let namespace = (!args.all_namespaces).then_some(cluster.namespace.as_str());
+                let status = render_status(models, namespace, terminal);
+                let cards = render_cards(&engines, terminal);
                 put(&format!("{before}{status}{cards}"));
             }
             (output, [one]) if args.name.is_some() => print_value(one, output)?,

@@ -17,10 +17,15 @@ use crate::{status::is_ready, terminal::Terminal};
 /// Reason of Progressing while every tier is as it should be.
 const SETTLED: &str = "Settled";
 
-/// Draws models one below the other.
-pub fn render_status(models: &[AtlasModel], terminal: &Terminal) -> String {
+/// Draws models one below the other; `namespace` is where they were looked for, where not in all.
+pub fn render_status(models: &[AtlasModel], namespace: Option<&str>, terminal: &Terminal) -> String {
     if models.is_empty() {
-        return "no AtlasModels\n".to_owned();
+        return match namespace {
+            Some(namespace) => {
+                format!("no AtlasModels in namespace {namespace}: -n names another, -A looks into all\n")
+            }
+            None => "no AtlasModels\n".to_owned(),
+        };
     }
     let mut out = String::new();
     for (index, model) in models.iter().enumerate() {
@@ -142,7 +147,7 @@ mod tests {
             },
         }))
         .unwrap();
-        let text = render_status(&[model], &Terminal::plain(120));
+        let text = render_status(&[model], None, &Terminal::plain(120));
         for part in [
             "atlas/code: Ready",
             "rx-7900-xtx",
@@ -165,7 +170,8 @@ mod tests {
             "metadata": {"name": "code", "namespace": "atlas"}, "spec": {"tiers": []},
         }))
         .unwrap();
-        assert!(render_status(&[model], &Terminal::plain(80)).contains("is the operator running?"));
-        assert_eq!(render_status(&[], &Terminal::plain(80)), "no AtlasModels\n");
+        assert!(render_status(&[model], None, &Terminal::plain(80)).contains("is the operator running?"));
+        assert_eq!(render_status(&[], None, &Terminal::plain(80)), "no AtlasModels\n");
+        assert!(render_status(&[], Some("team"), &Terminal::plain(80)).contains("in namespace team: -n"));
     }
 }
