@@ -6,7 +6,8 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Engine, chat, events, joined, prompt};
+use std::time::Instant;
+use support::{Engine, PATIENCE, chat, events, joined, prompt};
 
 /// Whether a text is what was asked for.
 type Holds<'a> = &'a dyn Fn(&str) -> bool;
@@ -137,12 +138,54 @@ fn a_grammar_that_takes_too_long_ends_its_own_answer_and_says_so() {
 
     // The engine serves on: it did not hang, its pace is what it was, and all blocks are free.
     assert_eq!(engine.complete(prompt("The answer is", json!({"max_tokens": 20}))), before);
-    let (_, metrics) = support::request(&engine.internal, "GET", "/metrics", "");
-    for line in [
+    // What is told to a client is counted a moment later.
+    let expected = [
         "atlas_engine_aborted_requests_total{reason=\"grammar\"} 2",
         "atlas_engine_kv_used_blocks 0",
         "atlas_engine_running_requests 0",
+    ];
+    let began = Instant::now();
+    loop {
+        let (_, metrics) = support::request(&engine.internal, "GET", "/metrics", "");
+        if expected.iter().all(|line| metrics.contains(line)) {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{expected:?} are not all in {metrics}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn forms_as_deep_as_they_are_long_are_followed_and_longer_ones_refused() {
+    let engine = Engine::start(&["--max-body-bytes", "1000000"]);
+    // Each rule leads to the next, by recursion in the library: this used to end the process.
+    let deep = 4000;
+    let rules: String = (0..deep).map(|index| format!("r{index} ::= r{}\n", index + 1)).collect();
+    let gbnf = format!("root ::= r0\n{rules}r{deep} ::= \"yes\"");
+    let mut defs: serde_json::Map<String, Value> = (0..deep)
+        .map(|index| (index.to_string(), json!({"$ref": format!("#/$defs/{}", index + 1)})))
+        .collect();
+    defs.insert(deep.to_string(), json!({"const": "yes"}));
+    let choices: Vec<String> = (0..4000).map(|index| format!("(no. {index}) é|/\"\n")).collect();
+    for (more, holds) in [
+        (json!({"grammar": gbnf}), &(|text: &str| text == "yes") as Holds),
+        (json!({"guided_json": {"$ref": "#/$defs/0", "$defs": defs}}), &|text: &str| text == "\"yes\""),
+        (json!({"guided_choice": choices, "max_tokens": 40}), &|text: &str| {
+            choices.iter().any(|choice| choice == text)
+        }),
     ] {
-        assert!(metrics.contains(line), "{line} is not in {metrics}");
+        let text = engine.complete(prompt("The answer is", more));
+        assert!(holds(&text), "{text:?}");
+    }
+    for (more, param) in [
+        (json!({"grammar": format!("root ::= \"{}\"", "a".repeat(70_000))}), "grammar"),
+        (json!({"guided_regex": "a".repeat(70_000)}), "guided_regex"),
+        (json!({"guided_choice": ["a".repeat(140_000)]}), "guided_choice"),
+        (json!({"guided_json": {"enum": ["a".repeat(600_000)]}}), "guided_json"),
+    ] {
+        let (status, refused) = engine.post("/v1/completions", &prompt("x", more));
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert_eq!((status, &refused["error"]["param"]), (400, &json!(param)), "{refused}");
+        assert!(message.contains("bytes"), "{message}");
     }
 }

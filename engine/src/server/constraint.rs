@@ -9,6 +9,7 @@ use crate::text::gbnf;
 use crate::text::grammar::{Grammar, Language};
 use crate::text::schema::close_objects;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 /// What an answer must hold to, and the field that says so.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,9 @@ pub struct Constraint {
     /// The texts that are allowed.
     pub language: Language,
 }
+
+/// Forms from here on are compiled one at a time: the longest take seconds and hundreds of megabytes.
+const LONG_BYTES: usize = 8 << 10;
 
 /// vLLM's and llama.cpp's fields at the top of a body, and the form that each gives.
 const FIELDS: &[(&str, Form)] = &[
@@ -162,15 +166,19 @@ impl Constraint {
     /// It cannot be held to.
     pub async fn compile(self, engine: &Engine) -> Result<Grammar, ApiError> {
         let Self { place, mut language } = self;
-        let compiler = engine.grammars.clone();
-        let compile = move || {
-            if let Language::Json(schema) = &mut language {
-                close_objects(schema);
-            }
-            compiler.compile(&language)
-        };
-        let compiled = tokio::task::spawn_blocking(compile).await;
-        let compiled = compiled.map_err(|error| ApiError::internal(error.to_string()))?;
+        if let Language::Json(schema) = &mut language {
+            close_objects(schema);
+        }
+        let long = language.byte_count() >= LONG_BYTES;
+        let turn = if long { Some(engine.encoder.turn().await?) } else { None };
+        let (tell, compiled) = oneshot::channel();
+        let started = engine.grammars.clone().compile(language, move |compiled| {
+            // Nobody is told where the client has left.
+            let _ = tell.send(compiled);
+            drop(turn);
+        });
+        started.map_err(|error| ApiError::internal(error.to_string()))?;
+        let compiled = compiled.await.map_err(|error| ApiError::internal(error.to_string()))?;
         match compiled {
             Ok(grammar) => Ok(grammar.at(place)),
             Err(error) => Err(ApiError::invalid(Some(&place), format!("{place}: {error}"))),

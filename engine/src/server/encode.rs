@@ -9,7 +9,7 @@ use crate::text::tokenizer::TokenizerError;
 use atlas_engine_core::{RequestError, TokenId};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A text of fewer bytes for each token of the context is cut without a look at whether it could fit.
 const BYTES_A_TOKEN: usize = 8;
@@ -20,7 +20,7 @@ const LONG_BYTES: usize = 64 << 10;
 /// Texts that need not fit the context may be so long, or as long as [`BYTES_A_TOKEN`] lets them.
 const LOOSE_BYTES: usize = 1 << 20;
 
-/// The tokenizer, and whose turn it is with it.
+/// The tokenizer, and whose turn it is with something long.
 #[derive(Clone)]
 pub struct Encoder {
     tokenizer: Arc<TextTokenizer>,
@@ -33,17 +33,23 @@ impl Encoder {
         Self { tokenizer, long: Arc::new(Semaphore::new(1)) }
     }
 
+    /// Waits for its turn with work on something long. The turn goes with the work, which nobody stops when its client
+    /// leaves.
+    ///
+    /// # Errors
+    /// None: turns are never taken away.
+    pub async fn turn(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let turn = self.long.clone().acquire_owned().await;
+        turn.map_err(|error| ApiError::internal(error.to_string()))
+    }
+
     async fn encode<T: Send + 'static>(
         &self,
         bytes: usize,
         encode: impl FnOnce(&TextTokenizer) -> Result<T, TokenizerError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let internal = |error: &dyn std::error::Error| ApiError::internal(error.to_string());
-        // The turn goes with the work, which nobody stops when its client leaves.
-        let turn = match bytes >= LONG_BYTES {
-            true => Some(self.long.clone().acquire_owned().await.map_err(|error| internal(&error))?),
-            false => None,
-        };
+        let turn = if bytes >= LONG_BYTES { Some(self.turn().await?) } else { None };
         let tokenizer = self.tokenizer.clone();
         let encode = move || {
             let encoded = encode(&tokenizer);

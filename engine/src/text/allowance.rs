@@ -14,7 +14,7 @@ const POLL: Duration = Duration::from_millis(50);
 const LOOKS: u32 = 6;
 /// The longest that one computation counts for.
 const MOST: Duration = Duration::from_millis(POLL.as_millis() as u64 * LOOKS as u64);
-/// What every answer has to begin with.
+/// What every request has to begin with.
 const FIRST: Duration = Duration::from_secs(1);
 /// What each token adds: with a batch of four these are a step's time.
 const A_TOKEN: Duration = Duration::from_millis(50);
@@ -79,29 +79,35 @@ impl Timekeeper {
     }
 }
 
-/// What one answer's grammar has left.
+/// What the grammar of a request has left; copies share it, so that many choices begin with no more than one.
 #[derive(Debug, Clone)]
-pub struct Allowance(Duration);
+pub struct Allowance(Arc<Mutex<Duration>>);
 
 impl Allowance {
-    /// An answer's at its beginning.
+    /// A request's at its beginning.
     pub fn new() -> Self {
-        Self(FIRST)
+        Self(Arc::new(Mutex::new(FIRST)))
+    }
+
+    fn left(&self) -> MutexGuard<'_, Duration> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what a computation used.
-    pub fn take(&mut self, used: Duration) {
-        self.0 = self.0.saturating_sub(used);
+    pub fn take(&self, used: Duration) {
+        let mut left = self.left();
+        *left = left.saturating_sub(used);
     }
 
-    /// A token came; what is saved up is never more than an answer has at its beginning.
-    pub fn add_token(&mut self) {
-        self.0 = (self.0 + A_TOKEN).min(FIRST);
+    /// A token came; what is saved up is never more than a request has at its beginning.
+    pub fn add_token(&self) {
+        let mut left = self.left();
+        *left = (*left + A_TOKEN).min(FIRST);
     }
 
     /// Whether nothing is left.
     pub fn is_used_up(&self) -> bool {
-        self.0.is_zero()
+        self.left().is_zero()
     }
 }
 
@@ -126,7 +132,7 @@ mod tests {
     #[test]
     fn an_allowance_lasts_where_tokens_take_no_longer_than_they_add() {
         let after = |used: Duration| {
-            let mut allowance = Allowance::new();
+            let allowance = Allowance::new();
             (0..1000).find(|_| {
                 allowance.take(used);
                 let over = allowance.is_used_up();

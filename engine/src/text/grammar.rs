@@ -26,6 +26,27 @@ pub enum Language {
     Lark(String),
 }
 
+impl Language {
+    /// How long it is, written down.
+    pub fn byte_count(&self) -> usize {
+        match self {
+            Self::Json(schema) => schema.to_string().len(),
+            Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Choice(choices) => choices.iter().map(|choice| choice.len() + 1).sum(),
+        }
+    }
+
+    fn fits(&self) -> Result<(), GrammarError> {
+        let bytes = self.byte_count();
+        let most = match self {
+            Self::Json(_) => MOST_SCHEMA_BYTES,
+            Self::Regex(_) | Self::Lark(_) => MOST_BYTES,
+            Self::Choice(_) => MOST_CHOICES_BYTES,
+        };
+        if bytes > most { Err(GrammarError::Long { bytes, most }) } else { Ok(()) }
+    }
+}
+
 /// A language that cannot be held to.
 #[derive(Debug, thiserror::Error)]
 pub enum GrammarError {
@@ -40,6 +61,14 @@ pub enum GrammarError {
     Huge {
         /// The bound.
         bound: String,
+    },
+    /// It is longer than anything that is compiled.
+    #[error("has {bytes} bytes, and {most} can be held to")]
+    Long {
+        /// Its length.
+        bytes: usize,
+        /// The longest.
+        most: usize,
     },
     /// No text is in it, such as where rules lead to each other only.
     #[error("allows no answer at all")]
@@ -66,6 +95,16 @@ pub struct GrammarCompiler {
     timekeeper: Timekeeper,
 }
 
+/// Bytes of a regular expression or a grammar, whose compilation takes time and memory by the square of its length.
+const MOST_BYTES: usize = 64 << 10;
+/// Bytes of choices.
+const MOST_CHOICES_BYTES: usize = 128 << 10;
+/// Bytes of a schema.
+const MOST_SCHEMA_BYTES: usize = 512 << 10;
+/// Stack of a compilation. A language may nest as deep as it is long, by rules that lead to each other, and the
+/// library follows them by recursion; only what is used takes memory.
+const STACK_BYTES: usize = 1 << 30;
+
 /// White space between JSON's tokens: some, since models have seen it, and not without end.
 const WHITE_SPACE: &str = r"[ \n\r\t]{1,16}";
 /// `\d` and `\w`, as the library names them.
@@ -91,11 +130,26 @@ impl GrammarCompiler {
         Ok(Self { factory, words: 0..words.len() as u32, ends, timekeeper })
     }
 
-    /// The grammar of a language.
+    /// The grammar of a language, by a thread with room for the library's recursions, which would end the process
+    /// where the stack is too small. Calls `done` there.
     ///
     /// # Errors
-    /// It is not valid, too large, allows nothing, or uses what cannot be held to.
-    pub fn compile(&self, language: &Language) -> Result<Grammar, GrammarError> {
+    /// The thread cannot be started.
+    pub fn compile(
+        self: Arc<Self>,
+        language: Language,
+        done: impl FnOnce(Result<Grammar, GrammarError>) + Send + 'static,
+    ) -> std::io::Result<()> {
+        let compile = move || {
+            let fits = language.fits();
+            done(fits.and_then(|()| self.compile_here(&language)));
+        };
+        let builder = std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
+        builder.spawn(compile).map(|_| ())
+    }
+
+    /// It is not valid, too large, allows nothing, or uses what cannot be held to: then an error.
+    fn compile_here(&self, language: &Language) -> Result<Grammar, GrammarError> {
         let grammar = match language {
             Language::Json(schema) => {
                 if let Some(bound) = huge_bound(schema) {
@@ -106,6 +160,12 @@ impl GrammarCompiler {
             // Digits and word characters are ASCII's, as in schemas: nobody expects another script's figures.
             Language::Regex(regex) => {
                 TopLevelGrammar::from_lark(format!("start: /{}/", regex_to_lark(regex, ASCII_CLASSES)))
+            }
+            // One terminal: the library follows thousands of them with more trouble than a long one.
+            Language::Choice(choices) if choices.iter().all(|choice| !choice.is_empty()) => {
+                let escaped: Vec<String> = choices.iter().map(|choice| escaped(choice)).collect();
+                let regex = regex_to_lark(&escaped.join("|"), ASCII_CLASSES);
+                TopLevelGrammar::from_lark(format!("start: /{regex}/"))
             }
             Language::Choice(choices) => {
                 let quoted: Vec<String> =
@@ -130,8 +190,17 @@ impl GrammarCompiler {
             return Err(GrammarError::Empty);
         }
         let (ends, timekeeper) = (self.ends.clone(), self.timekeeper.clone());
-        Ok(Grammar { matcher, ends, timekeeper, place: String::new() })
+        Ok(Grammar { matcher, ends, timekeeper, allowance: Allowance::new(), place: String::new() })
     }
+}
+
+/// A regular expression that matches a text only.
+fn escaped(text: &str) -> String {
+    let escape = |character: char| match character {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | ' ' | '_' => character.to_string(),
+        _ => format!("\\x{{{:x}}}", u32::from(character)),
+    };
+    text.chars().map(escape).collect()
 }
 
 fn with_white_space(schema: &Value) -> Value {
@@ -159,6 +228,7 @@ pub struct Grammar {
     matcher: Matcher,
     ends: Arc<[TokenId]>,
     timekeeper: Timekeeper,
+    allowance: Allowance,
     place: String,
 }
 
@@ -175,8 +245,7 @@ impl Grammar {
 
     /// A choice's state behind the tokens that it has already.
     pub fn mask(&self, resumed: &[TokenId]) -> Box<dyn TokenMask> {
-        let Self { matcher, ends, timekeeper, place: _ } = self.clone();
-        let allowance = Allowance::new();
+        let Self { matcher, ends, timekeeper, allowance, place: _ } = self.clone();
         let mut mask = GrammarMask { matcher: matcher.into_cancellable(), ends, timekeeper, allowance };
         resumed.iter().for_each(|token| mask.accept(*token));
         Box::new(mask)
