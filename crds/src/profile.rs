@@ -41,7 +41,9 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.backend != 'Hip' || has(self.match)")
         .message("match is required with backend Hip: set match.vramClass and match.computeUnits, or the profile finds no node"),
     validation = Rule::new("!isQuantity(string(self.vram)) || !isQuantity(string(self.reservedVram)) || quantity(string(self.reservedVram)).isLessThan(quantity(string(self.vram)))")
-        .message("reservedVram must be less than vram: nothing would be left for a model")
+        .message("reservedVram must be less than vram: nothing would be left for a model"),
+    validation = Rule::new("!has(self.tolerations) || self.tolerations.all(t, (has(t.operator) && t.operator == 'Exists') ? (!has(t.value) || t.value == '') : (has(t.key) && t.key != ''))")
+        .message("tolerations: one with operator Exists takes no value, and any other needs a key")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct GpuProfileSpec {
@@ -95,7 +97,7 @@ pub struct GpuProfileSpec {
     pub tolerations: Vec<Toleration>,
     /// Ids of the host's render and video groups, which own `/dev/kfd` and `/dev/dri/render*`; they differ between distributions.
     #[serde(default = "default_groups")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), inner(range(min = 0, max = 2_147_483_647)))]
     pub supplemental_groups: Vec<i64>,
     /// Where engines of this profile keep model files.
     #[serde(default)]
@@ -170,11 +172,14 @@ pub struct ClaimCache {
     pub claim_name: String,
     /// Group that owns the volume's files.
     #[serde(default = "default_fs_group")]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     pub fs_group: i64,
 }
 
 /// A folder of the node.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("!self.path.matches('(^|/)[.][.](/|$)')")
+    .message("modelCache.hostPath.path must not lead upwards: write it without .."))]
 #[serde(rename_all = "camelCase")]
 pub struct HostPathCache {
     /// Absolute path on the node.

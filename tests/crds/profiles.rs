@@ -120,6 +120,30 @@ pub const CASES: &[Case] = &[
     ),
     refused(
         PROFILE,
+        "a folder above",
+        &[("/spec/modelCache", "{hostPath: {path: /models/../etc}}")],
+        &["modelCache.hostPath.path must not lead upwards: write it without .."],
+    ),
+    refused(
+        PROFILE,
+        "a group below zero",
+        &[("/spec/supplementalGroups", "[44, -1]")],
+        &["spec.supplementalGroups[1]", "greater than or equal to 0"],
+    ),
+    refused(
+        PROFILE,
+        "a toleration of any value with a value",
+        &[("/spec/tolerations", "[{key: a, operator: Exists, value: b}]")],
+        &["tolerations: one with operator Exists takes no value"],
+    ),
+    refused(
+        PROFILE,
+        "a toleration of nothing",
+        &[("/spec/tolerations", "[{value: b}]")],
+        &["and any other needs a key"],
+    ),
+    refused(
+        PROFILE,
         "an unknown backend",
         &[("/spec/backend", "Cuda")],
         &["spec.backend: Unsupported value: \"Cuda\": supported values: \"Hip\", \"Cpu\""],

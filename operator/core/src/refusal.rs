@@ -21,7 +21,7 @@ pub fn remedy(said: &str) -> &'static str {
         "the webhook named above does not answer: mend it, or ask whoever runs it"
     } else if has(&["denied the request", "denied request"]) {
         "meet the policy named above, or ask whoever runs it for an exception"
-    } else if has(&["is forbidden: User "]) {
+    } else if has(&["is forbidden: User ", "attempting to grant RBAC permissions"]) {
         "give the operator this right: its ClusterRole comes with the chart of the same release"
     } else if has(&["is invalid: "]) && has(&[".resources"]) {
         "correct engine.resources of the tier, which becomes that of the pod"
@@ -119,6 +119,10 @@ mod tests {
             ),
             (
                 r#"services "a" is forbidden: User "system:serviceaccount:s:o" cannot patch resource "services""#,
+                "give the operator this right",
+            ),
+            (
+                r#"rolebindings "g" is forbidden: user "system:serviceaccount:s:o" (groups=["system:authenticated"]) is attempting to grant RBAC permissions not currently held"#,
                 "give the operator this right",
             ),
             (

@@ -29,7 +29,7 @@ use super::{
     silence::Gateway,
     views::{GatewayStatus, GatewayViews},
 };
-use crate::{metrics::Metrics, stores::Stores};
+use crate::{error::tell, metrics::Metrics, stores::Stores};
 
 /// Distance of two questions to a gateway.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -189,7 +189,7 @@ impl GatewayProber {
             Ok(status) => self.replace((namespace, name), Some(status)),
             Err(error) => tracing::debug!(
                 pod = name,
-                error = &error as &dyn std::error::Error,
+                error = %tell(&error),
                 "a gateway did not answer"
             ),
         }
@@ -256,14 +256,14 @@ impl GatewayProber {
                         address = gateway.address,
                         silent_millis,
                         // Whether its node is out of reach or it took the connection and stands still.
-                        last = last.error.as_ref().map(|error| error as &dyn std::error::Error),
+                        last = last.error.as_ref().map(|error| tell(error)),
                         "deleted a silent gateway"
                     );
                 }
                 Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
                 Ok(Err(error)) => tracing::warn!(
                     pod = gateway.name,
-                    error = &error as &dyn std::error::Error,
+                    error = %tell(&error),
                     "a silent gateway could not be deleted"
                 ),
                 Err(_) => {

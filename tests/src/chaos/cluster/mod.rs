@@ -117,14 +117,16 @@ async fn play(
         gateways_lost += u64::from(with_gateway && site.has_gateways());
         let at = Instant::now();
         site.inject(fault, &victims).await?;
-        if fault == Fault::ControllerKill {
+        let moved = if fault == Fault::ControllerKill {
             tokio::time::sleep(WATCHED).await;
+            Instant::now()
         } else {
-            site.moved(fault, &victims).await?;
-        }
-        let moved = Instant::now();
+            // No record is older than what it tells of.
+            site.moved(fault, &victims).await?.max(at)
+        };
+        let seen = Instant::now();
         wait_until("answers after the fault", PATIENCE, || async {
-            let answered = load.whole_since(moved);
+            let answered = load.whole_since(seen);
             if answered >= demand.clients { Ok(()) } else { Err(format!("{answered} so far")) }
         })
         .await?;
