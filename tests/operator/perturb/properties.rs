@@ -56,6 +56,7 @@ fn changes() -> Vec<Vec<(&'static str, Value)>> {
         one("/requests/queue", json!(3)),
         one("/requests/maxBodyBytes", json!("3Mi")),
         one("/requests/clientPriority", json!(true)),
+        one("/requests/corsOrigins", json!(["https://pages.example"])),
         one("/access", json!({"apiKeysSecret": "keys"})),
         one("/resume/acrossModels", json!(true)),
         one("/expose/type", json!("NodePort")),

@@ -114,7 +114,9 @@ pub fn product(
     let found: Vec<f32> = found.chunks_exact(stride).flat_map(|row| row[..n].to_vec()).collect();
     let error = worst(&found, |at| {
         let (x, w) = (&x[at / n * k..][..k], &weights[at % n * k..][..k]);
-        let (mut sum, mut size) = (f64::from(bias[at % n]), 1e-3);
+        let bias = f64::from(bias[at % n]);
+        // Where weights are small it is the bias that the last sum is rounded for: once, in the last bit.
+        let (mut sum, mut size) = (bias, 1e-3 + bias.abs() / 16.0);
         for (x, w) in x.iter().zip(w) {
             sum += x * f64::from(*w);
             size += (x * f64::from(*w)).abs();
