@@ -17,7 +17,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     api::{Patch, PatchParams, PostParams},
     runtime::events::{Event, EventType},
 };
@@ -86,15 +86,20 @@ impl Recorder {
             match api.patch(name, &PatchParams::default(), &patch).await {
                 // Somebody has deleted it: it is told anew.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
-                counted => return self.keep(key, name, *count, now, counted.map(|_| ())),
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    self.keep(key, name.clone(), *count, now);
+                    return Ok(());
+                }
             }
         }
         let stored = match step {
             Step::Create(stored) => *stored,
             Step::Count { .. } => self.build(event, about, now),
         };
-        let created = api.create(&PostParams::default(), &stored).await;
-        self.keep(key, stored.metadata.name.as_deref().unwrap_or_default(), 1, now, created.map(|_| ()))
+        let created = api.create(&PostParams::default(), &stored).await?;
+        self.keep(key, created.name_any(), 1, now);
+        Ok(())
     }
 
     fn next(&self, key: &Key, event: &Event, about: &ObjectReference, now: Timestamp) -> Step {
@@ -107,18 +112,8 @@ impl Recorder {
     }
 
     /// Remembers what was written.
-    fn keep(
-        &self,
-        key: Key,
-        name: &str,
-        count: i32,
-        last: Timestamp,
-        written: Result<(), kube::Error>,
-    ) -> Result<(), kube::Error> {
-        written?;
-        let told = Told { name: name.to_owned(), count, last };
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(key, told);
-        Ok(())
+    fn keep(&self, key: Key, name: String, count: i32, last: Timestamp) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Told { name, count, last });
     }
 
     fn build(&self, event: &Event, about: &ObjectReference, now: Timestamp) -> Stored {
@@ -148,6 +143,7 @@ impl Recorder {
 
 impl Key {
     fn of(event: &Event, about: &ObjectReference) -> Self {
+        // Objects of the cluster have no namespace.
         let part = |part: &Option<String>| part.clone().unwrap_or_default();
         Self {
             warning: is_warning(event),
@@ -195,7 +191,7 @@ mod tests {
                 }
                 Step::Count { name, count } => (name.clone(), *count),
             };
-            recorder.keep(key, &name, count, now, Ok(())).unwrap();
+            recorder.keep(key, name.clone(), count, now);
             (name, count)
         };
         let (silent, count) = tell("from a to b: Silent", "m", 0);

@@ -19,7 +19,8 @@ pub fn name_of(model: &str) -> String {
         Some((_, rest)) => rest.split_once(['?', '#']).map_or(rest, |(path, _)| path),
         None => model,
     };
-    let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let path = path.trim_end_matches('/');
+    let last = path.rsplit_once('/').map_or(path, |(_, last)| last);
     let name = last.strip_suffix(".gguf").unwrap_or(last);
     if name.is_empty() { "model".to_owned() } else { name.to_owned() }
 }

@@ -241,6 +241,7 @@ impl Worker {
         }
         for (sequence, error) in failed {
             if let Some(choice) = self.choices.remove(&sequence) {
+                // As above: nobody is told where the client has left.
                 let _ = choice.client.events.send(Err(error));
             }
         }

@@ -159,6 +159,7 @@ async fn fill_in_the_middle(
     let [prefix, hole, middle] = marks.ok_or_else(|| {
         fields.invalid("suffix", "is not supported: this model was not trained to fill gaps")
     })?;
+    // One text gives one list of ids.
     let suffix =
         encode(engine, vec![suffix.to_owned()], Front::Bare, "suffix").await?.pop().unwrap_or_default();
     let given = token_prompts(engine, given, Front::Bare).await?;

@@ -58,18 +58,8 @@ impl Echo {
 mod tests {
     use super::*;
     use crate::server::logprobs::completion;
-    use atlas_format::Gguf;
+    use crate::text::vocabulary_tests::tokenizer_of;
     use serde_json::{Value, json};
-    use std::path::PathBuf;
-
-    /// The tokenizer of a family whose vocabulary `make setup` fetches.
-    fn tokenizer(family: &str) -> TextTokenizer {
-        let cache = std::env::var_os("ATLAS_CACHE").map(PathBuf::from);
-        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/atlas-operator"));
-        let folder = cache.or_else(home).unwrap_or_default().join("vocabularies");
-        let file = std::fs::read(folder.join(format!("ggml-vocab-{family}.gguf"))).expect("run make setup");
-        TextTokenizer::from_gguf(&Gguf::parse_file(&file).unwrap()).unwrap()
-    }
 
     /// The echo of a text with all its log-probabilities, and what the API says of them.
     fn told(tokenizer: &TextTokenizer, text: &str, as_text: bool) -> (Echo, Value) {
@@ -89,7 +79,7 @@ mod tests {
         for (family, first, starts) in
             [("llama-spm", " Hello", false), ("llama-bpe", "Hello", false), ("gpt-2", "Hello", true)]
         {
-            let (echo, told) = told(&tokenizer(family), "Hello big world", true);
+            let (echo, told) = told(&tokenizer_of(family), "Hello big world", true);
             assert_eq!(echo.text, "Hello big world", "{family}");
             assert_eq!(told["tokens"], json!([first, " big", " world"]), "{family}");
             assert_eq!(told["text_offset"], json!([0, 5, 9]), "{family}");
@@ -100,7 +90,7 @@ mod tests {
 
     #[test]
     fn ids_are_echoed_as_they_came() {
-        let (echo, told) = told(&tokenizer("llama-spm"), "Hello big", false);
+        let (echo, told) = told(&tokenizer_of("llama-spm"), "Hello big", false);
         assert_eq!(echo.text, "<s> Hello big");
         assert_eq!(told["tokens"], json!(["<s>", " Hello", " big"]));
         assert_eq!(told["text_offset"], json!([0, 3, 9]));
@@ -109,7 +99,7 @@ mod tests {
 
     #[test]
     fn parts_of_a_character_are_told_apart() {
-        let (_, told) = told(&tokenizer("gpt-2"), "a 日", true);
+        let (_, told) = told(&tokenizer_of("gpt-2"), "a 日", true);
         let tokens = told["tokens"].as_array().unwrap();
         assert_eq!(tokens[0], "a");
         assert!(

@@ -2,17 +2,18 @@
 //!
 //! Dropping a [`Generation`] ends its sequences.
 
-use super::delta::{Delta, Finish, Usage};
+use super::delta::{Delta, Usage};
 use super::openai::ApiError;
 use super::params::Params;
 use super::reply::Origin;
+use super::running::Running;
 use super::trace::{Outcome, Timeline};
 use super::{App, Engine};
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::runtime::{ChoiceEvent, PromptReport, Submission, TokenEvent};
 use crate::text::TextTokenizer;
-use crate::text::answer::{AnswerRules, Part};
+use crate::text::answer::AnswerRules;
 use crate::text::choice::{Choice, ChoiceRules, Shown};
 use crate::text::grammar::Grammar;
 use atlas_engine_core::admission::Refusal;
@@ -24,7 +25,6 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 /// What to answer.
@@ -47,21 +47,6 @@ pub struct Task {
 
 /// Prompts that one request may hold.
 pub const MAX_PROMPTS: usize = 128;
-
-struct Running {
-    events: Option<UnboundedReceiver<ChoiceEvent>>,
-    choice: Choice,
-    token_ids: Vec<TokenId>,
-    logprobs: Vec<(TokenId, TokenLogprobs)>,
-    /// Tokens of the prompt, for the first choice of each: the others share it.
-    own_prompt_tokens: usize,
-    /// The choice that tells the prompt's log-probabilities.
-    teller: Option<usize>,
-    begun: bool,
-    shown: bool,
-    calls: usize,
-    last_token: Option<Instant>,
-}
 
 /// A request being answered.
 pub struct Generation {
@@ -374,40 +359,6 @@ impl Generation {
     /// Choices of all prompts.
     pub fn choices(&self) -> usize {
         self.running.len()
-    }
-}
-
-impl Running {
-    fn new(choice: Choice, own_prompt_tokens: usize, begun: bool) -> Self {
-        Self {
-            events: None,
-            choice,
-            token_ids: Vec::new(),
-            logprobs: Vec::new(),
-            own_prompt_tokens,
-            teller: None,
-            begun,
-            shown: false,
-            calls: 0,
-            last_token: None,
-        }
-    }
-
-    /// Counts calls, and drops those beyond what an answer may hold.
-    fn keep_calls(&mut self, parts: &mut Vec<Part>, most: usize) {
-        parts.retain(|part| {
-            self.calls += usize::from(matches!(part, Part::Call { .. }));
-            let is_call = matches!(part, Part::Call { .. } | Part::Arguments(_));
-            !is_call || self.calls <= most
-        });
-    }
-
-    fn finish(&self, reason: FinishReason) -> Finish {
-        Finish {
-            reason,
-            has_calls: self.choice.has_calls(),
-            stopped_by: self.choice.stopped_by().map(str::to_owned),
-        }
     }
 }
 

@@ -29,6 +29,7 @@ mod params;
 mod reply;
 mod responses;
 mod responses_writer;
+mod running;
 mod tokenize;
 mod tools;
 mod trace;

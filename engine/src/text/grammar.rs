@@ -262,6 +262,7 @@ struct GrammarMask {
 impl GrammarMask {
     /// Does something with the matcher, as long as its time is not used up.
     fn timed<T>(&mut self, compute: impl FnOnce(&mut Matcher) -> T) -> T {
+        // `Grammar::mask` makes every matcher one that can be called off.
         let handle = self.matcher.cancellation_handle().unwrap_or_default();
         let (done, used) = self.timekeeper.time(handle, || compute(&mut self.matcher));
         self.allowance.take(used);

@@ -28,4 +28,4 @@ pub use stop::StopFilter;
 pub use tokenizer::{TextTokenizer, TokenizerError};
 
 #[cfg(test)]
-mod vocabulary_tests;
+pub mod vocabulary_tests;

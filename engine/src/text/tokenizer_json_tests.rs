@@ -1,17 +1,11 @@
 //! Real vocabularies, written as `tokenizer.json` by the library and read again: the same ids, bytes and marks.
 
 use super::*;
-use atlas_format::Gguf;
+use crate::text::vocabulary_tests::tokenizer_of;
 use serde_json::json;
 
 fn vocabulary(family: &str) -> (TextTokenizer, usize) {
-    let cache = std::env::var_os("ATLAS_CACHE").map(std::path::PathBuf::from);
-    let home =
-        || std::env::var_os("HOME").map(|home| std::path::PathBuf::from(home).join(".cache/atlas-operator"));
-    let folder = cache.or_else(home).unwrap_or_default().join("vocabularies");
-    let file =
-        std::fs::read(folder.join(format!("ggml-vocab-{family}.gguf"))).expect("make setup fetches it");
-    let tokenizer = TextTokenizer::from_gguf(&Gguf::parse_file(&file).unwrap()).unwrap();
+    let tokenizer = tokenizer_of(family);
     let rows = tokenizer.vocabulary();
     (tokenizer, rows)
 }

@@ -17,7 +17,13 @@ const SEPARATOR: &str = "\n__ggml_vocab_test__\n";
 fn folder() -> PathBuf {
     let cache = std::env::var_os("ATLAS_CACHE").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/atlas-operator"));
+    // Without either there is no such file, which says so.
     cache.or_else(home).unwrap_or_default().join("vocabularies")
+}
+
+/// The tokenizer of a family whose vocabulary `make setup` fetches.
+pub fn tokenizer_of(family: &str) -> TextTokenizer {
+    TextTokenizer::from_gguf(&Gguf::parse_file(&read(&format!("ggml-vocab-{family}.gguf"))).unwrap()).unwrap()
 }
 
 fn read(name: &str) -> Vec<u8> {
@@ -29,8 +35,7 @@ fn read(name: &str) -> Vec<u8> {
 fn every_family_gives_the_ids_of_its_own_tokenizer() {
     let mut wrong = Vec::new();
     for family in FAMILIES {
-        let file = read(&format!("ggml-vocab-{family}.gguf"));
-        let tokenizer = TextTokenizer::from_gguf(&Gguf::parse_file(&file).unwrap()).unwrap();
+        let tokenizer = tokenizer_of(family);
         let texts = String::from_utf8(read(&format!("ggml-vocab-{family}.gguf.inp"))).unwrap();
         let ids = String::from_utf8(read(&format!("ggml-vocab-{family}.gguf.out"))).unwrap();
         let (texts, ids): (Vec<_>, Vec<_>) = (texts.split(SEPARATOR).collect(), ids.lines().collect());
@@ -171,8 +176,7 @@ fn a_thousand_texts_get_the_ids_that_llama_cpp_gives_them() {
     for line in lines {
         let mut words = line.split(' ');
         let family = words.next().unwrap();
-        let file = read(&format!("ggml-vocab-{family}.gguf"));
-        let tokenizer = TextTokenizer::from_gguf(&Gguf::parse_file(&file).unwrap()).unwrap();
+        let tokenizer = tokenizer_of(family);
         let (bos, _) = tokenizer.special_ids();
         let bos = bos.filter(|_| tokenizer.adds_bos());
         let ids = |text: &String| {

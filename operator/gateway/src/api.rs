@@ -82,6 +82,7 @@ impl Api {
         let Some(caller) = caller else {
             return Ok((wishes, Admitted { caller: String::new(), running: None }));
         };
+        // Whoever is known by a key has it from a Secret; without one nobody is told apart.
         let secret = config.api_keys_secret.as_deref().unwrap_or_default();
         match self.usage.begin(secret, &caller, std::time::Instant::now()) {
             Ok(running) => Ok((wishes, Admitted { caller: caller.name, running: Some(running) })),

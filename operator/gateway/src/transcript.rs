@@ -178,6 +178,8 @@ impl Transcript {
     /// What the client has not of the answer to this request.
     #[must_use]
     pub fn lacks(&self, body: &[u8]) -> Lacks {
+        // What cannot be read has no count, so its answer counts as unfinished: that tells of a break where there was none,
+        // and never the other way around.
         let asked = serde_json::from_slice::<Asked>(body).ok();
         let count = || {
             let asked = asked.as_ref()?;

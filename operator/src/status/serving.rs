@@ -23,7 +23,7 @@ pub fn serves(observed: &Observed<'_>, active: Option<usize>) -> Draft {
         Some(tier) => {
             let node =
                 tier.current().find(|pod| pod.ready).and_then(|pod| pod.node.as_deref()).unwrap_or("-");
-            let besides = observed.fewer_gateways.map(|why| format!("; {why}")).unwrap_or_default();
+            let besides = observed.fewer_gateways.map_or_else(String::new, |why| format!("; {why}"));
             draft(State::True, "Serving", format!("tier {} serves on node {node}{besides}", tier.tier))
         }
         None if matches!(&observed.verdict, Verdict::Planned { model, .. } if model.suspended) => {

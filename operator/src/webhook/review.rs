@@ -88,6 +88,7 @@ pub fn review(model: &AtlasModel, old: Option<&AtlasModel>, known: &Knowledge<'_
 
 /// What condition Accepted is going to say, but for profiles that may come next.
 fn not_acted_on(model: &AtlasModel, profiles: &[Arc<GpuProfile>]) -> Vec<String> {
+    // What is valid has no refusals; they are what this is about, and no failure.
     let refusals = validate(model, profiles).err().unwrap_or_default();
     let refusals = refusals.iter().filter(|refusal| !matches!(refusal, Refusal::ProfileNotFound { .. }));
     refusals.map(|refusal| format!("not acted on as it stands: {refusal}")).collect()
